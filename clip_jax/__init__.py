@@ -1,0 +1,43 @@
+"""CLIP for JAX.
+
+In short:
+
+    model, variables, tokenize, preprocess = clip_jax.load(directory)
+    image_embed = model.apply(variables, preprocess(images), method="encode_image")       # [B, D]
+    text = model.apply(variables, tokenize(texts), method="encode_text")                  # text.embed: [B, D]
+"""
+
+from clip_jax.config import CLIPConfig, PreprocessConfig, TextConfig, ViTConfig
+from clip_jax.errors import UserError
+from clip_jax.losses import clip_loss, same_rows
+from clip_jax.model import CLIP, CLIPOutput, init, unit_norm
+from clip_jax.presets import PRESETS, available_models, preset
+from clip_jax.pretrained import LoadedCLIP, load, save
+from clip_jax.task import CLIPTask
+from clip_jax.text import TextFeatures
+from clip_jax.tokenizer import Tokenizer, TruncationWarning, train_bpe
+
+__all__ = [
+    "CLIP",
+    "PRESETS",
+    "CLIPConfig",
+    "CLIPOutput",
+    "CLIPTask",
+    "LoadedCLIP",
+    "PreprocessConfig",
+    "TextConfig",
+    "TextFeatures",
+    "Tokenizer",
+    "TruncationWarning",
+    "UserError",
+    "ViTConfig",
+    "available_models",
+    "clip_loss",
+    "init",
+    "load",
+    "preset",
+    "same_rows",
+    "save",
+    "train_bpe",
+    "unit_norm",
+]

@@ -1,0 +1,1 @@
+"""Weights on disk: `native` is our own format; each published format gets a table of its own beside it."""

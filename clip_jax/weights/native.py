@@ -1,0 +1,159 @@
+"""Parameters in a safetensors file, named by their path: "visual/transformer/resblocks_0/attn/in_proj/kernel".
+
+Also used by `unclip_jax`. A file is either complete and sound or it is refused, with every fault named at once.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from clip_jax.errors import UserError
+
+LFS_HEADER = b"version https://git-lfs"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": leaf}} -> {"a/b": leaf}, in sorted order."""
+    flat: dict[str, Any] = {}
+    for name in sorted(tree):
+        value, path = tree[name], f"{prefix}{name}"
+        flat.update(flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value})
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": leaf} -> {"a": {"b": leaf}}."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def save_params(
+    path: str | os.PathLike,
+    params: Mapping[str, Any],
+    *,
+    dtype: Any = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a nested dict of arrays; the file appears whole or not at all.
+
+    Args:
+        dtype: store floating-point arrays in it (float16 or bfloat16 halve the file); None keeps theirs.
+        metadata: text to keep in the file's header.
+
+    Raises: UserError when an array is not finite in the stored dtype (float16 ends at 65,504).
+    """
+    flat = {}
+    for name, value in flatten(params).items():
+        array = np.asarray(value)
+        if dtype is not None and _is_float(array.dtype):
+            with np.errstate(over="ignore"):  # found and named below
+                array = array.astype(dtype)
+        flat[name] = np.asarray(array, order="C")  # safetensors scrambles anything else without a word
+    if faults := _not_finite(flat):
+        raise UserError(f"not saving {path}: {faults}")
+    with atomic_path(path) as temporary:
+        save_file(flat, temporary, metadata=dict(metadata) if metadata else None)
+
+
+def load_params(
+    path: str | os.PathLike, expect: Mapping[str, Any] | None = None, *, dtype: Any = np.float32
+) -> dict[str, Any]:
+    """Reads what `save_params` wrote, as a nested dict of numpy arrays.
+
+    Args:
+        expect: nested dict of anything with a `shape` (what `jax.eval_shape` gives); None takes all there is.
+        dtype: of the floating-point arrays; half precision is a way to store, so the default gives float32 back.
+
+    Raises: UserError naming, all at once, what is missing, not expected, of another shape, or not finite; or that the
+        file is absent, damaged, or a Git LFS pointer.
+    """
+    flat = read_safetensors(path)
+    faults = []
+    if expect is not None:
+        shapes = {name: tuple(leaf.shape) for name, leaf in flatten(expect).items()}
+        missing, unused = sorted(shapes.keys() - flat.keys()), sorted(flat.keys() - shapes.keys())
+        wrong = [
+            f"{n} is {list(flat[n].shape)}, not {list(shapes[n])}"
+            for n in sorted(shapes.keys() & flat.keys())
+            if flat[n].shape != shapes[n]
+        ]
+        faults += [f"{what}: {_some(names)}" for what, names in (("missing", missing), ("unused", unused)) if names]
+        faults += [f"wrong shape: {_some(wrong)}"] if wrong else []
+    if not_finite := _not_finite(flat):
+        faults.append(not_finite)
+    if faults:
+        raise UserError(f"{path} does not fit: {'; '.join(faults)}")
+    return unflatten({n: a.astype(dtype) if _is_float(a.dtype) else a for n, a in flat.items()})
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of a safetensors file. Raises UserError when it is absent, damaged, or a Git LFS pointer."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(LFS_HEADER)) == LFS_HEADER:
+                raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`")
+        with safe_open(path, "np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read weights from {path}: {error}") from error
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The text kept in the header by `save_params(metadata=…)`."""
+    try:
+        with safe_open(path, "np") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read weights from {path}: {error}") from error
+
+
+class atomic_path:
+    """`with atomic_path(path) as temporary:` write there; on success it replaces `path`, on failure nothing is left."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    def __enter__(self) -> Path:
+        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+        os.close(handle)
+        self.temporary = Path(name)
+        return self.temporary
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.temporary.chmod(0o666 & ~_umask())  # mkstemp's files are for the owner only
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
+
+
+def _not_finite(flat: Mapping[str, np.ndarray]) -> str:
+    names = [n for n, a in flat.items() if _is_float(a.dtype) and not np.isfinite(a.astype(np.float32)).all()]
+    return f"NaN or infinite: {_some(names)}" if names else ""
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,0 +1,169 @@
+"""Text to pictures.
+
+    python sample.py "a small red circle in the top left"                 # with the weights that come with the package
+    python sample.py "a large blue star in the bottom right" --run runs/shapes --num 8 --seed 1
+    python sample.py --prompts captions.txt --out pictures
+
+Each picture is a PNG of its own, and a contact sheet shows them together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from train_jax.cli import enable_compilation_cache, run_main, tune_cpu
+from train_jax.errors import UserError
+
+if __name__ == "__main__":
+    tune_cpu(training=False)
+
+import tyro
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from unclip_jax.pipeline import LoadedUnCLIP
+
+SHEET_ROWS = 12  # prompts shown on the contact sheet; every picture is a file of its own anyway
+
+
+@dataclass(frozen=True)
+class Options:
+    """Makes pictures from prompts.
+
+    A picture depends on its prompt, the seed and its index alone, whatever else is made beside it.
+    """
+
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """What to draw; several prompts are drawn one after the other."""
+    prompts: Path | None = None
+    """A UTF-8 text file with one prompt per line; empty lines are skipped."""
+    run: Path | None = None
+    """Run directory of train.py; without it, the weights that come with the package."""
+    num: int = 4
+    """Pictures per prompt."""
+    seed: int = 0
+    """0 to 4294967295."""
+    steps: int | None = None
+    """Denoising steps of the decoder."""
+    guidance_scale: float | None = None
+    """Guidance of the decoder: 1 is off, larger follows the prompt more closely."""
+    sampler: str | None = None
+    """Sampler of the decoder: ddpm, ddim or dpmpp_2m."""
+    out: Path = Path("samples")
+    """Directory for the PNGs and the contact sheet."""
+    chunk: int = 4
+    """Pictures computed together. Another number may change the last bit of a picture: it is part of its identity."""
+
+
+def read_prompts(options: Options) -> list[str]:
+    """The prompts of the command line and then those of the file."""
+    prompts = list(options.prompt)
+    if options.prompts is not None:
+        for number, line in enumerate(options.prompts.read_bytes().splitlines(), 1):
+            try:
+                text = line.decode("utf-8").strip()
+            except UnicodeDecodeError:
+                raise UserError(f"{options.prompts}: line {number} is not UTF-8; save the file as UTF-8") from None
+            if text:
+                prompts.append(text)
+    if not prompts:
+        where = f"{options.prompts} is empty" if options.prompts else "none was given"
+        raise UserError(f'prompt: {where}; say what to draw, as in sample.py "a small red circle in the top left"')
+    return prompts
+
+
+def check(options: Options) -> None:
+    """Refuses numbers out of range before anything is loaded."""
+    for name, least in (("num", 1), ("chunk", 1), ("steps", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name}: {value} is less than {least}")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed: {options.seed} is not between 0 and 4294967295")
+    if options.guidance_scale is not None and not 0 <= options.guidance_scale <= 100:
+        raise UserError(f"--guidance-scale: {options.guidance_scale} is not between 0 and 100")
+
+
+def load(options: Options) -> LoadedUnCLIP:
+    """The system to sample, with the decoder's sampling as the options say."""
+    from unclip_jax import pipeline
+
+    loaded = pipeline.load(options.run)
+    changes: dict[str, Any] = {"num_steps": options.steps, "sampler": options.sampler}
+    decoder = loaded.unclip.decoder
+    sampling = dataclasses.replace(decoder.sampling, **{k: v for k, v in changes.items() if v is not None})
+    decoder = dataclasses.replace(decoder, sampling=sampling)
+    return loaded._replace(unclip=dataclasses.replace(loaded.unclip, decoder=decoder))
+
+
+def draw(loaded: LoadedUnCLIP, prompts: list[str], options: Options) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yields (prompt number, picture index, uint8 [H, W, 3]), prompt by prompt.
+
+    They are computed in chunks of one size, the last filled up with repetitions: one program makes every picture.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from unclip_jax.diffusion.samplers import sample_keys
+    from unclip_jax.pipeline import Guidance, generate_jit
+    from unclip_jax.tasks import to_uint8
+
+    key = jax.random.key(options.seed)
+    scale = loaded.unclip.decoder.sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    total = len(prompts) * options.num
+    for start in range(0, total, options.chunk):
+        jobs = [divmod(min(i, total - 1), options.num) for i in range(start, start + options.chunk)]
+        tokens = loaded.tokenize([prompts[p] for p, _ in jobs])
+        keys = sample_keys(key, jnp.array([index for _, index in jobs]))
+        guidance = Guidance(decoder=jnp.float32(scale))
+        images = generate_jit(loaded.unclip, loaded.params, tokens, keys, guidance=guidance).images
+        for (p, index), image in list(zip(jobs, np.asarray(to_uint8(images)), strict=True))[: total - start]:
+            yield p, index, image
+
+
+def main(argv: list[str]) -> None:
+    options = tyro.cli(Options, args=argv, prog="sample.py")
+    check(options)
+    prompts = read_prompts(options)
+
+    from tqdm import tqdm
+
+    from unclip_jax.pictures import contact_sheet, file_stem, output_directory, save_png
+
+    loaded = load(options)
+    enable_compilation_cache()
+    out = output_directory(options.out)
+    began = time.perf_counter()
+    rows: list[tuple[str, list[Any]]] = []
+    count = len(prompts) * options.num
+    sampling = loaded.unclip.decoder.sampling
+    scale = sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    settings = {"seed": options.seed, "steps": sampling.num_steps, "sampler": sampling.sampler, "chunk": options.chunk}
+    stated = {name: str(value) for name, value in {**settings, "guidance_scale": scale}.items()}
+    with tqdm(total=count, desc="sampling", unit="image", disable=not sys.stderr.isatty()) as progress:
+        for number, index, image in draw(loaded, prompts, options):
+            if index == 0 and number < SHEET_ROWS:
+                rows.append((prompts[number], []))
+            if number < SHEET_ROWS:
+                rows[number][1].append(image)
+            name = f"{number:03d}-{file_stem(prompts[number])}-{index:02d}.png"
+            save_png(out / name, image, {"prompt": prompts[number], **stated, "index": str(index)})
+            progress.update()
+    save_png(out / "sheet.png", contact_sheet(rows))
+    seconds = time.perf_counter() - began
+    print(f"{count} pictures in {out}{os.sep}, all of them on {out / 'sheet.png'} ({seconds:.1f} s)")
+
+
+if __name__ == "__main__":
+    from clip_jax.errors import UserError as ModelUserError
+
+    run_main(main, sys.argv[1:], name="sample", user_errors=(ModelUserError,))

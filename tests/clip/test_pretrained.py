@@ -1,0 +1,88 @@
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import clip_jax
+from clip_jax import CLIP, UserError
+
+
+@pytest.fixture
+def directory(tiny, tiny_variables, tokenizer, tmp_path):
+    clip_jax.save(tmp_path / "clip", CLIP(tiny), tiny_variables, tokenizer)
+    return tmp_path / "clip"
+
+
+def test_loaded_is_what_was_saved(directory, tiny, tiny_variables, tokenizer, images, captions):
+    model, variables, tokenize, preprocess = clip_jax.load(directory)
+    assert model.config == tiny
+    jax.tree.map(np.testing.assert_array_equal, variables, tiny_variables)
+    np.testing.assert_array_equal(tokenize(captions), tokenizer(captions))
+    out = model.apply(variables, preprocess(images), tokenize(captions))
+    assert out.image_features.shape == (4, tiny.embed_dim)
+    assert sorted(p.name for p in directory.iterdir()) == ["config.json", "tokenizer.json", "weights.safetensors"]
+
+
+def test_half_precision_halves_the_file(directory, tiny, tiny_variables, tokenizer, tmp_path):
+    clip_jax.save(tmp_path / "half", tiny, tiny_variables, tokenizer, dtype=np.float16)
+    sizes = [(d / "weights.safetensors").stat().st_size for d in (directory, tmp_path / "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    variables = clip_jax.load(tmp_path / "half").variables
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(variables))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), variables, tiny_variables)
+
+
+def change(directory, **fields):
+    data = json.loads((directory / "config.json").read_text())
+    for path, value in fields.items():
+        node, (*parents, name) = data, path.split("__")
+        for parent in parents:
+            node = node[parent]
+        node[name] = value
+    (directory / "config.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"embed_dim": 8}, ["visual/proj is [32, 16], not [32, 8]", "text/text_projection"]),
+        ({"vision__layers": 3}, ["missing", "visual/transformer/resblocks_2"]),
+        ({"text__layers": 1}, ["unused", "text/transformer/resblocks_1"]),
+        ({"text__context_length": 20}, ["positional_embedding is [24, 32], not [20, 32]"]),
+        ({"text__pad_id": 3}, ["pads with 0", "pad_id 3"]),
+        ({"text__eos_id": 3}, ["eos_id 3"]),
+        ({"text__depth": 3}, ["unknown fields ['depth']"]),
+    ],
+)
+def test_a_config_of_another_model_is_refused(directory, fields, words):
+    change(directory, **fields)
+    with pytest.raises(UserError) as error:
+        clip_jax.load(directory)
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny, tiny_variables, captions, tmp_path):
+    longer = clip_jax.train_bpe(captions, 640, context_length=30)
+    with pytest.raises(UserError, match="context_length 30, the model 24"):
+        clip_jax.save(tmp_path / "clip", tiny, tiny_variables, longer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_clip_is_refused(directory, tmp_path):
+    with pytest.raises(UserError, match="holds no CLIP"):
+        clip_jax.load(tmp_path)
+    for text, word in (("{", "not JSON"), ("[]", "not a CLIP config")):
+        (directory / "config.json").write_text(text)
+        with pytest.raises(UserError, match=word):
+            clip_jax.load(directory)
+
+
+def test_importing_pulls_in_no_training_machinery():
+    heavy = "tensorflow", "tensorflow_datasets", "grain", "orbax", "torch", "transformers"
+    code = f"import clip_jax, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,289 @@
+"""Both commands, on the tiny presets, which draw noise.
+
+Most of it happens in this process, where `runpy` runs the scripts themselves. Training, marked slow, has its processes.
+"""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import shapes_world
+from tests.unclip.conftest import tiny_run
+from train import TINY
+from train_jax.datasets.shapes import prepare
+from unclip_jax import pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+untrained_run = tiny_run  # a fixture: a run directory with random weights
+PROMPTS = "a small red circle in the top left", "a large blue star in the bottom right"
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def arguments(script, *argv):
+    """What starts a script from the root of the repository, as a reader of the README does."""
+    return [sys.executable, script, *map(str, argv)]
+
+
+def run(script, *argv):
+    done = subprocess.run(arguments(script, *argv), cwd=ROOT, capture_output=True, text=True)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def listing(directory):
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+def weights(run_directory):
+    files = sorted(run_directory.glob("*/weights.safetensors"))
+    return {path.parent.name: path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """The training data of the tiny presets, rendered."""
+    directory = tmp_path_factory.mktemp("data")
+    prepare(directory, resolution=TINY.data.resolution, split_sizes={"train": TINY.data.train_examples})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory, data):
+    """A run directory of `train.py tiny`."""
+    directory = tmp_path_factory.mktemp("trained") / "run"
+    done = run("train.py", "tiny", "--run", directory, "--data.directory", data)
+    assert done.code == 0, done.err
+    return directory
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """Run a script in this process, in an empty directory: `command("sample.py", "a red star", "--num", 2)`."""
+    jax.devices()  # now, so that the XLA flags that the scripts set for themselves come too late for this process
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    monkeypatch.chdir(tmp_path)
+
+    def run(script, *argv):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, argv)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        return Ended(end.value.code, *capsys.readouterr())
+
+    return run
+
+
+def assert_refused(ended, script, words):
+    """One line on stderr that says `words`, exit code 2."""
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.count("\n") == 1
+    assert ended.err.startswith(script.removesuffix(".py") + ": ")
+    assert words in ended.err
+
+
+# What the commands say of themselves
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train.py", "--help"], ["usage: train.py PRESET", "shapes-decoder", "tiny", "goes on where it was"]),
+        (["train.py", "tiny", "--help"], ["--clip.optim.lr", "--run", "--data.directory", "tiny-decoder"]),
+        (["sample.py", "--help"], ["--run", "--num", "--seed", "--steps", "--guidance-scale", "--sampler", "--out"]),
+    ],
+)
+def test_help(command, argv, words):
+    ended = command(*argv)
+    assert (ended.code, ended.err) == (0, "")
+    assert all(word in ended.out for word in words)
+    assert ended.out.count("\n") < (300 if "tiny" in argv else 60)  # a preset lists the fields of all its stages
+
+
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        (["train.py", "tiny", "--clip.optim.rl", "1"], "--clip.optim.lr"),
+        (["train.py", "shapes-decoder", "--num-stesp", "1"], "--num-steps"),
+        (["sample.py", "a red star", "--sed", "1"], "--seed"),
+        (["sample.py", "a red star", "--guidance-scal", "2"], "--guidance-scale"),
+    ],
+)
+def test_a_mistyped_flag_is_told_what_was_meant(command, argv, meant):
+    ended = command(*argv)
+    assert ended.code == 2
+    assert meant in ended.err
+    assert "Traceback" not in ended.err
+
+
+# Bad input: one line, exit 2, nothing written
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train.py", "tinny"], "tinny: there is no such preset; perhaps you meant tiny"),
+        (["train.py", "imagenet"], "there are shapes, "),
+        (["train.py", "--clip.num-steps", 3], "the preset comes first"),
+        (["sample.py"], "prompt: none was given"),
+        (["sample.py", "a star", "--num", -1], "--num: -1 is less than 1"),
+        (["sample.py", "a star", "--num", 0], "--num: 0 is less than 1"),
+        (["sample.py", "a star", "--chunk", 0], "--chunk: 0 is less than 1"),
+        (["sample.py", "a star", "--steps", 0], "--steps: 0 is less than 1"),
+        (["sample.py", "a star", "--seed", -1], "--seed: -1 is not between 0 and 4294967295"),
+        (["sample.py", "a star", "--seed", 2**32], "--seed: 4294967296 is not between"),
+        (["sample.py", "a star", "--seed", 2**64], "is not between"),
+        (["sample.py", "a star", "--guidance-scale", "nan"], "--guidance-scale: nan is not between"),
+        (["sample.py", "a star", "--run", "nowhere"], "nowhere is not a directory"),
+        (["sample.py", "a star", "--run", "unfinished"], "unfinished"),
+        (["sample.py", "--prompts", "missing.txt"], "missing.txt: No such file"),
+        (["sample.py", "--prompts", "empty.txt"], "empty.txt is empty"),
+        (["sample.py", "--prompts", "latin1.txt"], "latin1.txt: line 2 is not UTF-8"),
+    ],
+)
+def test_bad_input(command, tmp_path, argv, words):
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "empty.txt").write_text("\n  \n")
+    (tmp_path / "latin1.txt").write_bytes("a red star\nein grüner Kreis\n".encode("latin-1"))
+    before = listing(tmp_path)
+    assert_refused(command(*argv), argv[0], words)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["sample.py", "a star", "--run", "RUN", "--sampler", "euler"], "sampling.sampler is 'euler'; choose one of"),
+        (["sample.py", "a star", "--run", "RUN", "--steps", 9999], "sampling.num_steps is 9999; give 1 to 1000"),
+        (["sample.py", "a star", "--run", "RUN", "--out", "file"], "file: File exists"),
+        (["train.py", "tiny-prior", "--run", "nowhere", "--data.directory", "DATA"], "nowhere"),
+    ],
+)
+def test_bad_input_found_later(command, tmp_path, untrained_run, data, argv, words):
+    (tmp_path / "file").write_text("")
+    before = listing(tmp_path)
+    places = {"RUN": untrained_run, "DATA": data}
+    assert_refused(command(*(places.get(arg, arg) for arg in argv)), argv[0], words)
+    assert listing(tmp_path) == before
+
+
+# Sampling
+
+
+def test_pictures_from_prompts(untrained_run, tmp_path):
+    ended = run("sample.py", *PROMPTS, "--run", untrained_run, "--num", 2, "--out", tmp_path / "pictures")
+    assert ended.code == 0, ended.err
+    assert str(tmp_path / "pictures" / "sheet.png") in ended.out
+    assert listing(tmp_path / "pictures") == [
+        "000-a-small-red-circle-in-the-top-left-00.png",
+        "000-a-small-red-circle-in-the-top-left-01.png",
+        "001-a-large-blue-star-in-the-bottom-right-00.png",
+        "001-a-large-blue-star-in-the-bottom-right-01.png",
+        "sheet.png",
+    ]
+    picture = Image.open(tmp_path / "pictures" / "000-a-small-red-circle-in-the-top-left-01.png")
+    assert (picture.mode, picture.size) == ("RGB", (32, 32))
+    assert picture.text["prompt"] == PROMPTS[0]
+    assert (picture.text["seed"], picture.text["index"]) == ("0", "1")
+
+
+def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(command, untrained_run, tmp_path):
+    """The same bytes alone, in another order, from a file, and at another place in a longer batch."""
+    red, blue = PROMPTS
+    (tmp_path / "prompts.txt").write_text(f"{blue}\n\n  {red}\n", encoding="utf-8")
+    ways = {
+        "alone": [red, "--num", 2],
+        "between": ["something else", red, blue, "--num", 3],
+        "file": ["--prompts", "prompts.txt", "--num", 2],
+    }
+    found = {}
+    for way, argv in ways.items():
+        ended = command("sample.py", *argv, "--run", untrained_run, "--seed", 7, "--out", way)
+        assert ended.code == 0, ended.err
+        found[way] = [sorted(Path(way).glob(f"*small-red*-{i:02d}.png"))[0].read_bytes() for i in range(2)]
+    assert found["alone"] == found["between"] == found["file"]
+    assert found["alone"][0] != found["alone"][1]
+
+    assert command("sample.py", red, "--num", 2, "--run", untrained_run, "--seed", 8, "--out", "reseeded").code == 0
+    assert sorted(Path("reseeded").glob("*-00.png"))[0].read_bytes() != found["alone"][0]
+
+
+def test_odd_prompts_stay_in_the_directory(command, untrained_run, tmp_path):
+    prompts = ["../../x", "/etc/passwd", "a\nb", "", " ", ".", "日本語 🙂", "x" * 5000]
+    ended = command("sample.py", *prompts, "--num", 1, "--run", untrained_run, "--out", "pictures")
+    assert ended.code == 0, ended.err
+    assert len(listing(tmp_path / "pictures")) == len(prompts) + 1
+    assert listing(tmp_path) == ["pictures", *(f"pictures/{name}" for name in listing(tmp_path / "pictures"))]
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_draw_what_is_asked_for(tmp_path):
+    """Notices weights gone bad; `unclip_jax.evaluate` measures CEM (88 % of seen pairs for these weights)."""
+    asked = shapes_world.combinations("train")[::8]
+    ended = run("sample.py", *map(shapes_world.caption, asked), "--num", 1, "--out", tmp_path)
+    assert ended.code == 0, ended.err
+    pictures = np.stack([np.asarray(Image.open(path)) for path in sorted(tmp_path.glob("0*.png"))])
+    assert shapes_world.exact_match(shapes_world.check(pictures), list(asked)).sum() >= 0.7 * len(asked)
+
+
+# The README
+
+
+def test_the_readme_is_true(monkeypatch, untrained_run, tmp_path):
+    """Its Python runs as it stands, with the untrained weights in place of the shipped ones."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.setattr(pipeline, "SHIPPED", untrained_run)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert len(blocks) == 1
+    assert len(listing(tmp_path)) == 1
+
+
+# Training
+
+
+@pytest.mark.slow
+def test_a_run_directory_explains_itself(trained_run):
+    for stage in ("clip", "prior", "decoder", "upsampler_0"):
+        assert {"config.json", "weights.safetensors"} <= {path.name for path in (trained_run / stage).iterdir()}
+    for stage in ("clip", "prior", "decoder", "upsampler"):
+        files = {path.name for path in (trained_run / "train" / stage).iterdir()}
+        assert {"checkpoints", "config.json", "metrics.jsonl", "tensorboard"} <= files
+    assert Image.open(trained_run / "samples.png").width > 100
+
+
+@pytest.mark.slow
+def test_a_run_directory_can_be_sampled(trained_run, tmp_path):
+    ended = run("sample.py", PROMPTS[0], "--run", trained_run, "--out", tmp_path / "pictures")
+    assert ended.code == 0, ended.err
+    assert len(listing(tmp_path / "pictures")) == 5
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_trained_again(trained_run, data):
+    before = weights(trained_run)
+    ended = run("train.py", "tiny", "--run", trained_run, "--data.directory", data)
+    assert ended.code == 0, ended.err
+    assert ended.err.count("finished at step 8 already") == 4
+    assert weights(trained_run) == before
+
+
+@pytest.mark.slow
+def test_a_run_is_not_continued_with_another_config(command, trained_run, data):
+    before = weights(trained_run)
+    argv = ["tiny-upsampler", "--run", trained_run, "--data.directory", data, "--optim.lr", 1]
+    assert_refused(command("train.py", *argv), "train.py", "its run has another config (optim.lr 0.001 → 1.0)")
+    assert weights(trained_run) == before

@@ -1,0 +1,158 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unclip_jax.diffusion.losses import (
+    WEIGHTS,
+    Noised,
+    add_noise,
+    diffusion_loss,
+    level_log_likelihood,
+    noised,
+    variational_bound,
+)
+from unclip_jax.diffusion.predict import PREDICTIONS, per_sample
+from unclip_jax.diffusion.schedule import cosine, linear, posterior
+
+SCHEDULE = cosine(1000)
+T = jnp.array([1, 60, 300, 600, 940])
+SNR = np.exp(np.asarray(SCHEDULE.log_snr(T)))
+SHAPE = (5, 4, 4, 3)
+
+
+def gaussian(seed):
+    return np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
+
+
+X0, EPS = gaussian(0), gaussian(1)
+AT = Noised(np.asarray(add_noise(SCHEDULE, X0, T, EPS)), T, EPS)
+ALPHA, SIGMA = (per_sample(np.asarray(f(T)), X0) for f in (SCHEDULE.alpha, SCHEDULE.sigma))
+
+
+def saying(x0_hat, prediction):
+    """The output whose x0, read at AT, is the one given."""
+    return PREDICTIONS[prediction].target(x0_hat, (AT.x_t - ALPHA * x0_hat) / SIGMA, ALPHA, SIGMA)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_perfect_output_costs_nothing(prediction, weight):
+    perfect = PREDICTIONS[prediction].target(X0, EPS, ALPHA, SIGMA)
+    loss = diffusion_loss(perfect, X0, AT, SCHEDULE, prediction=prediction, weight=weight)
+    np.testing.assert_allclose(loss, np.zeros(5), atol=1e-8)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_simple_is_the_plain_error_of_the_output(prediction):
+    output = gaussian(2)
+    target = PREDICTIONS[prediction].target(X0, EPS, ALPHA, SIGMA)
+    loss = diffusion_loss(output, X0, AT, SCHEDULE, prediction=prediction)
+    np.testing.assert_allclose(loss, np.square(output - target).mean(axis=(1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("weight", sorted(WEIGHTS.keys() - {"simple"}))
+def test_the_same_error_of_x0_costs_the_same_whatever_is_predicted(weight):
+    error = 0.3 * gaussian(3)
+    want = np.asarray(WEIGHTS[weight](SNR, "x0")) * np.square(error).mean(axis=(1, 2, 3))
+    for prediction in PREDICTIONS:
+        output = saying(X0 + error, prediction)
+        loss = diffusion_loss(output, X0, AT, SCHEDULE, prediction=prediction, weight=weight)
+        np.testing.assert_allclose(loss, want, rtol=2e-3)
+
+
+def test_min_snr_is_the_published_table():
+    """Hang et al. 2023, §3.4, as factors on the error of the output itself."""
+    published = {"x0": np.minimum(SNR, 5), "eps": np.minimum(SNR, 5) / SNR, "v": np.minimum(SNR, 5) / (SNR + 1)}
+    for prediction, factor in published.items():
+        output = gaussian(2)
+        plain = diffusion_loss(output, X0, AT, SCHEDULE, prediction=prediction)
+        loss = diffusion_loss(output, X0, AT, SCHEDULE, prediction=prediction, weight="min_snr")
+        np.testing.assert_allclose(loss / plain, factor, rtol=1e-4)
+
+
+def test_capped_v_is_the_plain_error_of_v_where_it_is_noisy():
+    output = gaussian(2)
+    plain, capped = (
+        diffusion_loss(output, X0, AT, SCHEDULE, prediction="v", weight=weight) for weight in ("simple", "capped_v")
+    )
+    np.testing.assert_allclose((capped / plain)[SNR < 4], 1.0, rtol=1e-4)
+    np.testing.assert_allclose((capped / plain)[SNR > 4], 5 / (SNR[SNR > 4] + 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, linear(1000)])
+def test_noised_is_the_forward_process(schedule):
+    """x_t given t is N(alpha·x0, sigma²), at times uniform over the schedule and independent between samples."""
+    n = 20_000
+    x0 = np.full((n, 2), 2.0, np.float32)
+    at = jax.jit(lambda key: noised(schedule, x0, key))(jax.random.key(0))
+    t = np.asarray(at.t)
+    alpha_bar = np.exp(schedule.log_alpha_bar_table.astype(np.float64))[t, None]
+    standard = (np.asarray(at.x_t) - np.sqrt(alpha_bar) * x0) / np.sqrt(1 - alpha_bar)
+    np.testing.assert_allclose(standard, at.eps, atol=2e-3)
+    assert (t.min(), t.max()) == (0, 999)
+    assert t.mean() == pytest.approx(499.5, abs=4 * 289 / np.sqrt(n))
+    for early in (True, False):
+        part = standard[(t < 500) == early]
+        np.testing.assert_allclose(part.mean(0), 0.0, atol=4 / np.sqrt(len(part)))
+        np.testing.assert_allclose(part.std(0), 1.0, atol=4 / np.sqrt(2 * len(part)))
+    assert abs(np.corrcoef(standard.T)[0, 1]) < 4 / np.sqrt(n)
+    assert abs(np.corrcoef(t[1:], t[:-1])[0, 1]) < 4 / np.sqrt(n)
+
+
+class TestVariationalBound:
+    def test_the_true_posterior_costs_nothing(self):
+        bound = variational_bound(X0, jnp.zeros(SHAPE), X0, AT, SCHEDULE)
+        np.testing.assert_allclose(bound, np.zeros(5), atol=1e-5)
+
+    def test_is_the_divergence_of_two_gaussians(self):
+        """KL by its integral over x_s, in one dimension and float64."""
+        x0_hat, var_frac = X0 + 0.3 * gaussian(3), np.full(SHAPE, 0.4, np.float32)
+        reverse = posterior(SCHEDULE, T, T - 1)
+        for i, place in enumerate([(0, 0, 0), (1, 2, 1), (3, 3, 2), (0, 3, 1), (2, 2, 2)]):
+            coef_x0, coef_xt, small, large = (float(c[i]) for c in reverse)
+            mean_q, mean_p = (coef_x0 * x[i][place] + coef_xt * AT.x_t[i][place] for x in (X0, x0_hat))
+            std_q, std_p = np.exp(0.5 * small), np.exp(0.5 * (0.4 * large + 0.6 * small))
+            x = np.linspace(mean_q - 10 * std_q, mean_q + 10 * std_q, 20_001, dtype=np.float64)
+            log_q = -0.5 * ((x - mean_q) / std_q) ** 2 - np.log(std_q)
+            log_p = -0.5 * ((x - mean_p) / std_p) ** 2 - np.log(std_p)
+            nats = np.trapezoid(np.exp(log_q) * (log_q - log_p), x) / np.sqrt(2 * np.pi)
+            one = tuple(a[i : i + 1][(slice(None), *place)][..., None] for a in (x0_hat, var_frac, X0))
+            at = Noised(AT.x_t[i : i + 1][(slice(None), *place)][..., None], T[i : i + 1], None)
+            bits = variational_bound(*one, at, SCHEDULE)
+            assert bits[0] == pytest.approx(nats / np.log(2), rel=2e-3)
+
+    def test_trains_the_variance_alone_and_towards_the_error(self):
+        """For a mean that is off by d the best variance is β̃ + (coef·d)²: there the gradient vanishes."""
+        d = 0.05
+        reverse = posterior(SCHEDULE, T, T - 1)
+        best = np.log(np.exp(reverse.log_small) + np.square(np.asarray(reverse.coef_x0) * d))
+        frac = (best - reverse.log_small) / (reverse.log_large - reverse.log_small)
+
+        def total(x0_hat, offset):
+            var_frac = jnp.broadcast_to(per_sample(frac + offset, X0), SHAPE)
+            return variational_bound(x0_hat, var_frac, X0, AT, SCHEDULE).sum()
+
+        grad = jax.jit(jax.grad(total, argnums=(0, 1)))
+        towards_mean, at_best = grad(X0 + d, jnp.zeros(5))
+        assert not towards_mean.any()
+        below, above = grad(X0 + d, jnp.full(5, -0.2))[1], grad(X0 + d, jnp.full(5, 0.2))[1]
+        assert (below < 0).all()
+        assert (above > 0).all()
+        assert (np.abs(at_best) < 0.05 * np.maximum(np.abs(below), np.abs(above)) + 1e-4).all()
+
+    def test_levels_of_a_picture_share_all_probability(self):
+        levels = np.linspace(-1, 1, 256, dtype=np.float32)
+        for mean, std in ((0.0, 0.3), (-0.99, 0.05), (0.4, 2.0), (1.5, 0.5)):
+            total = np.exp(level_log_likelihood(levels, mean, 2 * np.log(std))).sum()
+            assert total == pytest.approx(1.0, abs=1e-3)
+
+    def test_the_last_step_is_the_likelihood_of_the_levels(self):
+        """At t = 0, where the posterior has no variance: cheap if the estimate is right, dear if it is wrong."""
+        x0 = np.round((np.clip(X0, -1, 1) + 1) * 127.5).astype(np.float32) / 127.5 - 1
+        at = Noised(add_noise(SCHEDULE, x0, jnp.zeros(5, int), EPS), jnp.zeros(5, int), EPS)
+        right, wrong = (variational_bound(x, jnp.zeros(SHAPE), x0, at, SCHEDULE) for x in (x0, x0 + 0.2))
+        assert np.isfinite(right).all()
+        assert np.isfinite(wrong).all()
+        assert (right >= 0).all()
+        assert (right + 1 < wrong).all()

@@ -1,0 +1,121 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unclip_jax.diffusion.schedule import SCHEDULES, NoiseSchedule, cosine, from_betas, linear, spaced_timesteps
+
+T = 1000
+ALL = [pytest.param(build(length), id=f"{name}-{length}") for name, build in SCHEDULES.items() for length in (50, T)]
+
+
+def cosine_alpha_bar(t, num_timesteps):
+    """ᾱ after step t (so −1 is clean), in the paper's closed form."""
+    return np.cos(((np.asarray(t, np.float64) + 1) / num_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
+
+
+def test_betas_round_trip():
+    betas = np.random.default_rng(0).uniform(1e-4, 0.99, 400)
+    table = from_betas(betas).log_alpha_bar_table
+    np.testing.assert_array_equal(table, np.cumsum(np.log1p(-betas)).astype(np.float32))
+    recovered = -np.expm1(np.diff(np.cumsum(np.log1p(-betas)), prepend=0.0))
+    np.testing.assert_allclose(recovered, betas, rtol=1e-10)
+
+
+def test_cosine_is_the_closed_form_until_beta_is_clipped():
+    t = np.arange(T - 1)
+    want = np.log(cosine_alpha_bar(t, T) / cosine_alpha_bar(-1, T))
+    np.testing.assert_allclose(cosine(T).log_alpha_bar_table[:-1], want, rtol=1e-6)
+    last = np.diff(cosine(T).log_alpha_bar_table.astype(np.float64))[-1]
+    assert -np.expm1(last) == pytest.approx(0.999, rel=1e-5)
+    assert np.exp(np.float64(cosine(T).log_alpha_bar_table[-1])) == pytest.approx(2.43e-9, rel=2e-3)
+
+
+def test_linear_is_the_product_of_its_betas():
+    want = np.cumprod(1.0 - np.linspace(1e-4, 0.02, T))
+    np.testing.assert_allclose(np.exp(linear(T).log_alpha_bar_table.astype(np.float64)), want, rtol=2e-6)
+
+
+@pytest.mark.parametrize("schedule", ALL)
+def test_only_gets_noisier_and_starts_clean(schedule):
+    t = jnp.arange(-1, schedule.num_timesteps)
+    log_alpha_bar = np.asarray(schedule.log_alpha_bar(t))
+    assert log_alpha_bar[0] == 0
+    assert (np.diff(log_alpha_bar) < 0).all()
+    assert log_alpha_bar.dtype == np.float32
+    assert schedule.alpha(jnp.int32(-1)) == 1
+    assert schedule.sigma(jnp.int32(-1)) == 0
+    assert schedule.log_snr(jnp.int32(-1)) == jnp.inf
+    assert np.isfinite(schedule.log_snr(t[1:])).all()
+
+
+@pytest.mark.parametrize("schedule", ALL)
+def test_scales_agree_with_each_other(schedule):
+    t = jnp.arange(schedule.num_timesteps)
+    alpha, sigma = (np.asarray(f(t), np.float64) for f in (schedule.alpha, schedule.sigma))
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1.0, rtol=3e-7)
+    np.testing.assert_allclose(schedule.log_snr(t), 2 * np.log(alpha / sigma), rtol=1e-4, atol=1e-5)
+
+
+def test_float32_still_gives_beta():
+    betas = np.linspace(1e-4, 0.02, T)
+    t = jnp.arange(T)
+    np.testing.assert_allclose(from_betas(betas).variance_between(t, t - 1), betas, rtol=1e-4)
+    alpha_bar = cosine_alpha_bar(np.arange(-1, T), T)
+    betas = np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    np.testing.assert_allclose(cosine(T).variance_between(t, t - 1), betas, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ALL)
+def test_variances_of_consecutive_jumps_compose(schedule):
+    """sigma²_{t|r} = sigma²_{t|s} + (ᾱ_t/ᾱ_s)·sigma²_{s|r}: going up in two jumps adds the noise of one."""
+    last = schedule.num_timesteps - 1
+    t, s, r = (np.array(x) for x in zip((last, last // 2, 3), (last, 5, -1), (7, 2, 0), strict=True))
+    ratio = np.exp(np.asarray(schedule.log_alpha_bar(t) - schedule.log_alpha_bar(s), np.float64))
+    both = schedule.variance_between(t, s) + ratio * schedule.variance_between(s, r)
+    np.testing.assert_allclose(schedule.variance_between(t, r), both, rtol=1e-5)
+    np.testing.assert_allclose(schedule.variance_between(t, np.full(3, -1)), np.square(schedule.sigma(t)), rtol=1e-6)
+
+
+def test_times_of_any_shape_under_jit():
+    schedule = linear(50)
+    t = jnp.array([[-1, 0], [5, 9]])
+    np.testing.assert_array_equal(jax.jit(schedule.alpha)(t), schedule.alpha(t))
+    assert schedule.alpha(t).shape == (2, 2)
+
+
+@pytest.mark.parametrize("betas", [[0.0, 0.1], [0.1, 1.0], [-0.1], [np.nan], [[0.1, 0.2]]])
+def test_betas_that_cannot_be_are_refused(betas):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        from_betas(np.array(betas))
+
+
+@pytest.mark.parametrize("num_steps", [7, 25, 50, 64, 250])
+def test_grid_is_karlos(num_steps):
+    grid = spaced_timesteps(T, num_steps)
+    np.testing.assert_array_equal(grid, np.round(np.linspace(0, T - 1, num_steps))[::-1])
+    assert grid.dtype == np.int32
+
+
+@pytest.mark.parametrize("num_steps", [2, 3, 16, T])
+def test_grid_goes_from_the_noisiest_to_the_cleanest(num_steps):
+    grid = spaced_timesteps(T, num_steps)
+    assert (grid[0], grid[-1], len(grid)) == (T - 1, 0, num_steps)
+    assert (np.diff(grid) < 0).all()
+
+
+def test_published_seven_step_grid():
+    assert spaced_timesteps(T, 7).tolist() == [999, 832, 666, 500, 333, 166, 0]  # Karlo's super-resolution
+    assert spaced_timesteps(T, 1).tolist() == [999]
+
+
+@pytest.mark.parametrize("num_steps", [0, -1, T + 1])
+def test_grid_longer_than_the_schedule_is_refused(num_steps):
+    with pytest.raises(ValueError, match="num_steps"):
+        spaced_timesteps(T, num_steps)
+
+
+def test_a_schedule_is_one_array():
+    schedule = NoiseSchedule(np.array([-0.1, -1.0], np.float32))
+    assert schedule.num_timesteps == 2
+    assert len(jax.tree.leaves(schedule)) == 1

@@ -1,0 +1,170 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unclip_jax import stage as stages
+from unclip_jax.conditioning import Cond
+from unclip_jax.diffusion.losses import diffusion_loss, noised
+from unclip_jax.diffusion.samplers import SAMPLERS, fold_in_each, normal, sample_keys
+from unclip_jax.models.prior import PriorConfig
+from unclip_jax.models.unet import Level, UNetConfig
+from unclip_jax.stage import Sampling, Stage
+
+B, D, L, C = 4, 6, 3, 5
+PRIOR = Stage(
+    model=PriorConfig(D, C, L, width=16, layers=1, heads=2),
+    prediction="x0",
+    sampling=Sampling("ddpm", num_steps=4, guidance_scale=2.0, clip=None),
+)
+PIXELS = Stage(
+    model=UNetConfig(image_size=8, levels=(Level(8, 1),), groups=4, time_width=8, image_embed_dim=D),
+    sampling=Sampling("ddim", num_steps=3),
+)
+LEARNED = dataclasses.replace(
+    PIXELS,
+    model=dataclasses.replace(PIXELS.model, learned_variance=True),
+    sampling=Sampling("ddpm_learned", num_steps=3, guidance_scale=1.5),
+)
+KEYS = sample_keys(jax.random.key(0), jnp.arange(B))
+
+
+def gaussian(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+TEXT = Cond(
+    text_embed=gaussian(0, B, D),
+    text_encodings=gaussian(1, B, L, C),
+    text_mask=np.arange(L) < np.array([[1], [2], [3], [2]]),
+)
+IMAGE = Cond(image_embed=gaussian(2, B, D))
+run = jax.jit(stages.run, static_argnums=0)
+loss = jax.jit(stages.loss, static_argnums=0, static_argnames="train")
+
+
+@pytest.fixture(scope="module")
+def prior_params(fill):
+    return fill(PRIOR)
+
+
+def with_sampling(stage, **changes):
+    return dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, **changes))
+
+
+@pytest.mark.parametrize("stage", [PRIOR, PIXELS, LEARNED], ids=["prior", "pixels", "learned"])
+def test_blank_condition_and_shapes_are_the_networks_own(stage):
+    params = jax.eval_shape(lambda key: stages.init(stage, key), jax.random.key(0))
+    cond = stages.blank_cond(stage, B)
+    out = jax.eval_shape(lambda p, c: stages.run(stage, p, c, KEYS), params, cond)
+    assert out.shape == (B, *stage.sample_shape)
+    assert out.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_guidance_of_one_is_no_guidance(prior_params):
+    off = run(with_sampling(PRIOR, guidance_scale=None), prior_params, TEXT, KEYS)
+    one = run(PRIOR, prior_params, TEXT, KEYS, guidance_scale=1.0)
+    np.testing.assert_allclose(one, off, atol=1e-4)
+    assert np.abs(np.asarray(off) - run(PRIOR, prior_params, TEXT, KEYS)).max() > 1e-2
+
+
+def test_guidance_scale_is_data(prior_params):
+    """The stage's own by default; any other, also per sample, runs in the same program."""
+    sampled = jax.jit(lambda scale: stages.run(PRIOR, prior_params, TEXT, KEYS, guidance_scale=scale))
+    scales = jnp.array([0.0, 1.0, 2.0, 5.0])
+    each = np.asarray(sampled(scales))
+    np.testing.assert_allclose(each[2], run(PRIOR, prior_params, TEXT, KEYS)[2], atol=1e-4)
+    np.testing.assert_allclose(each[1], sampled(jnp.ones(B))[1], atol=1e-6)
+    assert sampled._cache_size() == 1
+
+
+def test_a_stage_without_guidance_ignores_the_scale(fill):
+    params = fill(PIXELS)
+    assert str(jax.make_jaxpr(lambda s: stages.run(PIXELS, params, IMAGE, KEYS, guidance_scale=s))(3.0)) == str(
+        jax.make_jaxpr(lambda s: stages.run(PIXELS, params, IMAGE, KEYS))(3.0)
+    )
+
+
+def test_a_sample_depends_on_its_key_and_condition_alone(prior_params):
+    order = np.array([2, 0, 3, 1])
+    together = np.asarray(run(PRIOR, prior_params, TEXT, KEYS))
+    shuffled = run(PRIOR, prior_params, jax.tree.map(lambda a: a[order], TEXT), KEYS[order])
+    np.testing.assert_array_equal(shuffled, together[order])
+    other = run(PRIOR, prior_params, TEXT, KEYS.at[1:].set(KEYS[0]))
+    np.testing.assert_array_equal(other[0], together[0])
+    assert (np.abs(np.asarray(other) - together)[1:].max(axis=1) > 1e-3).all()
+
+
+def test_samples_start_from_noise_of_their_own(monkeypatch):
+    """And the noise of the start is none of the noises of the steps."""
+    started = {}
+
+    def spy(denoise, schedule, timesteps, sampler, x_T, keys):
+        started.update(x_T=np.asarray(x_T), keys=keys, timesteps=timesteps)
+        return x_T
+
+    monkeypatch.setattr(stages, "sample", spy)
+    stages.run(PRIOR, {}, TEXT, KEYS)
+    assert started["timesteps"].tolist() == [999, 666, 333, 0]
+    flat = started["x_T"].reshape(-1)
+    assert len(np.unique(flat)) == flat.size
+    for t in started["timesteps"]:
+        assert not np.array_equal(started["x_T"], normal(fold_in_each(KEYS, t), (D,)))
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.25, None])
+def test_pictures_are_clipped(fill, clip):
+    stage, params = with_sampling(PIXELS, clip=clip), fill(PIXELS)
+    largest = np.abs(run(stage, params, IMAGE, KEYS)).max()
+    assert np.isfinite(largest)
+    assert largest <= clip if clip else largest > 1
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_runs_a_network_with_learned_variance(fill, name):
+    out = run(with_sampling(LEARNED, sampler=name), fill(LEARNED), IMAGE, KEYS)
+    assert np.isfinite(out).all()
+    assert np.abs(out).max() <= 1
+
+
+def test_loss_is_that_of_the_network_at_its_own_noise(fill):
+    params, x0, key = fill(PIXELS), gaussian(5, B, 8, 8, 3), jax.random.key(7)
+    got, metrics = loss(PIXELS, params, x0, IMAGE, key)
+    schedule = stages.noise_schedule(PIXELS)
+    at = noised(schedule, x0, jax.random.split(key)[0])
+    output = stages.network(PIXELS).apply({"params": params}, at.x_t, at.t, IMAGE)
+    want = diffusion_loss(output, x0, at, schedule, prediction="eps").mean()
+    assert float(got) == pytest.approx(float(want), rel=1e-4)
+    assert metrics == {}
+
+
+def test_learned_variance_adds_the_bound(fill):
+    """The squared error reaches the prediction only, the bound the variance only, at full weight for 1000 steps."""
+    params, x0, key = fill(LEARNED), gaussian(5, B, 8, 8, 3), jax.random.key(7)
+
+    @jax.jit
+    def grads(params):
+        def parts(params):
+            total, metrics = stages.loss(LEARNED, params, x0, IMAGE, key)
+            return total, metrics["mean_squared_error"], metrics["bound_bits"]
+
+        values = parts(params)
+        return values, [jax.grad(lambda p, i=i: parts(p)[i])(params)["conv_out"]["kernel"] for i in range(3)]
+
+    (total, error, bound), by_part = grads(params)
+    assert float(total) == pytest.approx(float(error + bound), rel=1e-5)
+    total, of_error, of_bound = (np.abs(g).max(axis=(0, 1, 2)) > 0 for g in by_part)
+    assert of_error.tolist() == [True] * 3 + [False] * 3
+    assert of_bound.tolist() == [False] * 3 + [True] * 3
+    assert total.all()
+
+
+def test_evaluating_does_not_need_a_dropout_key(fill):
+    stage = dataclasses.replace(PIXELS, model=dataclasses.replace(PIXELS.model, dropout=0.5))
+    params, x0 = fill(stage), gaussian(5, B, 8, 8, 3)
+    quiet = [float(loss(s, params, x0, IMAGE, jax.random.key(1), train=False)[0]) for s in (stage, PIXELS)]
+    assert quiet[0] == pytest.approx(quiet[1], rel=1e-5)
+    assert float(loss(stage, params, x0, IMAGE, jax.random.key(1), train=True)[0]) != pytest.approx(quiet[0], rel=1e-5)

@@ -1,0 +1,199 @@
+"""Checkpoints that are whole or absent, verified when read, and never replaced by something worse.
+
+Orbax commits a step atomically, but it does not notice a changed bit, casts dtypes in silence and drops a save it does
+not want without a word. So every step carries a JSON item with the shape, dtype and fingerprint of every leaf; reading
+compares them, and a step that fails is set aside as `damaged-STEP` in favour of the one before.
+
+    directory/<step>/{params, ema_params, opt_state, model_state, meta}
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from train_jax.errors import RunError, UserError
+from train_jax.fingerprint import fingerprints
+from train_jax.sharding import leaf_path
+from train_jax.state import TrainState
+from train_jax.task import PyTree
+
+__all__ = ["Checkpoints"]
+
+log = logging.getLogger(__name__)
+
+ITEMS = ("params", "ema_params", "opt_state", "model_state")
+COUNTERS = ("step", "skipped")
+
+
+class Checkpoints:
+    """The checkpoints of one run. It owns threads: `close()` it, or use it in a `with`."""
+
+    def __init__(self, directory: Path | str, *, keep: int = 3):
+        """Open `directory`, creating it if need be and removing what a killed save left.
+
+        Args:
+            keep: how many of the newest steps to keep.
+        """
+        self.directory = Path(directory).resolve()  # orbax refuses a relative path, and only in the background save
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the save under way and stop the threads."""
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Committed steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def check_space(self, abstract: TrainState) -> None:
+        """Refuse a disk that could not hold two saves of this state: one to fall back to and one under way.
+
+        Raises:
+            UserError: it could not.
+        """
+        need = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+        free = shutil.disk_usage(self.directory).free
+        if free < need:
+            raise UserError(f"{self.directory}: {free >> 20} MiB are free and two checkpoints need {need >> 20} MiB")
+
+    def save(self, state: TrainState) -> None:
+        """Begin to save `state` under its step; its arrays may be donated as soon as this returns.
+
+        Raises:
+            RunError: the save before failed in the background, the state is not finite, or orbax would drop this one.
+        """
+        self.wait()
+        step = int(state.step)
+        newest = max(self.steps(), default=-1)
+        if step <= newest:
+            raise RunError(f"{self.directory}: step {step} is not saved, for step {newest} is there already")
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        items["meta"] = ocp.args.JsonSave(_meta(state))
+        try:
+            saved = self._manager.save(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            raise RunError(f"{self.directory}: step {step} could not be saved ({_one_line(error)})") from error
+        if not saved:
+            raise RunError(f"{self.directory}: step {step} was not saved, and orbax does not say why")
+
+    def wait(self) -> None:
+        """Wait until everything is on disk.
+
+        Raises:
+            RunError: the save under way failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise RunError(f"{self.directory}: the last save failed ({_one_line(error)})") from error
+
+    def restore(self, abstract: TrainState, shardings: TrainState) -> TrainState | None:
+        """The newest step that is intact, laid out as `shardings` says, or None if nothing was ever saved.
+
+        Newer steps that are damaged are renamed to `damaged-STEP`, with a warning each.
+
+        Raises:
+            UserError: an intact step holds other leaves, shapes or dtypes than `abstract`.
+            RunError: there are steps and all of them are damaged; nothing was touched.
+        """
+        placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+        damaged: dict[int, Exception] = {}
+        for step in reversed(self.steps()):
+            try:
+                state = self._read(step, placed)
+            except UserError:
+                raise
+            except Exception as error:  # orbax and tensorstore raise anything from KeyError to a bare Exception
+                damaged[step] = error
+                continue
+            for bad, fault in damaged.items():
+                self._set_aside(bad, fault)
+            return state
+        if damaged:
+            newest = max(damaged)
+            what = f"all {len(damaged)} checkpoints are damaged (step {newest}: {_one_line(damaged[newest])})"
+            raise RunError(f"{self.directory}: {what}; move the directory away to start again")
+        return None
+
+    def _read(self, step: int, placed: TrainState) -> TrainState:
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if meta["digest"] != _digest(meta) or meta["step"] != step:
+            raise ValueError("its metadata has changed")
+        wanted = _items(placed)
+        differences = _differences(meta["leaves"], wanted)
+        if differences:
+            raise UserError(f"{self.directory / str(step)}: it does not fit: {'; '.join(differences[:3])}")
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+        items = dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
+        for name, found in fingerprints(items).items():
+            if found.value != meta["leaves"][name]["fingerprint"]:
+                raise ValueError(f"{name} has changed")
+        counters = {name: jax.device_put(np.int32(meta[name]), getattr(placed, name).sharding) for name in COUNTERS}
+        return placed._replace(**items, **counters)
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        aside, again = self.directory / f"damaged-{step}", 1
+        while aside.exists():
+            again += 1
+            aside = self.directory / f"damaged-{step}-{again}"
+        (self.directory / str(step)).rename(aside)
+        self._manager.reload()
+        log.warning("%s: this checkpoint is damaged (%s) and was set aside", aside, _one_line(error))
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    # Orbax refuses a tree without leaves. It needs no saving: its structure is all there is to it.
+    return {name: tree for name in ITEMS if jax.tree.leaves(tree := getattr(state, name))}
+
+
+def _described(items: dict[str, PyTree]) -> dict[str, dict[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(items)
+    return {leaf_path(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in leaves}
+
+
+def _meta(state: TrainState) -> dict[str, Any]:
+    items = _items(state)
+    leaves = _described(items)
+    for name, found in fingerprints(items).items():
+        if not found.finite:
+            raise RunError(f"step {int(state.step)}: {name} is not finite, so the state is not saved")
+        leaves[name]["fingerprint"] = found.value
+    meta = {**{name: int(getattr(state, name)) for name in COUNTERS}, "leaves": leaves}
+    return {**meta, "digest": _digest(meta)}
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    content = {key: value for key, value in meta.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _differences(saved: dict[str, Any], items: dict[str, PyTree]) -> list[str]:
+    def line(leaf: dict[str, Any] | None) -> str:
+        return f"{leaf['dtype']}{leaf['shape']}" if leaf else "nothing"
+
+    wanted = _described(items)
+    lines = {name: (line(saved.get(name)), line(wanted.get(name))) for name in sorted(saved.keys() | wanted.keys())}
+    return [f"{name}: checkpoint has {old}, model wants {new}" for name, (old, new) in lines.items() if old != new]
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__

@@ -1,0 +1,248 @@
+"""The shapes world as a TFDS dataset: rendered once, kept as PNG in array_record files, read at random.
+
+    train = source("train", data_dir="data")  # renders it the first time, with a progress bar
+    train[0]  # {"image": uint8 [64, 64, 3], "caption": "a small red star ...", "size": 0, "colour": 0, ...}
+
+Record i of a split is `shapes_world.example(split, i)`. Resolution, seed and split sizes name the directory, so data
+made with different ones live side by side.
+"""
+
+import contextlib
+import fcntl
+import io
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tqdm import tqdm
+
+import shapes_world
+from train_jax.errors import UserError
+
+__all__ = ["Shapes", "ShapesConfig", "ShapesSource", "prepare", "source"]
+
+LABELS = {
+    "size": shapes_world.SIZES,
+    "colour": shapes_world.COLOURS,
+    "shape": shapes_world.SHAPES,
+    "position": shapes_world.POSITIONS,
+}
+
+
+class ShapesConfig(tfds.core.BuilderConfig):
+    """Which shapes: everything the examples depend on, all of it in the config's name.
+
+    Args:
+        resolution: side of the images in pixels.
+        seed: another seed, other examples.
+        split_sizes: examples per split, for the splits wanted; None is `shapes_world.SPLIT_SIZES`.
+
+    Raises:
+        UserError: one of them is out of range.
+    """
+
+    def __init__(self, resolution: int = 64, seed: int = 0, split_sizes: Mapping[str, int] | None = None):
+        if resolution < 16:
+            raise UserError(f"resolution: at {resolution} pixels the shapes cannot be told apart; use 16 or more")
+        if seed < 0:
+            raise UserError(f"seed: {seed} is negative; use 0 or more")
+        sizes = dict(shapes_world.SPLIT_SIZES if split_sizes is None else split_sizes)
+        if not sizes or min(sizes.values()) < 1 or not sizes.keys() <= shapes_world.SPLIT_SIZES.keys():
+            known = ", ".join(shapes_world.SPLIT_SIZES)
+            raise UserError(f"split_sizes: {sizes} will not do; give one or more examples to any of {known}")
+        self.resolution, self.seed, self.split_sizes = resolution, seed, sizes
+        listed = "".join(f"-{split}{size}" for split, size in sizes.items())
+        super().__init__(name=f"{resolution}px-seed{seed}" + ("" if sizes == shapes_world.SPLIT_SIZES else listed))
+
+
+class Shapes(tfds.core.GeneratorBasedBuilder):
+    """One coloured shape on grey with a caption; the pairs of the heldout split are never in train or test."""
+
+    # Raise it when the renderer, the captions or the draws change, or data prepared before would be taken for new.
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS: ClassVar = [ShapesConfig()]
+
+    bar: tqdm | None = None  # told of every example; `prepare` hangs it here
+
+    @property
+    def settings(self) -> ShapesConfig:
+        """The config, which as far as TFDS knows could be none."""
+        assert isinstance(self.builder_config, ShapesConfig)
+        return self.builder_config
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        resolution = self.settings.resolution
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(resolution, resolution, 3), encoding_format="png"),
+                    "caption": tfds.features.Text(),
+                    **{name: tfds.features.ClassLabel(names=values) for name, values in LABELS.items()},
+                }
+            ),
+            disable_shuffling=True,  # examples are independent draws already; so record i is example i
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split, size) for split, size in self.settings.split_sizes.items()}
+
+    def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        config = self.settings
+        for index in range(size):
+            image, caption, labels = shapes_world.example(split, index, seed=config.seed, resolution=config.resolution)
+            # As a PIL image: TFDS would encode an array with TensorFlow.
+            yield index, {"image": Image.fromarray(image), "caption": caption, **labels.words}
+            if self.bar is not None:
+                self.bar.update()
+
+    def _log_download_bytes(self) -> None:
+        """TFDS would print that it downloads; nothing is."""
+
+    def _log_download_done(self) -> None:
+        """TFDS would print that it is done; the bar says so."""
+
+
+class ShapesSource:
+    """A split as a random-access source of dicts: image uint8 [R, R, 3], caption str, and the four labels as ints."""
+
+    def __init__(self, records: Any):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):  # array_record would read some other record, or crash
+            raise IndexError(f"example {index} of {len(self)}")
+        record = self._records[index % len(self)]
+        caption = record["caption"]
+        return {
+            "image": np.asarray(Image.open(io.BytesIO(record["image"])).convert("RGB")),
+            "caption": caption.decode() if isinstance(caption, bytes) else str(caption),  # from disk it comes as bytes
+            **{name: int(record[name]) for name in LABELS},
+        }
+
+
+def source(
+    split: str,
+    *,
+    data_dir: str | Path,
+    resolution: int = 64,
+    seed: int = 0,
+    split_sizes: Mapping[str, int] | None = None,
+) -> ShapesSource:
+    """The examples of a split, prepared first if they are not.
+
+    Args:
+        split: "train", "test" or "heldout", or a part of one as TFDS writes it, e.g. "train[:10%]".
+
+    Raises:
+        UserError: there is no such split; and as `prepare`.
+    """
+    known = shapes_world.SPLIT_SIZES if split_sizes is None else split_sizes
+    if split.partition("[")[0] not in known:
+        raise UserError(f"split: shapes has no {split!r}; choose from {', '.join(known)}")
+    builder = prepare(data_dir, resolution=resolution, seed=seed, split_sizes=split_sizes)
+    # TFDS's own decoding would do, but asks for OpenCV in a warning.
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return ShapesSource(builder.as_data_source(split, decoders=decoders))  # pyright: ignore[reportCallIssue]
+
+
+def prepare(
+    data_dir: str | Path, *, resolution: int = 64, seed: int = 0, split_sizes: Mapping[str, int] | None = None
+) -> Shapes:
+    """The builder of these shapes, its data on disk under `data_dir`.
+
+    The first call renders them; an interrupted one leaves nothing that a later one would take for data. Of several
+    processes that call at once, one renders and the others wait for it.
+
+    Raises:
+        UserError: a setting is out of range, or the directory cannot be written.
+    """
+    config = ShapesConfig(resolution, seed, split_sizes)
+    data_dir = Path(data_dir).expanduser()
+    with _quiet_tfds():
+        builder = _builder(config, data_dir)
+        if _is_whole(builder):
+            return builder
+        try:
+            with _lock(data_dir / ".shapes.lock"):
+                builder = _builder(config, data_dir)  # another process may have prepared it while this one waited
+                if not _is_whole(builder):
+                    _clear(Path(builder.data_dir))
+                    builder = _builder(config, data_dir)  # one that remembers nothing of what was there
+                    _render(builder)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise UserError(f"{data_dir}: no data can go there ({error.strerror}); choose another directory") from None
+        return builder
+
+
+def _builder(config: ShapesConfig, data_dir: Path) -> Shapes:
+    # TFDS wants a config it knows by its name, and warns of any other.
+    known = config.name in Shapes.builder_configs
+    return Shapes(config=config.name if known else config, data_dir=data_dir, file_format="array_record")
+
+
+def _is_whole(builder: Shapes) -> bool:
+    """Whether all files are there. TFDS itself looks for their description only, and half a copy would do."""
+    if not builder.is_prepared():
+        return False
+    splits = builder.info.splits
+    return {name: split.num_examples for name, split in splits.items()} == builder.settings.split_sizes and all(
+        Path(path).is_file() for split in splits.values() for path in split.filepaths
+    )
+
+
+def _clear(directory: Path) -> None:
+    """Remove what is not whole, and the incomplete.XXXXXX_<version> in which killed runs were writing."""
+    for path in (directory, *directory.parent.glob(f"incomplete.*_{directory.name}")):
+        if path.exists():
+            shutil.rmtree(path)
+
+
+def _render(builder: Shapes) -> None:
+    total = sum(builder.settings.split_sizes.values())
+    task = f"rendering shapes {builder.settings.name}"
+    on_terminal = sys.stderr.isatty()
+    if not on_terminal:
+        print(f"{task}: {total} images", file=sys.stderr, flush=True)
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
+    with tqdm(
+        desc=task, total=total, unit=" images", bar_format=layout, dynamic_ncols=True, disable=not on_terminal
+    ) as builder.bar:
+        builder.download_and_prepare()
+    builder.bar = None
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock. The kernel drops it with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """TFDS logs, warns of every config but the usual one, and draws a bar per split and shard. Ours is enough."""
+    logger = logging.getLogger("absl")
+
+    def errors_only(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(errors_only)  # not its level: threads that do this at once would restore each other's
+    tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        tfds.enable_progress_bar()
+        logger.removeFilter(errors_only)

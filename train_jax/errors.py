@@ -1,0 +1,36 @@
+"""How a run ends before its last step: bad input, a fault on the way, or a signal.
+
+Their text is one line, `culprit: what is wrong; what to do`. The roof (`train_jax.cli.run_main`) prints it without a
+traceback and exits with 2, 1, or 128 + the signal's number.
+"""
+
+import signal
+
+__all__ = ["Preempted", "RunError", "UserError"]
+
+
+class UserError(ValueError):
+    """Bad input, found before anything expensive starts."""
+
+
+class RunError(RuntimeError):
+    """A fault while running (a full disk, a damaged checkpoint, a loss that is NaN for good).
+
+    The good checkpoints on disk are untouched.
+    """
+
+
+class Preempted(SystemExit):
+    """A signal asked the run to stop; the state of `step` is saved.
+
+    It is a `SystemExit`, so that an `except Exception` on the way up cannot swallow it and an unaware caller still
+    exits as the shell expects: 143 after SIGTERM, 130 after SIGINT.
+    """
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(128 + signum)
+        self.signum, self.step, self.status = signum, step, 128 + signum
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signum).name
+        return f"stopped by {name}; step {self.step} is saved and the same command continues from there"

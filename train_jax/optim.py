@@ -1,0 +1,137 @@
+"""AdamW with warm-up, decay and clipping: the optimiser as a config and one function of it."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train_jax.errors import UserError
+from train_jax.task import PyTree
+
+__all__ = ["OptimConfig", "decays", "learning_rate", "make_optimizer"]
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How parameters move. Refuses nonsense on construction, naming the field (`UserError`)."""
+
+    lr: float = 1e-3
+    """Peak learning rate, reached after the warm-up."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up from 0."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up: a half cosine down to `final_lr_fraction * lr` at the last step, or nothing."""
+    final_lr_fraction: float = 0.0
+    """Where the cosine ends, as a fraction of `lr`."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.99
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled (AdamW) decay, times the learning rate; matrices and kernels only, see `decays`."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 never clips."""
+    ema_decay: float = 0.999
+    """Decay of the averaged parameters; 0 makes them the latest."""
+    accum: int = 1
+    """Microbatches per step: the batch is split, gradients are averaged, memory falls."""
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, field: str, wanted: str) -> None:
+            if not ok:
+                raise UserError(f"optim.{field}: {getattr(self, field)!r} is not {wanted}")
+
+        def finite(field: str) -> bool:
+            return math.isfinite(getattr(self, field))
+
+        need(finite("lr") and self.lr > 0, "lr", "a positive number")
+        need(self.warmup_steps >= 0, "warmup_steps", "zero or more")
+        need(self.schedule in ("cosine", "constant"), "schedule", "'cosine' or 'constant'")
+        need(0 <= self.final_lr_fraction <= 1, "final_lr_fraction", "between 0 and 1")
+        need(0 <= self.b1 < 1, "b1", "in [0, 1)")
+        need(0 <= self.b2 < 1, "b2", "in [0, 1)")
+        need(finite("eps") and self.eps > 0, "eps", "a positive number")
+        need(finite("weight_decay") and self.weight_decay >= 0, "weight_decay", "zero or more")
+        need(finite("clip_norm") and self.clip_norm >= 0, "clip_norm", "zero or more")
+        need(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)")
+        need(self.accum >= 1, "accum", "one or more")
+
+
+def learning_rate(config: OptimConfig, num_steps: int) -> optax.Schedule:
+    """Learning rate of each update, as a function of the number of updates made before it.
+
+    Raises:
+        UserError: the warm-up is longer than the run.
+    """
+    if config.warmup_steps > num_steps:
+        raise UserError(f"optim.warmup_steps: {config.warmup_steps} is more than the run's {num_steps} steps")
+    rest = max(num_steps - config.warmup_steps, 1)
+    after = (
+        optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr_fraction)
+        if config.schedule == "cosine"
+        else optax.constant_schedule(config.lr)
+    )
+    if config.warmup_steps == 0:
+        return after
+    # The first update uses lr/warmup_steps, not 0: a step that moves nothing would be wasted.
+    start = config.lr / config.warmup_steps
+    warmup = optax.linear_schedule(start, config.lr, max(config.warmup_steps - 1, 1))
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def decays(params: PyTree) -> PyTree:
+    """Which leaves weight decay pulls to zero: those that multiply activations (kernels, of two axes or more).
+
+    Scales and biases of any rank are spared: a norm's scale pulled to zero silences the layer, a bias has no
+    product to regularise.
+    """
+    spared = ("bias", "scale")
+
+    def decayed(path, leaf) -> bool:
+        name = jax.tree_util.keystr(path[-1:], simple=True) if path else ""
+        return leaf.ndim >= 2 and not name.endswith(spared)
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
+    """Clip by global norm → Adam → decoupled weight decay → scheduled learning rate.
+
+    The learning rate last used lies in the optimiser's state as `learning_rate`, where the train step finds it for the
+    metrics.
+
+    Raises:
+        UserError: the warm-up is longer than the run.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decays) if config.weight_decay else optax.identity(),
+        _scheduled(learning_rate(config, num_steps)),
+    )
+
+
+class ScheduledState(NamedTuple):
+    """How many updates were made and the learning rate of the last."""
+
+    num_updates: jax.Array  # int32 scalar
+    learning_rate: jax.Array  # float32 scalar
+
+
+def _scheduled(schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Scale by minus the scheduled learning rate, and keep it in sight (optax's own keeps only the count)."""
+
+    def init(params: PyTree) -> ScheduledState:
+        return ScheduledState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+    def update(updates: PyTree, state: ScheduledState, params: PyTree = None) -> tuple[PyTree, ScheduledState]:
+        rate = jnp.asarray(schedule(state.num_updates), jnp.float32)
+        updates = jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates)
+        return updates, ScheduledState(state.num_updates + 1, rate)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,46 @@
+"""Everything a run needs to go on: the train state, how it begins and how its average follows."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train_jax.task import PyTree, Task
+
+__all__ = ["TrainState", "ema_update", "init_state"]
+
+
+class TrainState(NamedTuple):
+    """The whole of a run at one step. Data position and randomness are functions of `step`, so neither is stored."""
+
+    step: jax.Array  # int32 scalar: batches consumed
+    params: PyTree
+    ema_params: PyTree  # running average of params, same structure
+    opt_state: optax.OptState
+    model_state: PyTree  # what travels with the model without being trained
+    skipped: jax.Array  # int32 scalar: steps whose loss or gradient was not finite
+
+
+def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The state before the first step. Pure, so it can be evaluated abstractly or jitted onto a mesh."""
+    # Python scalars would enter as weakly typed arrays and come back from a checkpoint strongly typed: two programs.
+    params, model_state = jax.tree.map(_strong, task.init(key))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, params, tx.init(params), model_state, zero)
+
+
+def ema_update(ema: PyTree, params: PyTree, decay: float, step: jax.Array) -> PyTree:
+    """Move `ema` towards `params`; the decay warms up as (1 + step) / (10 + step), so that the start is soon forgotten.
+
+    Written as ema + (1 - d)(p - ema): what does not move stays the same to the last bit, which d·ema + (1 - d)·p does
+    not promise. A decay of 0 is no average at all.
+    """
+    if not decay:
+        return params
+    d = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, p: e + ((1 - d) * (p - e)).astype(e.dtype), ema, params)
+
+
+def _strong(leaf) -> jax.Array:
+    return jnp.asarray(leaf, dtype=jnp.result_type(leaf))

@@ -1,0 +1,95 @@
+"""One training step, compiled once: gradients, update, average, and the refusal of what is not finite."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from train_jax.sharding import batch_sharding
+from train_jax.state import TrainState, ema_update
+from train_jax.task import Batch, Metrics, PyTree, Task
+
+__all__ = ["TrainStep", "make_train_step"]
+
+TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    task: Task,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    shardings: TrainState,
+    *,
+    ema_decay: float = 0.0,
+    accum: int = 1,
+) -> TrainStep:
+    """Compile `(state, batch, key) -> (state, metrics)` over `mesh`; the state given is consumed (donated).
+
+    `key` is the same at every step: the step folds `state.step` into it, so a resumed run draws what the undisturbed
+    one drew. `batch` holds arrays whose first axis is a multiple of data devices x `accum`.
+
+    With `accum` > 1 the batch is worked through in that many microbatches and gradients, loss and metrics are averaged:
+    the same as one big batch for losses that are means over examples. (A contrastive loss is not: its negatives come
+    from the microbatch.)
+
+    A step whose loss or gradient norm is not finite leaves the state as it was, bit for bit, but for `step` and
+    `skipped`, which count on.
+
+    Metrics (scalars): `loss`, `grad_norm` (before clipping), `lr`, `skipped` (so far), and whatever the task returns.
+    """
+
+    def gradients(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array):
+        def objective(params: PyTree):
+            return task.loss(params, model_state, batch, key, train=True)
+
+        (loss, (metrics, state)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return (grads, jax.tree.map(_float32, {**metrics, "loss": loss})), state
+
+    def accumulated(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array):
+        def microbatches(x: jax.Array) -> jax.Array:
+            # Microbatch i takes rows i, i + accum, …: each device then splits its own rows and none travel.
+            return jnp.moveaxis(x.reshape(-1, accum, *x.shape[1:]), 1, 0)
+
+        def add(carry, microbatch):
+            total, model_state = carry
+            index, batch = microbatch
+            one, model_state = gradients(params, model_state, batch, jax.random.fold_in(key, index))
+            return (jax.tree.map(jnp.add, total, one), model_state), None
+
+        split = jax.tree.map(microbatches, batch)
+        first = jax.tree.map(lambda x: x[0], split)
+        like, _ = jax.eval_shape(gradients, params, model_state, first, key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        (total, model_state), _ = jax.lax.scan(add, (zeros, model_state), (jnp.arange(accum), split))
+        return jax.tree.map(lambda x: x / accum, total), model_state
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        average = gradients if accum == 1 else accumulated
+        (grads, metrics), model_state = average(state.params, state.model_state, batch, key)
+        grad_norm = optax.global_norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = ema_update(state.ema_params, params, ema_decay, state.step)
+
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        moved = state._replace(params=params, ema_params=ema_params, opt_state=opt_state, model_state=model_state)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
+        state = state._replace(step=state.step + 1, skipped=state.skipped + ~finite)
+
+        lr = optax.tree_utils.tree_get(opt_state, "learning_rate", jnp.nan)
+        return state, {**metrics, "grad_norm": grad_norm, "lr": lr, "skipped": state.skipped}
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh), replicated),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
+
+
+def _float32(x: jax.Array) -> jax.Array:
+    return jnp.asarray(x, jnp.float32)

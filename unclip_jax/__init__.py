@@ -1,0 +1,49 @@
+"""unCLIP (DALL·E 2) for JAX.
+
+In short:
+
+    unclip, params, tokenize = unclip_jax.load()                            # the weights that come with the package
+    keys = unclip_jax.sample_keys(jax.random.key(0), jnp.arange(4))         # one per picture
+    images = unclip_jax.generate_jit(unclip, params, tokenize(["a small red circle in the top left"] * 4), keys).images
+    unclip_jax.to_uint8(images)                                             # uint8 [4, 64, 64, 3]
+"""
+
+from unclip_jax.conditioning import Cond
+from unclip_jax.diffusion.samplers import sample_keys
+from unclip_jax.pipeline import (
+    Generation,
+    Guidance,
+    LoadedUnCLIP,
+    UnCLIP,
+    generate,
+    generate_jit,
+    load,
+    load_stage,
+    save_stage,
+)
+from unclip_jax.presets import PRESETS, preset
+from unclip_jax.stage import Sampling, Stage
+from unclip_jax.tasks import DecoderTask, PriorTask, UpsamplerTask, to_signed, to_uint8
+
+__all__ = [
+    "PRESETS",
+    "Cond",
+    "DecoderTask",
+    "Generation",
+    "Guidance",
+    "LoadedUnCLIP",
+    "PriorTask",
+    "Sampling",
+    "Stage",
+    "UnCLIP",
+    "UpsamplerTask",
+    "generate",
+    "generate_jit",
+    "load",
+    "load_stage",
+    "preset",
+    "sample_keys",
+    "save_stage",
+    "to_signed",
+    "to_uint8",
+]

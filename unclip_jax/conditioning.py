@@ -1,0 +1,81 @@
+"""What a stage is conditioned on, as one pytree of batch-first arrays."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+class Cond(struct.PyTreeNode):
+    """Conditioning of a batch; a stage reads the fields its model was configured for and ignores the rest.
+
+    ``keep_text`` and ``keep_image`` say per sample whether that condition is present. A dropped condition is replaced
+    by the model's own learned null embedding, so the unconditional twin of a batch has the same shapes and runs in the
+    same program.
+
+    Attributes:
+      text_embed: [B, D] float, CLIP text embedding z_t as the encoder returns it (not normalised).
+      text_encodings: [B, L, C] float, per-token hidden states of the text tower.
+      text_mask: [B, L] bool, True for the tokens of the caption up to and including its end.
+      image_embed: [B, D] float, CLIP image embedding z_i as the encoder returns it (not normalised).
+      low_res: [B, h, w, 3] float in [-1, 1], the picture an upsampler starts from.
+      keep_text: [B] bool. None means all True.
+      keep_image: [B] bool. None means all True.
+    """
+
+    text_embed: jax.Array | None = None
+    text_encodings: jax.Array | None = None
+    text_mask: jax.Array | None = None
+    image_embed: jax.Array | None = None
+    low_res: jax.Array | None = None
+    keep_text: jax.Array | None = None
+    keep_image: jax.Array | None = None
+
+    def with_keep(self, batch_size: int) -> Cond:
+        """The same conditioning with ``keep_text`` and ``keep_image`` spelled out as [batch_size] arrays."""
+        everything = jnp.ones((batch_size,), bool)
+        return self.replace(
+            keep_text=everything if self.keep_text is None else self.keep_text,
+            keep_image=everything if self.keep_image is None else self.keep_image,
+        )
+
+    def null(self) -> Cond:
+        """The unconditional twin: text and image dropped, ``low_res`` kept (nothing is guided away from its input)."""
+        full = self.with_keep(self.batch_size)
+        return full.replace(keep_text=jnp.zeros_like(full.keep_text), keep_image=jnp.zeros_like(full.keep_image))
+
+    @property
+    def batch_size(self) -> int:
+        """Leading dimension shared by all fields."""
+        leaves = jax.tree.leaves(self)
+        if not leaves:
+            raise ValueError("an empty Cond has no batch size; give at least one field")
+        return leaves[0].shape[0]
+
+    def repeat(self, n: int) -> Cond:
+        """Each sample ``n`` times in a row: [B, ...] -> [B * n, ...]."""
+        return jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), self)
+
+
+def concatenate(first: Cond, second: Cond) -> Cond:
+    """The two batches one after the other (same fields present in both)."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+def drop(cond: Cond, key: jax.Array, *, text: float, image: float) -> Cond:
+    """Drops text and image independently per sample, for training with classifier-free guidance.
+
+    The paper's probabilities (Ramesh et al. 2022, §2.1) are 50 % for text and 10 % for the image.
+
+    Args:
+      cond: batch of B samples.
+      key: one PRNG key.
+      text, image: probabilities in [0, 1] of dropping that condition.
+    """
+    key_text, key_image = jax.random.split(key)
+    full = cond.with_keep(cond.batch_size)
+    return full.replace(
+        keep_text=full.keep_text & jax.random.bernoulli(key_text, 1.0 - text, full.keep_text.shape),
+        keep_image=full.keep_image & jax.random.bernoulli(key_image, 1.0 - image, full.keep_image.shape),
+    )

@@ -1,0 +1,66 @@
+"""Decorators of a denoiser, applied inside out: predict, then guide, then clip.
+
+Guiding x0 is the same as guiding eps or v, because each is linear in the other at a fixed x_t, but only before
+clipping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from unclip_jax.conditioning import Cond, concatenate
+from unclip_jax.diffusion.predict import CondDenoiser, Denoised, per_sample
+
+Decorator = Callable[[CondDenoiser], CondDenoiser]
+
+
+def classifier_free(guidance_scale: float | jax.Array) -> Decorator:
+    """Classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6).
+
+    ``guidance_scale`` is a scalar or [B] and may be traced; 1.0 is off. Both branches run as one batch of 2B. The
+    learned variance is the conditional branch's: extrapolating it has no meaning.
+    """
+
+    def decorate(denoise: CondDenoiser) -> CondDenoiser:
+        def guided(x_t: jax.Array, t: jax.Array, cond: Cond) -> Denoised:
+            cond = cond.with_keep(x_t.shape[0])
+            both = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), concatenate(cond, cond.null()))
+            conditional, unconditional = jnp.split(both.x0, 2)
+            scale = per_sample(jnp.broadcast_to(guidance_scale, t.shape), x_t)
+            var_frac = None if both.var_frac is None else jnp.split(both.var_frac, 2)[0]
+            return Denoised(unconditional + scale * (conditional - unconditional), var_frac)
+
+        return guided
+
+    return decorate
+
+
+def clip_x0(low: float, high: float) -> Decorator:
+    """Clamps the estimate of clean data to [low, high], the range of the data."""
+
+    def decorate(denoise: CondDenoiser) -> CondDenoiser:
+        def clipped(x_t: jax.Array, t: jax.Array, cond: Cond) -> Denoised:
+            estimate = denoise(x_t, t, cond)
+            return estimate._replace(x0=jnp.clip(estimate.x0, low, high))
+
+        return clipped
+
+    return decorate
+
+
+def dynamic_threshold(percentile: float) -> Decorator:
+    """Scales each sample's x0 into [−1, 1] by its own ``percentile`` (0 to 100) of |x0|, at least 1 (Imagen, §2.3)."""
+
+    def decorate(denoise: CondDenoiser) -> CondDenoiser:
+        def thresholded(x_t: jax.Array, t: jax.Array, cond: Cond) -> Denoised:
+            estimate = denoise(x_t, t, cond)
+            magnitude = jnp.abs(estimate.x0).reshape(x_t.shape[0], -1)
+            limit = per_sample(jnp.maximum(jnp.percentile(magnitude, percentile, axis=1), 1.0), x_t)
+            return estimate._replace(x0=jnp.clip(estimate.x0, -limit, limit) / limit)
+
+        return thresholded
+
+    return decorate

@@ -1,0 +1,110 @@
+"""What a denoiser is trained on: a noised sample and a weighted squared error.
+
+The weight of each noise level is written as the factor on the squared error of x0; rows of ``WEIGHTS`` therefore mean
+the same thing whatever the network predicts. With SNR = alpha²/sigma², an error of x0 is worth SNR of an error of eps
+and SNR + 1 of an error of v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from unclip_jax.diffusion.predict import PREDICTIONS, per_sample
+from unclip_jax.diffusion.samplers import learned_log_variance
+from unclip_jax.diffusion.schedule import NoiseSchedule, Posterior, posterior
+
+
+class Noised(NamedTuple):
+    """A batch on its way up: x_t [B, ...] at times t [B], made of x0 and eps."""
+
+    x_t: jax.Array
+    t: jax.Array
+    eps: jax.Array
+
+
+def add_noise(schedule: NoiseSchedule, x0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
+    """q(x_t | x0): alpha_t·x0 + sigma_t·eps, for x0 and eps [B, ...] and t int [B]."""
+    return per_sample(schedule.alpha(t), x0) * x0 + per_sample(schedule.sigma(t), x0) * eps
+
+
+def noised(schedule: NoiseSchedule, x0: jax.Array, key: jax.Array) -> Noised:
+    """Each sample of x0 [B, ...] at a time of its own, uniform over the schedule."""
+    key_t, key_eps = jax.random.split(key)
+    t = jax.random.randint(key_t, x0.shape[:1], 0, schedule.num_timesteps)
+    eps = jax.random.normal(key_eps, x0.shape, x0.dtype)
+    return Noised(add_noise(schedule, x0, t, eps), t, eps)
+
+
+_X0_PER_OUTPUT: dict[str, Callable[[jax.Array], jax.Array]] = {
+    # Squared error of x0 per squared error of the output, as a function of the SNR.
+    "x0": jnp.ones_like,
+    "eps": lambda snr: 1.0 / snr,
+    "v": lambda snr: 1.0 / (snr + 1.0),
+}
+
+WEIGHTS: dict[str, Callable[[jax.Array, str], jax.Array]] = {
+    # (snr, prediction) -> weight on the squared error of x0.
+    # "simple" is the plain mean squared error of whatever the network outputs (Ho et al. 2020, eq. 14).
+    "simple": lambda snr, prediction: 1.0 / _X0_PER_OUTPUT[prediction](snr),
+    # min-SNR-γ with γ = 5 (Hang et al. 2023).
+    "min_snr": lambda snr, prediction: jnp.minimum(snr, 5.0),
+    # The plain error of v, capped in the same way: unlike min-SNR it keeps the noisiest times, where the condition
+    # decides the picture.
+    "capped_v": lambda snr, prediction: jnp.minimum(snr + 1.0, 5.0),
+}
+
+
+def diffusion_loss(
+    output: jax.Array, x0: jax.Array, at: Noised, schedule: NoiseSchedule, *, prediction: str, weight: str = "simple"
+) -> jax.Array:
+    """Weighted mean squared error per sample, [B].
+
+    Args:
+      output: the network's output at ``at.x_t``, ``at.t``; [B, ...] like x0.
+      prediction: row of ``PREDICTIONS``.
+      weight: row of ``WEIGHTS``.
+    """
+    alpha, sigma = (per_sample(f(at.t), x0) for f in (schedule.alpha, schedule.sigma))
+    target = PREDICTIONS[prediction].target(x0, at.eps, alpha, sigma)
+    error = jnp.square(output - target).mean(axis=tuple(range(1, x0.ndim)))
+    snr = jnp.exp(schedule.log_snr(at.t))
+    return error * WEIGHTS[weight](snr, prediction) * _X0_PER_OUTPUT[prediction](snr)
+
+
+def variational_bound(
+    x0_hat: jax.Array, var_frac: jax.Array, x0: jax.Array, at: Noised, schedule: NoiseSchedule
+) -> jax.Array:
+    """One term of the variational bound per sample, in bits per dimension, [B].
+
+    Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, §3.1. It trains the variance alone: the mean comes from ``x0_hat``
+    without a gradient. At t = 0 the term is the likelihood of the 256 levels of a picture in [−1, 1]; elsewhere it is
+    KL(q(x_s | x_t, x0) ‖ p(x_s | x_t)) with s = t − 1.
+
+    Args:
+      x0_hat, var_frac: the denoiser's estimate, [B, ...].
+    """
+    reverse = Posterior(*(per_sample(c, x0) for c in posterior(schedule, at.t, at.t - 1)))
+    mean = reverse.coef_x0 * jax.lax.stop_gradient(x0_hat) + reverse.coef_xt * at.x_t
+    true_mean = reverse.coef_x0 * x0 + reverse.coef_xt * at.x_t
+    log_variance = learned_log_variance(reverse, var_frac)
+    divergence = 0.5 * (
+        log_variance
+        - reverse.log_small
+        + jnp.exp(reverse.log_small - log_variance)
+        + jnp.square(true_mean - mean) * jnp.exp(-log_variance)
+        - 1.0
+    )
+    nats = jnp.where(per_sample(at.t, x0) == 0, -level_log_likelihood(x0, mean, log_variance), divergence)
+    return nats.mean(axis=tuple(range(1, x0.ndim))) / jnp.log(2.0)
+
+
+def level_log_likelihood(x: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
+    """log-probability of the nearest of 256 levels in [−1, 1] under a Gaussian; the outermost levels take the tails."""
+    inverse_std, half = jnp.exp(-0.5 * log_variance), 1.0 / 255.0
+    upper = jnp.where(x > 0.999, 1.0, jax.scipy.stats.norm.cdf((x + half - mean) * inverse_std))
+    lower = jnp.where(x < -0.999, 0.0, jax.scipy.stats.norm.cdf((x - half - mean) * inverse_std))
+    return jnp.log(jnp.maximum(upper - lower, 1e-12))

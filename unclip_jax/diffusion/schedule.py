@@ -1,0 +1,119 @@
+"""Noise schedules, stored as one array.
+
+The forward process is x_t = alpha_t · x0 + sigma_t · eps with alpha_t² = ᾱ_t and sigma_t² = 1 − ᾱ_t (Ho et al. 2020,
+eq. 4). Only log ᾱ_t is stored: it is built in float64 and kept in float32, because float32 log ᾱ still gives every β to
+4e-5 while float32 ᾱ gives 5e-4 at the noisy end. Everything else follows with ``exp`` and ``expm1``, for any pair of
+times s < t, so that a coarser sampling grid needs no respaced schedule. Index t = −1 means clean data (ᾱ = 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class NoiseSchedule(NamedTuple):
+    """log ᾱ_t for t = 0 … T−1, float32 [T], strictly decreasing.
+
+    The methods take integer times of any shape, −1 included.
+    """
+
+    log_alpha_bar_table: np.ndarray
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.log_alpha_bar_table)
+
+    def log_alpha_bar(self, t: jax.Array) -> jax.Array:
+        """log ᾱ_t, 0 at t = −1."""
+        table = jnp.asarray(self.log_alpha_bar_table)
+        return jnp.where(t < 0, 0.0, table[jnp.maximum(t, 0)])
+
+    def alpha(self, t: jax.Array) -> jax.Array:
+        """Signal scale √ᾱ_t."""
+        return jnp.exp(0.5 * self.log_alpha_bar(t))
+
+    def sigma(self, t: jax.Array) -> jax.Array:
+        """Noise scale √(1 − ᾱ_t), 0 at t = −1."""
+        return jnp.sqrt(self.variance(t))
+
+    def variance(self, t: jax.Array) -> jax.Array:
+        """sigma² = 1 − ᾱ_t, 0 at t = −1."""
+        return -jnp.expm1(self.log_alpha_bar(t))
+
+    def log_snr(self, t: jax.Array) -> jax.Array:
+        """log(alpha_t² / sigma_t²), +inf at t = −1."""
+        log_alpha_bar = self.log_alpha_bar(t)
+        return log_alpha_bar - jnp.log(-jnp.expm1(log_alpha_bar))
+
+    def variance_between(self, t: jax.Array, s: jax.Array) -> jax.Array:
+        """sigma²_{t|s} = 1 − ᾱ_t/ᾱ_s: the variance q(x_t | x_s) adds on the way up; equals β_t when s = t − 1."""
+        return -jnp.expm1(self.log_alpha_bar(t) - self.log_alpha_bar(s))
+
+
+class Posterior(NamedTuple):
+    """q(x_s | x_t, x0) = N(coef_x0 · x0 + coef_xt · x_t, exp(log_small)) and the bounds of a learned reverse variance.
+
+    Attributes:
+      coef_x0, coef_xt: coefficients of the mean (Ho et al. 2020, eq. 7, between any two times of a grid).
+      log_small: log β̃, the posterior's own variance. At s = −1 that is log 0, and the value at t = 1 stands in, as in
+        improved-diffusion.
+      log_large: log β, the variance of q(x_t | x_s).
+    """
+
+    coef_x0: jax.Array
+    coef_xt: jax.Array
+    log_small: jax.Array
+    log_large: jax.Array
+
+
+def posterior(schedule: NoiseSchedule, t: jax.Array, s: jax.Array) -> Posterior:
+    """The reverse of one step from s up to t, for integer times s < t of any shape."""
+    added, total = schedule.variance_between(t, s), schedule.variance(t)  # the same number at s = −1: x_s is x0 exactly
+    last = s < 0
+    up, down = jnp.where(last, 1, t), jnp.where(last, 0, s)
+    return Posterior(
+        coef_x0=schedule.alpha(s) * added / total,
+        coef_xt=schedule.alpha(t) / schedule.alpha(s) * schedule.variance(s) / total,
+        log_small=jnp.log(schedule.variance_between(up, down) * schedule.variance(down) / schedule.variance(up)),
+        log_large=jnp.log(added),
+    )
+
+
+def from_betas(betas: np.ndarray) -> NoiseSchedule:
+    """Schedule of a list of β_t in (0, 1), as in Ho et al. (2020)."""
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or not np.all((betas > 0) & (betas < 1)):
+        raise ValueError("betas must be one-dimensional with values between 0 and 1")
+    return NoiseSchedule(np.cumsum(np.log1p(-betas)).astype(np.float32))
+
+
+def cosine(num_timesteps: int, max_beta: float = 0.999) -> NoiseSchedule:
+    """Squared-cosine ᾱ with offset 0.008 and β clipped at ``max_beta`` (Nichol & Dhariwal 2021, eq. 17)."""
+    times = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+    alpha_bar = np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2
+    return from_betas(np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta))
+
+
+def linear(num_timesteps: int) -> NoiseSchedule:
+    """β from 1e-4 to 0.02 at T = 1000, scaled by 1000/T for other lengths (Ho et al. 2020, §4; guided-diffusion)."""
+    scale = 1000.0 / num_timesteps
+    return from_betas(np.linspace(scale * 1e-4, scale * 0.02, num_timesteps))
+
+
+SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {"cosine": cosine, "linear": linear}
+
+
+def spaced_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
+    """``num_steps`` times from T−1 down to 0, evenly spaced and rounded, both ends included: int32 [S].
+
+    The last step then goes from t = 0 to clean data, so no residual noise is left. Equal to Karlo's published
+    respacing. One step is T−1 alone.
+    """
+    if not 1 <= num_steps <= num_timesteps:
+        raise ValueError(f"num_steps is {num_steps}; give 1 to {num_timesteps}, the length of the schedule")
+    return np.round(np.linspace(num_timesteps - 1, 0, num_steps)).astype(np.int32)

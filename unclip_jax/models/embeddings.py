@@ -1,0 +1,37 @@
+"""Sinusoidal timestep embeddings and the small MLP behind them."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def timestep_embedding(t: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
+    """Sinusoidal embedding of integer times, [B] -> float32 [B, width].
+
+    Cosines come first and the divisor is width/2, as in guided-diffusion.
+
+    Raises:
+      ValueError: ``width`` is odd.
+    """
+    if width % 2:
+        raise ValueError(f"timestep embedding width is {width}; give an even number")
+    half = width // 2
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimestepMLP(nn.Module):
+    """Linear, SiLU, Linear on the sinusoidal embedding: t int [B] -> [B, width]."""
+
+    embedding_width: int
+    width: int
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        h = nn.Dense(self.width, name="linear_1")(timestep_embedding(t, self.embedding_width))
+        return nn.Dense(self.width, name="linear_2")(nn.silu(h))

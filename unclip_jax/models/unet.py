@@ -1,0 +1,274 @@
+"""The pixel-space U-Net of ADM and GLIDE with unCLIP's conditioning.
+
+Dhariwal & Nichol 2021; Nichol et al. 2022; Ramesh et al. 2022, §2.1. The image embedding z_i enters twice: projected
+and added to the timestep embedding, and as a few extra tokens in front of the text tokens that the attention layers
+read beside the pixels. An upsampler is the same network with the low-resolution picture on extra input channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax.errors import UserError
+from unclip_jax.conditioning import Cond
+from unclip_jax.models.embeddings import TimestepMLP
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of the U-Net: ``blocks`` residual blocks of ``width`` channels, each with ``attention`` or not."""
+
+    width: int
+    blocks: int
+    attention: bool = False
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Architecture of a decoder or an upsampler.
+
+    Attributes:
+      image_size: side of the square pictures it works on.
+      levels: from the finest to the coarsest resolution; each level halves the one before.
+      patch_size: space-to-depth factor of the stem: the first level runs at image_size / patch_size.
+      head_width: channels per attention head.
+      groups: groups of every GroupNorm.
+      dropout: rate inside residual blocks while training.
+      time_width: width of the timestep embedding.
+      scale_shift: time modulates the second norm (GLIDE) instead of being added before it (Karlo's upsamplers).
+      image_embed_dim: width of z_i, or None for a network without it.
+      image_tokens: extra context tokens made of z_i.
+      text_width: width of the text encodings, or None for a network without text.
+      context_width: width of the tokens that attention reads.
+      low_res: the network reads ``Cond.low_res`` (an upsampler).
+      learned_variance: the output holds the variance beside the prediction.
+    """
+
+    image_size: int
+    levels: tuple[Level, ...]
+    patch_size: int = 1
+    channels: int = 3
+    head_width: int = 64
+    groups: int = 32
+    dropout: float = 0.0
+    time_width: int = 256
+    scale_shift: bool = True
+    image_embed_dim: int | None = None
+    image_tokens: int = 4
+    text_width: int | None = None
+    context_width: int = 256
+    low_res: bool = False
+    learned_variance: bool = False
+
+    def __post_init__(self):
+        if not self.levels:
+            raise UserError("levels is empty: give at least one")
+        for name in ("image_size", "patch_size", "channels", "head_width", "groups", "time_width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        coarsest = self.patch_size * 2 ** (len(self.levels) - 1)
+        if self.image_size % coarsest:
+            why = f"patch_size and {len(self.levels)} levels"
+            raise UserError(f"image_size {self.image_size} is not divisible by {coarsest} ({why})")
+        for level in self.levels:
+            if level.width % self.groups:
+                raise UserError(f"level width {level.width} is not divisible by groups {self.groups}")
+            if level.attention and level.width % self.head_width:
+                raise UserError(f"level width {level.width} is not divisible by head_width {self.head_width}")
+
+
+def space_to_depth(x: jax.Array, factor: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H/f, W/f, f·f·C]: each f×f patch becomes channels."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // factor, factor, w // factor, factor, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, factor * factor * c)
+
+
+def depth_to_space(x: jax.Array, factor: int) -> jax.Array:
+    """Inverse of ``space_to_depth``."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, factor, factor, c // factor**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, c // factor**2)
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """2×2 mean: [B, H, W, C] -> [B, H/2, W/2, C]."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def nearest_double(x: jax.Array) -> jax.Array:
+    """Each pixel repeated 2×2: [B, H, W, C] -> [B, 2H, 2W, C]."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+class GroupNorm(nn.Module):
+    """GroupNorm with eps 1e-5 and float32 statistics, by the two-pass variance (the one-pass form loses accuracy)."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.GroupNorm(self.groups, epsilon=1e-5, use_fast_variance=False, name="norm")(x)
+
+
+RESAMPLE = {"none": lambda x: x, "down": average_pool, "up": nearest_double}
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, SiLU, [resample], conv, time, GroupNorm, SiLU, dropout, conv (zero at initialisation), plus a skip.
+
+    As in ADM, up- and down-sampling happen before the first convolution, on both the branch and the skip.
+    """
+
+    config: UNetConfig
+    width: int
+    resample: str = "none"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array, train: bool) -> jax.Array:
+        resample = RESAMPLE[self.resample]
+        h = resample(nn.silu(GroupNorm(self.config.groups, name="norm1")(x)))
+        x = resample(x)
+        h = nn.Conv(self.width, (3, 3), name="conv1")(h)
+        norm2 = GroupNorm(self.config.groups, name="norm2")
+        if self.config.scale_shift:
+            modulation = nn.Dense(2 * self.width, name="time_emb_proj")(nn.silu(time))[:, None, None, :]
+            scale, shift = jnp.split(modulation, 2, axis=-1)
+            h = norm2(h) * (1.0 + scale) + shift
+        else:
+            h = norm2(h + nn.Dense(self.width, name="time_emb_proj")(nn.silu(time))[:, None, None, :])
+        h = nn.Dropout(self.config.dropout, deterministic=not train)(nn.silu(h))
+        h = nn.Conv(self.width, (3, 3), kernel_init=nn.initializers.zeros, name="conv2")(h)
+        if x.shape[-1] != self.width:
+            x = nn.Dense(self.width, name="conv_shortcut")(x)
+        return x + h
+
+
+class ContextAttention(nn.Module):
+    """Pixels attend to [context tokens ‖ pixels] (GLIDE's form): one softmax over both, no norm on the context."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None, context_mask: jax.Array | None) -> jax.Array:
+        b, height, width, c = x.shape
+        head_width = self.config.head_width
+
+        def heads(y):
+            # [B, N, L, K] before the products: on CPU the gradient is 1.4 to 1.7 times faster than in the [B, L, N, K]
+            # layout.
+            return y.reshape(b, -1, c // head_width, head_width).transpose(0, 2, 1, 3)
+
+        h = GroupNorm(self.config.groups, name="group_norm")(x).reshape(b, height * width, c)
+        query, key, value = (heads(nn.Dense(c, name=name)(h)) for name in ("to_q", "to_k", "to_v"))
+        visible: jax.Array | bool = True
+        if context is not None:
+            added_key, added_value = (heads(nn.Dense(c, name=name)(context)) for name in ("add_k_proj", "add_v_proj"))
+            key = jnp.concatenate([added_key, key], axis=2)
+            value = jnp.concatenate([added_value, value], axis=2)
+            visible = jnp.concatenate([context_mask, jnp.ones((b, height * width), bool)], axis=1)[:, None, None, :]
+        logits = jnp.einsum("bnqk,bnsk->bnqs", query * head_width**-0.5, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(jnp.where(visible, logits, jnp.finfo(jnp.float32).min), axis=-1).astype(value.dtype)
+        attended = jnp.einsum("bnqs,bnsk->bnqk", weights, value).transpose(0, 2, 1, 3).reshape(b, height * width, c)
+        out = nn.Dense(c, kernel_init=nn.initializers.zeros, name="to_out")(attended)
+        return x + out.reshape(x.shape)
+
+
+class Context(nn.Module):
+    """Turns a ``Cond`` into what the blocks read: an addition to the timestep embedding, and masked context tokens.
+
+    Dropped conditions are replaced by learned embeddings; a dropped caption is one learned token.
+    """
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, cond: Cond) -> tuple[jax.Array | float, jax.Array | None, jax.Array | None]:
+        config = self.config
+        added: jax.Array | float = 0.0
+        tokens, masks = [], []
+        if config.image_embed_dim is not None:
+            null = self.param("null_image_embed", nn.initializers.normal(0.02), (config.image_embed_dim,))
+            image_embed = jnp.where(cond.keep_image[:, None], cond.image_embed, null)
+            added = nn.Dense(config.time_width, name="image_to_time")(image_embed)
+            image_tokens = nn.Dense(config.image_tokens * config.context_width, name="image_to_tokens")(image_embed)
+            image_tokens = image_tokens.reshape(-1, config.image_tokens, config.context_width)
+            tokens.append(image_tokens)
+            masks.append(jnp.ones(image_tokens.shape[:2], bool))
+        if config.text_width is not None:
+            null = self.param("null_text_token", nn.initializers.normal(0.02), (config.context_width,))
+            text_tokens = nn.Dense(config.context_width, name="text_to_tokens")(cond.text_encodings)
+            text_tokens = nn.LayerNorm(epsilon=1e-5, name="text_norm")(text_tokens)
+            keep = cond.keep_text[:, None]
+            first = jnp.arange(text_tokens.shape[1])[None, :] == 0
+            tokens.append(jnp.where(keep[..., None], text_tokens, null))
+            masks.append(jnp.where(keep, cond.text_mask, first))
+        if not tokens:
+            return added, None, None
+        return added, jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
+
+
+class UNet(nn.Module):
+    """(x_t [B, H, W, C], t int [B], cond) -> [B, H, W, C], or [B, H, W, 2C] with a learned variance.
+
+    The network is convolutional, so an upsampler also runs on crops: H and W only need to be divisible by the coarsest
+    stride.
+    """
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, x_t: jax.Array, t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
+        config = self.config
+        cond = cond.with_keep(x_t.shape[0])
+        added, context, context_mask = Context(config, name="context")(cond)
+        time = TimestepMLP(config.levels[0].width, config.time_width, name="time_embedding")(t) + added
+
+        def attention(name):
+            return ContextAttention(config, name=name)
+
+        h = x_t if not config.low_res else jnp.concatenate([x_t, enlarge(cond.low_res, x_t.shape[1:3])], axis=-1)
+        h = nn.Conv(config.levels[0].width, (3, 3), name="conv_in")(space_to_depth(h, config.patch_size))
+        skips = [h]
+        last = len(config.levels) - 1
+        for i, level in enumerate(config.levels):
+            for j in range(level.blocks):
+                h = ResBlock(config, level.width, name=f"down_{i}_block_{j}")(h, time, train)
+                if level.attention:
+                    h = attention(f"down_{i}_attention_{j}")(h, context, context_mask)
+                skips.append(h)
+            if i < last:
+                h = ResBlock(config, level.width, "down", name=f"down_{i}_downsample")(h, time, train)
+                skips.append(h)
+
+        h = ResBlock(config, h.shape[-1], name="middle_block_0")(h, time, train)
+        if config.levels[-1].attention:
+            h = attention("middle_attention")(h, context, context_mask)
+        h = ResBlock(config, h.shape[-1], name="middle_block_1")(h, time, train)
+
+        for i, level in reversed(list(enumerate(config.levels))):
+            for j in range(level.blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = ResBlock(config, level.width, name=f"up_{i}_block_{j}")(h, time, train)
+                if level.attention:
+                    h = attention(f"up_{i}_attention_{j}")(h, context, context_mask)
+            if i > 0:
+                h = ResBlock(config, level.width, "up", name=f"up_{i}_upsample")(h, time, train)
+
+        h = nn.silu(GroupNorm(config.groups, name="norm_out")(h))
+        out_channels = config.channels * (2 if config.learned_variance else 1) * config.patch_size**2
+        h = nn.Conv(out_channels, (3, 3), kernel_init=nn.initializers.zeros, name="conv_out")(h)
+        return depth_to_space(h, config.patch_size)
+
+
+def enlarge(low_res: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Bicubic enlargement of [B, h, w, C] to [B, *size, C]; what has that size already (a training crop) stays."""
+    if low_res.shape[1:3] == tuple(size):
+        return low_res
+    return jax.image.resize(low_res, (low_res.shape[0], *size, low_res.shape[-1]), "cubic")

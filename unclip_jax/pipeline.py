@@ -1,0 +1,238 @@
+"""Text to pictures in one program: tokens -> CLIP text -> prior -> decoder -> upsamplers -> pictures.
+
+``generate`` is pure and compiles into a single program with one scan per stage; prompts, keys and guidance scales are
+its data, so new ones never compile again. A trained system is a directory with a folder per network, each holding its
+config and its weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dacite
+import jax
+import jax.numpy as jnp
+
+import clip_jax
+from clip_jax.config import CLIPConfig
+from clip_jax.errors import UserError
+from clip_jax.model import CLIP
+from clip_jax.text import TextFeatures
+from clip_jax.tokenizer import Tokenizer
+from clip_jax.weights.native import atomic_path, load_params, save_params
+from unclip_jax import stage as stages
+from unclip_jax.conditioning import Cond
+from unclip_jax.diffusion.samplers import fold_in_each, sample_keys
+from unclip_jax.models.prior import PriorConfig
+from unclip_jax.models.unet import UNetConfig
+from unclip_jax.stage import Stage
+from unclip_jax.tasks import similarity
+
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+@dataclass(frozen=True)
+class UnCLIP:
+    """The architecture of a whole system; hashable, so it can be a static argument of ``jit``.
+
+    Attributes:
+      candidates: image embeddings the prior draws per picture; the one closest to the caption is kept (the paper: 2).
+    """
+
+    clip: CLIPConfig
+    prior: Stage
+    decoder: Stage
+    upsamplers: tuple[Stage, ...] = ()
+    candidates: int = 2
+
+
+class Generation(NamedTuple):
+    """What ``generate`` computed.
+
+    Attributes:
+      text: features of the prompts.
+      image_embed: [B, D] the image embeddings that the pictures were decoded from.
+      images: [B, H, W, 3] float32 in [−1, 1].
+    """
+
+    text: TextFeatures
+    image_embed: jax.Array
+    images: jax.Array
+
+
+class Guidance(NamedTuple):
+    """Guidance scales, each a scalar or [B]; 1.0 is off, None takes the stage's own."""
+
+    prior: float | jax.Array | None = None
+    decoder: float | jax.Array | None = None
+
+
+class LoadedUnCLIP(NamedTuple):
+    """A system ready to use: ``generate(unclip, params, tokenize(prompts), keys)``."""
+
+    unclip: UnCLIP
+    params: dict[str, Any]
+    tokenize: Tokenizer
+
+
+def encode_text(unclip: UnCLIP, params: dict[str, Any], tokens: jax.Array) -> TextFeatures:
+    """Features of prompts int32 [B, L]."""
+    return CLIP(unclip.clip).apply({"params": params["clip"]}, tokens, method="encode_text")
+
+
+def sample_prior(
+    unclip: UnCLIP,
+    params: dict[str, Any],
+    text: TextFeatures,
+    keys: jax.Array,
+    *,
+    guidance_scale: float | jax.Array | None = None,
+) -> jax.Array:
+    """Image embeddings [B, D] for prompts: of ``unclip.candidates`` draws each, the one most similar to the text.
+
+    keys: [B], one per sample.
+    """
+    n, batch = unclip.candidates, text.embed.shape[0]
+    cond = Cond(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask).repeat(n)
+    candidate_keys = jax.vmap(lambda key: sample_keys(key, jnp.arange(n)))(keys).reshape(-1)
+    if guidance_scale is not None:
+        guidance_scale = jnp.repeat(jnp.broadcast_to(guidance_scale, (batch,)), n)
+    x0 = stages.run(unclip.prior, params["prior"], cond, candidate_keys, guidance_scale=guidance_scale)
+    draws = stages.network(unclip.prior).apply({"params": params["prior"]}, x0, method="restore").reshape(batch, n, -1)
+    best = jnp.argmax(similarity(draws, text.embed[:, None, :]), axis=1)
+    return jnp.take_along_axis(draws, best[:, None, None], axis=1)[:, 0]
+
+
+def decode(
+    unclip: UnCLIP,
+    params: dict[str, Any],
+    cond: Cond,
+    keys: jax.Array,
+    *,
+    guidance_scale: float | jax.Array | None = None,
+) -> jax.Array:
+    """Pictures [B, H, W, 3] in [−1, 1] from an image embedding and text: the decoder, then every upsampler.
+
+    cond: image_embed, text_encodings and text_mask of B samples; with ``keep_text`` False the image embedding decides.
+    keys: [B], one per sample.
+    """
+    images = stages.run(unclip.decoder, params["decoder"], cond, fold_in_each(keys, 0), guidance_scale=guidance_scale)
+    for i, stage in enumerate(unclip.upsamplers):
+        images = stages.run(stage, params[f"upsampler_{i}"], Cond(low_res=images), fold_in_each(keys, 1 + i))
+    return images
+
+
+def generate(
+    unclip: UnCLIP,
+    params: dict[str, Any],
+    tokens: jax.Array,
+    keys: jax.Array,
+    *,
+    image_embed: jax.Array | None = None,
+    guidance: Guidance = Guidance(),
+) -> Generation:
+    """From prompts to pictures.
+
+    Args:
+      unclip: the architecture.
+      params: {"clip", "prior", "decoder", "upsampler_0", …}.
+      tokens: int32 [B, L] prompts.
+      keys: [B] keys, one per picture: a picture depends on its own prompt and key, not on its neighbours.
+      image_embed: [B, D] to decode from instead of the prior's.
+      guidance: scales for prior and decoder.
+    """
+    text = encode_text(unclip, params, tokens)
+    if image_embed is None:
+        image_embed = sample_prior(unclip, params, text, fold_in_each(keys, 0), guidance_scale=guidance.prior)
+    cond = Cond(text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed)
+    images = decode(unclip, params, cond, fold_in_each(keys, 1), guidance_scale=guidance.decoder)
+    return Generation(text, image_embed, images)
+
+
+generate_jit = jax.jit(generate, static_argnums=0)
+"""``generate`` compiled once per architecture and batch size."""
+
+
+def save_stage(directory: str | os.PathLike, stage: Stage, params: dict[str, Any], *, dtype: Any = None) -> None:
+    """Writes config.json and weights.safetensors, each whole or not at all.
+
+    ``dtype`` (float16, say) is that of the stored weights only.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_params(directory / WEIGHTS, params, dtype=dtype)
+    with atomic_path(directory / CONFIG) as path:
+        path.write_text(json.dumps(dataclasses.asdict(stage), indent=2) + "\n", encoding="utf-8")
+
+
+def load_stage(directory: str | os.PathLike) -> tuple[Stage, dict[str, Any]]:
+    """What ``save_stage`` wrote.
+
+    Raises:
+      UserError: config or weights are absent or damaged, or do not fit each other.
+    """
+    directory = Path(directory)
+    try:
+        data = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise UserError("it is not a JSON object")
+        stage = dacite.from_dict(Stage, data, dacite.Config(strict=True, cast=[tuple, float]))
+    except FileNotFoundError as error:
+        raise UserError(f"{directory} holds no trained stage: there is no {CONFIG} in it") from error
+    except (OSError, ValueError, TypeError, dacite.DaciteError) as error:
+        raise UserError(f"{directory / CONFIG} does not describe a stage: {error}") from error
+    expect = jax.eval_shape(lambda key: stages.init(stage, key), jax.random.key(0))
+    return stage, jax.tree.map(jnp.asarray, load_params(directory / WEIGHTS, expect))
+
+
+def load(directory: str | os.PathLike | None = None) -> LoadedUnCLIP:
+    """A trained system.
+
+    Args:
+      directory: a run directory of ``train.py``, with the folders clip, prior, decoder and upsampler_0, …; None takes
+        the weights that come with the package.
+
+    Raises:
+      UserError: a folder is missing, damaged, or the stages do not fit each other.
+    """
+    root = SHIPPED if directory is None else Path(directory)
+    if not root.is_dir():
+        raise UserError(f"{root} is not a directory; give the run directory of a finished `train.py`")
+    clip = clip_jax.load(root / "clip")
+    prior, prior_params = load_stage(root / "prior")
+    decoder, decoder_params = load_stage(root / "decoder")
+    params = {"clip": clip.variables["params"], "prior": prior_params, "decoder": decoder_params}
+    upsamplers: list[Stage] = []
+    while (folder := root / f"upsampler_{len(upsamplers)}").is_dir():
+        stage, params[folder.name] = load_stage(folder)
+        upsamplers.append(stage)
+    unclip = UnCLIP(clip.model.config, prior, decoder, tuple(upsamplers))
+    _check_fit(unclip)
+    return LoadedUnCLIP(unclip, params, clip.tokenize)
+
+
+def _check_fit(unclip: UnCLIP) -> None:
+    """The widths at the seams must agree, or a network would fail deep inside with a message about a matrix."""
+    clip, prior, decoder = unclip.clip, unclip.prior.model, unclip.decoder.model
+    kinds = {"prior": isinstance(prior, PriorConfig)}
+    kinds["decoder"] = isinstance(decoder, UNetConfig) and not decoder.low_res
+    for i, upsampler in enumerate(stage.model for stage in unclip.upsamplers):
+        kinds[f"upsampler_{i}"] = isinstance(upsampler, UNetConfig) and upsampler.low_res and not upsampler.text_width
+    for name, right in kinds.items():
+        if not right:
+            raise UserError(f"{name} holds another kind of network: were its files swapped with another stage's?")
+    for name, got, want in (
+        ("prior: embed_dim", prior.embed_dim, clip.embed_dim),
+        ("prior: text_width", prior.text_width, clip.text.width),
+        ("prior: context_length", prior.context_length, clip.text.context_length),
+        ("decoder: image_embed_dim", decoder.image_embed_dim, clip.embed_dim),
+        ("decoder: text_width", decoder.text_width, clip.text.width),
+    ):
+        if got != want:
+            raise UserError(f"{name} is {got}, the CLIP beside it has {want}: these weights were not trained together")

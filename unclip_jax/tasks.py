@@ -1,0 +1,172 @@
+"""The trainable things of this package, in the shape ``train_jax.Task`` asks for.
+
+Each task sees a batch ``{"image": uint8 [B, H, W, 3], "tokens": int32 [B, L]}``. The frozen CLIP that conditions a
+stage travels in ``model_state``: it is returned as it came, and a checkpoint holds the very network its stage was
+trained against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax.config import CLIPConfig
+from clip_jax.images import normalise
+from clip_jax.model import CLIP, unit_norm
+from unclip_jax import stage as stages
+from unclip_jax.conditioning import Cond, drop
+from unclip_jax.degrade import DegradeConfig, box_reduce, degrade, random_crops
+from unclip_jax.models.unet import enlarge
+from unclip_jax.stage import Stage
+
+Params = dict[str, Any]
+Batch = dict[str, jax.Array]
+LossOutput = tuple[jax.Array, tuple[dict[str, jax.Array], Params]]
+
+
+def to_signed(images: jax.Array) -> jax.Array:
+    """uint8 pictures -> float32 in [−1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
+    """Pictures in [−1, 1] -> uint8, rounded to the nearest level."""
+    return jnp.round(jnp.clip((images + 1.0) * 127.5, 0.0, 255.0)).astype(jnp.uint8)
+
+
+def encode(config: CLIPConfig, params: Params, images: jax.Array, tokens: jax.Array) -> Cond:
+    """Everything CLIP says of a batch of uint8 pictures of its own image size and their captions, without gradients."""
+    clip, variables = CLIP(config), {"params": params}
+    text = clip.apply(variables, tokens, method="encode_text")
+    cond = Cond(
+        text_embed=text.embed,
+        text_encodings=text.encodings,
+        text_mask=text.mask,
+        image_embed=clip.apply(variables, normalise(images, config.preprocess), method="encode_image"),
+    )
+    return jax.lax.stop_gradient(cond)
+
+
+def embedding_statistics(
+    config: CLIPConfig, params: Params, images: np.ndarray, batch_size: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation, each [D], of the CLIP embeddings of uint8 pictures [N, H, W, 3], by whole batches."""
+    clip = CLIP(config)
+    batch_size = min(batch_size, len(images))
+
+    @jax.jit
+    def embed(batch):
+        return clip.apply({"params": params}, normalise(batch, config.preprocess), method="encode_image")
+
+    starts = range(0, len(images) - batch_size + 1, batch_size)
+    embeds = np.concatenate([np.asarray(embed(images[i : i + batch_size])) for i in starts]).astype(np.float64)
+    # A dimension that never moves would be divided by zero.
+    return embeds.mean(0).astype(np.float32), np.maximum(embeds.std(0), 1e-3).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class PriorTask:
+    """Denoising CLIP image embeddings given the caption (Ramesh et al. 2022, eq. 2).
+
+    Attributes:
+      clip, clip_params: the frozen CLIP.
+      embed_mean, embed_std: [D] statistics of its image embeddings over the training set.
+      drop_text: probability of training a sample without its caption, for guidance. Only the condition is dropped,
+        never x_t.
+    """
+
+    stage: Stage
+    clip: CLIPConfig
+    clip_params: Params
+    embed_mean: np.ndarray
+    embed_std: np.ndarray
+    drop_text: float = 0.1
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        params = stages.init(self.stage, key)
+        statistics = {"embed_mean": jnp.asarray(self.embed_mean), "embed_std": jnp.asarray(self.embed_std)}
+        return params | statistics, {"clip": self.clip_params}
+
+    def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
+        cond = encode(self.clip, model_state["clip"], batch["image"], batch["tokens"])
+        key_drop, key_loss = jax.random.split(key)
+        x0 = standardise(self.stage, params, cond.image_embed)
+        if train:
+            cond = drop(cond, key_drop, text=self.drop_text, image=0.0)
+        loss, metrics = stages.loss(self.stage, params, x0, cond, key_loss, train=train)
+        return loss, (metrics, model_state)
+
+
+def standardise(stage: Stage, params: Params, image_embed: jax.Array) -> jax.Array:
+    """CLIP image embeddings [B, D] -> the space a prior works in; the statistics are data, not trained."""
+    x0 = stages.network(stage).apply({"params": params}, image_embed, method="standardise")
+    return jax.lax.stop_gradient(x0)
+
+
+@dataclass(frozen=True)
+class DecoderTask:
+    """Denoising pictures given the image embedding and the caption.
+
+    Pictures larger than the decoder's own size are box-reduced to it.
+
+    Attributes:
+      clip, clip_params: the frozen CLIP.
+      drop_image, drop_text: probabilities per sample, independent (Ramesh et al. 2022, §2.1).
+    """
+
+    stage: Stage
+    clip: CLIPConfig
+    clip_params: Params
+    drop_image: float = 0.1
+    drop_text: float = 0.5
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        return stages.init(self.stage, key), {"clip": self.clip_params}
+
+    def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
+        cond = encode(self.clip, model_state["clip"], batch["image"], batch["tokens"])
+        key_drop, key_loss = jax.random.split(key)
+        if train:
+            cond = drop(cond, key_drop, text=self.drop_text, image=self.drop_image)
+        factor = batch["image"].shape[1] // self.stage.model.image_size
+        x0 = box_reduce(to_signed(batch["image"]), factor)
+        loss, metrics = stages.loss(self.stage, params, x0, cond, key_loss, train=train)
+        return loss, (metrics, model_state)
+
+
+@dataclass(frozen=True)
+class UpsamplerTask:
+    """Denoising pictures given a spoilt, smaller one, on random crops: no text, no attention, so any window will do.
+
+    Attributes:
+      low_res_size: side of the pictures it starts from.
+      crop_size: side of the training window (the paper: a quarter of the area).
+      degrade: how the low-resolution input is spoilt.
+    """
+
+    stage: Stage
+    low_res_size: int
+    crop_size: int
+    degrade: DegradeConfig = DegradeConfig()
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        return stages.init(self.stage, key), {}
+
+    def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
+        key_degrade, key_crop, key_loss = jax.random.split(key, 3)
+        size = self.stage.model.image_size
+        x0 = box_reduce(to_signed(batch["image"]), batch["image"].shape[1] // size)
+        low_res = degrade(box_reduce(x0, size // self.low_res_size), key_degrade, self.degrade)
+        # Enlarged before cropping, so that a window's border sees its neighbours as it does at sampling time.
+        x0, low_res = random_crops((x0, enlarge(low_res, (size, size))), key_crop, self.crop_size)
+        loss, metrics = stages.loss(self.stage, params, x0, Cond(low_res=low_res), key_loss, train=train)
+        return loss, (metrics, model_state)
+
+
+def similarity(image_embed: jax.Array, text_embed: jax.Array) -> jax.Array:
+    """Cosine of two embeddings, [..., D] and [..., D] -> [...]."""
+    return jnp.sum(unit_norm(image_embed) * unit_norm(text_embed), axis=-1)
