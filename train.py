@@ -154,7 +154,7 @@ class World:
             seed=data.seed,
             split_sizes=None if full else {"train": data.train_examples},
         )
-        arrays = InMemory(source).arrays  # type: ignore[arg-type] # a source only has to be indexable
+        arrays = InMemory(source).arrays
         self.images = arrays["image"]
         self.captions: list[str] = arrays["caption"].tolist()
 
@@ -308,9 +308,27 @@ def write_samples(run: Path) -> Path:
     return run / "samples.png"
 
 
+def check(name: str, config: Shapes | OneStage) -> None:
+    """Refuses what can be seen to be wrong before anything is prepared or written."""
+    from train_jax.errors import UserError
+
+    trainings = {"": config} if isinstance(config, OneStage) else {f"{s}.": getattr(config, s) for s in STAGES}
+    for prefix, training in trainings.items():
+        for field_name in ("num_steps", "batch_size", "log_every", "save_every"):
+            if getattr(training, field_name) < 1:
+                raise UserError(f"{prefix}{field_name}: {getattr(training, field_name)} is less than 1")
+    for directory in (config.run, config.data.directory):
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory} is a file; name a directory")
+    if isinstance(config, OneStage) and not name.endswith("-clip") and not (config.run / "clip").is_dir():
+        clip = f"{name.rpartition('-')[0]}-clip"
+        raise UserError(f"{config.run} holds no CLIP, which {name} needs; first run train.py {clip} --run {config.run}")
+
+
 def main(argv: list[str]) -> None:
     about = "Train CLIP and unCLIP; an interrupted run goes on where it was."
     name, config = choose(PRESETS, argv, prog="train.py", description=about)
+    check(name, config)
     enable_compilation_cache()
     world = World(config.data)
     if isinstance(config, OneStage):

@@ -6,7 +6,7 @@ number of threads. A *source* is anything with `len(source)` and `source[i] -> d
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -15,9 +15,16 @@ from train_jax.errors import UserError
 
 __all__ = ["Batches", "InMemory", "Source", "batches", "prefetch"]
 
-Source = Sequence[Mapping[str, Any]]
 HostBatch = dict[str, np.ndarray]
 Batches = Callable[[int], HostBatch]
+
+
+class Source(Protocol):
+    """Examples by their index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
 class InMemory:
