@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 
     from unclip_jax.pipeline import LoadedUnCLIP
 
+
+def shown(metavar: str, default: str) -> Any:
+    """How `--help` writes an option that may be left out."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
 SHEET_ROWS = 12  # prompts shown on the contact sheet; every picture is a file of its own anyway
 
 
@@ -41,21 +47,23 @@ class Options:
     A picture depends on its prompt, the seed and its index alone, whatever else is made beside it.
     """
 
-    prompt: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    prompt: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT ...", help_behavior_hint="")
+    ] = ()
     """What to draw; several prompts are drawn one after the other."""
-    prompts: Path | None = None
+    prompts: Annotated[Path | None, shown("FILE", "none")] = None
     """A UTF-8 text file with one prompt per line; empty lines are skipped."""
-    run: Path | None = None
-    """Run directory of train.py; without it, the weights that come with the package."""
+    run: Annotated[Path | None, shown("DIR", "the weights that come with the package")] = None
+    """Run directory of train.py."""
     num: int = 4
     """Pictures per prompt."""
     seed: int = 0
     """0 to 4294967295."""
-    steps: int | None = None
+    steps: Annotated[int | None, shown("INT", "as the decoder was saved")] = None
     """Denoising steps of the decoder."""
-    guidance_scale: float | None = None
+    guidance_scale: Annotated[float | None, shown("FLOAT", "as the decoder was saved")] = None
     """Guidance of the decoder: 1 is off, larger follows the prompt more closely."""
-    sampler: str | None = None
+    sampler: Annotated[str | None, shown("STR", "as the decoder was saved")] = None
     """Sampler of the decoder: ddpm, ddim or dpmpp_2m."""
     out: Path = Path("samples")
     """Directory for the PNGs and the contact sheet."""
