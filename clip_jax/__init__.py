@@ -15,11 +15,12 @@ from clip_jax.presets import PRESETS, available_models, preset
 from clip_jax.pretrained import LoadedCLIP, load, save
 from clip_jax.task import CLIPTask
 from clip_jax.text import TextFeatures
-from clip_jax.tokenizer import Tokenizer, TruncationWarning, train_bpe
+from clip_jax.tokenizer import BPETokenizer, Tokenizer, TruncationWarning, load_tokenizer, train_bpe
 
 __all__ = [
     "CLIP",
     "PRESETS",
+    "BPETokenizer",
     "CLIPConfig",
     "CLIPOutput",
     "CLIPTask",
@@ -35,6 +36,7 @@ __all__ = [
     "clip_loss",
     "init",
     "load",
+    "load_tokenizer",
     "preset",
     "same_rows",
     "save",

@@ -1,0 +1,38 @@
+"""A byte is a token: the tokenizer of `mini_fashion`, which needs no vocabulary.
+
+chr(2) starts a text, chr(3) ends it, chr(0) pads. What is not ASCII becomes the bytes of its UTF-8, so that every id
+stays below 256.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from clip_jax.tokenizer.base import Tokenizer, check_texts, without_surrogates
+
+PAD, SOT, EOT = 0, 2, 3
+CONTEXT_LENGTH = 32
+
+
+class AsciiTokenizer(Tokenizer):
+    """`tokenizer(texts)` -> int32 [B, L], 256 ids. The three control characters in use are dropped from texts."""
+
+    kind = "ascii"
+
+    def __init__(self, *, context_length: int = CONTEXT_LENGTH, pad_id: int = PAD):
+        super().__init__(vocab_size=256, context_length=context_length, pad_id=pad_id, sot_id=SOT, eot_id=EOT)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The bytes of each text, without start, end, padding or truncation."""
+        check_texts(texts)
+        return [[b for b in without_surrogates(text).encode() if b not in (PAD, SOT, EOT)] for text in texts]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of one row up to its end; a character cut in two becomes U+FFFD."""
+        return bytes(self.body(tokens)).decode("utf-8", "replace")
+
+    def save(self, path: str | os.PathLike) -> None:
+        """One JSON file that `load_tokenizer` reads back."""
+        data = {"type": "ascii", "context_length": self.context_length, "pad_id": self.pad_id}
+        Path(path).write_text(json.dumps(data) + "\n", encoding="utf-8")

@@ -1,0 +1,150 @@
+"""SigLIP's tokenizers: SentencePiece over lower-cased text, no start, and an end that sticks.
+
+    siglip    32,000 unigram pieces of C4, punctuation removed, padded with the end token </s> (id 1)
+    siglip2   256,000 pieces of Gemma, punctuation kept, padded with <pad> (id 0)
+
+A text is pooled at its last position, padding or not, so every row must have the length of the training (64, or 16 for
+SO400M-224): with shorter padding accuracy collapses. The end token stays when a text is cut ("sticky").
+(Zhai et al. 2023 and Tschannen et al. 2025; `tokenize(…, eos="sticky")` and `canonicalize` of big_vision.)
+
+A `tokenizer.json` is read by `tokenizers`. A `spiece.model` needs the package `sentencepiece` (the extra `siglip`).
+"""
+
+import base64
+import json
+import os
+import re
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from clip_jax.errors import UserError
+from clip_jax.tokenizer.base import Tokenizer, check_texts, without_surrogates
+
+CONTEXT_LENGTH = 64
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def canonicalize(text: str) -> str:
+    """Lower case, no ASCII punctuation, single spaces: what SigLIP's prompts look like."""
+    return re.sub(r"\s+", " ", text.lower().translate(NO_PUNCTUATION)).strip()
+
+
+class SigLIPTokenizer(Tokenizer):
+    """`tokenizer(texts)` -> int32 [B, L]: text, end, padding.
+
+    Special tokens written in a text stay text.
+
+    Args:
+        model: the bytes of a `spiece.model`, or the content of a `tokenizer.json`.
+        pad_id: None: <pad> for SigLIP 2, </s> for SigLIP.
+
+    The name of the end, <eos> in Gemma's vocabulary and </s> in C4's, tells the two apart.
+    """
+
+    def __init__(
+        self,
+        model: bytes | Mapping[str, Any],
+        *,
+        context_length: int = CONTEXT_LENGTH,
+        pad_id: int | None = None,
+    ):
+        self._model = model
+        self._pieces: SentencePieceModel | LibraryModel
+        self._pieces = SentencePieceModel(model) if isinstance(model, bytes) else LibraryModel(model)
+        ends = {name: self._pieces.id_of(name) for name in ("</s>", "<eos>")}
+        found = [(name, i) for name, i in ends.items() if i is not None]
+        if not found:
+            raise UserError("this SentencePiece vocabulary has neither </s> nor <eos>: it is not SigLIP's")
+        (end, eot_id), *_ = found
+        self.kind = "siglip2" if end == "<eos>" else "siglip"
+        if pad_id is None and self.kind == "siglip2":
+            pad_id = self._pieces.id_of("<pad>")
+        super().__init__(
+            vocab_size=self._pieces.size,
+            context_length=context_length,
+            pad_id=eot_id if pad_id is None else pad_id,
+            sot_id=None,
+            eot_id=eot_id,
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without end, padding or truncation."""
+        check_texts(texts)
+        prepare = str.lower if self.kind == "siglip2" else canonicalize
+        return self._pieces.encode([prepare(without_surrogates(text)) for text in texts])
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of one row up to its end token."""
+        return self._pieces.decode(self.body(tokens))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """One JSON file that `load_tokenizer` reads back; it holds the whole model."""
+        model = base64.b64encode(self._model).decode() if isinstance(self._model, bytes) else self._model
+        data = {
+            "type": "siglip",
+            "context_length": self.context_length,
+            "pad_id": self.pad_id,
+            "model": model,
+        }
+        Path(path).write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], **options: Any) -> "SigLIPTokenizer":
+        """From what `save` wrote. Raises KeyError, TypeError or ValueError when it is something else."""
+        model = base64.b64decode(data["model"], validate=True) if isinstance(data["model"], str) else data["model"]
+        saved = {name: data[name] for name in ("context_length", "pad_id")}
+        return cls(model, **(saved | options))
+
+
+class SentencePieceModel:
+    """A `spiece.model`, read by the package it is named after."""
+
+    def __init__(self, model: bytes):
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError:
+            raise UserError(
+                "a spiece.model needs the package sentencepiece: pip install sentencepiece, or give a tokenizer.json"
+            ) from None
+        try:
+            self._processor = SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise UserError(f"this is no SentencePiece model: {error}") from error
+        self.size = self._processor.get_piece_size()
+
+    def id_of(self, piece: str) -> int | None:
+        i = self._processor.piece_to_id(piece)
+        return i if self._processor.id_to_piece(i) == piece else None
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return self._processor.encode(texts)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
+
+class LibraryModel:
+    """A `tokenizer.json`, read by `tokenizers`."""
+
+    def __init__(self, data: Mapping[str, Any]):
+        try:
+            self._library = tokenizers.Tokenizer.from_str(json.dumps(data))
+        except Exception as error:  # the library raises nothing more special
+            raise UserError(f"this is no tokenizer.json: {error}") from error
+        self._library.no_truncation()
+        self._library.no_padding()
+        self._library.encode_special_tokens = True  # as the text they are
+        self.size = self._library.get_vocab_size(with_added_tokens=True)
+
+    def id_of(self, piece: str) -> int | None:
+        return self._library.token_to_id(piece)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._library.encode_batch(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int]) -> str:
+        return self._library.decode(ids, skip_special_tokens=False)
