@@ -2,8 +2,8 @@
 
 `load_tokenizer(directory_or_file)` finds out which of the four kinds it is:
 
-    bpe         OpenAI's byte pairs, and all of OpenCLIP, EVA and Stable Diffusion     bpe.py
-    wordpiece   BERT's, for Chinese-CLIP and `resnet50_bert_base`                      wordpiece.py
+    clip        OpenAI's byte pairs, and all of OpenCLIP, EVA and Stable Diffusion     bpe.py
+    bert        WordPiece, for Chinese-CLIP and `resnet50_bert_base`                      wordpiece.py
     siglip      SentencePiece, as SigLIP (`siglip`) and SigLIP 2 (`siglip2`) use it    sentencepiece.py
     ascii       a byte is a token, for `mini_fashion`                                  ascii.py
 """

@@ -19,7 +19,7 @@ class Tokenizer(ABC):
     """`tokenizer(texts)` -> int32 [B, L]: start (where the vocabulary has one), text, end, padding.
 
     Attributes:
-        kind: "bpe", "wordpiece", "siglip", "siglip2" or "ascii".
+        kind: "clip", "bert", "siglip", "siglip2" or "ascii".
         context_length: the default L.
         pad_id: what follows the end.
         sot_id: what precedes the text, or None.

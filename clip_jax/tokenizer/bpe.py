@@ -62,7 +62,7 @@ class BPETokenizer(Tokenizer):
         pad_id: what follows the end. The original pads with 0, an id that is also the token "!".
     """
 
-    kind = "bpe"
+    kind = "clip"
 
     def __init__(self, merges: Sequence[tuple[str, str]], *, context_length: int = CONTEXT_LENGTH, pad_id: int = 0):
         letters = byte_alphabet().values()

@@ -12,7 +12,7 @@ from clip_jax.tokenizer.bpe import BPETokenizer
 from clip_jax.tokenizer.sentencepiece import SigLIPTokenizer
 from clip_jax.tokenizer.wordpiece import WordPieceTokenizer
 
-Kind = Literal["bpe", "wordpiece", "siglip", "siglip2", "ascii"]
+Kind = Literal["clip", "bert", "siglip", "siglip2", "ascii"]
 KINDS = get_args(Kind)
 
 # What a directory is searched for, in this order.

@@ -31,7 +31,7 @@ class WordPieceTokenizer(Tokenizer):
         longest_word: longer ones are unknown as a whole.
     """
 
-    kind = "wordpiece"
+    kind = "bert"
 
     def __init__(
         self,

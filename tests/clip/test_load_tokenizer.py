@@ -60,7 +60,7 @@ def test_what_is_said_beside_the_vocabulary_counts(tokenizer, huggingface):
 def test_the_shipped_tokenizer_still_gives_its_ids():
     from unclip_jax.pipeline import SHIPPED
 
-    tokenizer = load_tokenizer(SHIPPED / "clip", kind="bpe")
+    tokenizer = load_tokenizer(SHIPPED / "clip", kind="clip")
     data = json.loads((SHIPPED / "clip" / "tokenizer.json").read_text())
     words = ["a", "small", "red", "circle", "in", "the", "top", "left"]
     row = tokenizer(" ".join(words))[0]
@@ -94,10 +94,10 @@ def test_each_file_is_refused_in_one_line(tokenizer, tmp_path):
         assert words in str(error.value)
         assert "\n" not in str(error.value)
         (tmp_path / name).unlink()
-    with pytest.raises(UserError, match="is a bpe tokenizer, the model needs wordpiece"):
-        load_tokenizer(tmp_path / "own.json", kind="wordpiece")
-    with pytest.raises(UserError, match="there is no tokenizer 'bert'"):
+    with pytest.raises(UserError, match="is a clip tokenizer, the model needs bert"):
         load_tokenizer(tmp_path / "own.json", kind="bert")
+    with pytest.raises(UserError, match="there is no tokenizer 'gpt'"):
+        load_tokenizer(tmp_path / "own.json", kind="gpt")
     with pytest.raises(UserError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="no such file"):

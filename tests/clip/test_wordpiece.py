@@ -77,7 +77,7 @@ def test_saved_and_loaded_is_the_same(tokenizer, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
     text = ["A dog, 中国.", "a" * 150]
     for file in ("tokenizer.json", "vocab.txt"):
-        loaded = load_tokenizer(tmp_path / file, kind="wordpiece")
+        loaded = load_tokenizer(tmp_path / file, kind="bert")
         assert loaded.encode(text) == tokenizer.encode(text)
         assert loaded.context_length == (12 if file == "tokenizer.json" else 512)
     cased = WordPieceTokenizer(VOCAB, lowercase=False)
