@@ -6,24 +6,41 @@ A config is checked when it is made, so a model that exists has sizes that fit. 
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from clip_jax.errors import UserError
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
-ACTIVATION_NAMES = ("quick_gelu", "gelu", "gelu_tanh")
+Positions = Literal["learned", "sinusoidal"]
+TokenizerKind = Literal["clip", "bert", "roberta", "siglip", "siglip2", "ascii"]
 
 
 def _check_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value < 1:
-            raise UserError(f"{type(config).__name__}.{name} is {value}: it must be at least 1")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{type(config).__name__}.{name} is {value!r}: it must be an integer of at least 1")
+
+
+def _check_above_zero(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise UserError(f"{type(config).__name__}.{name} is {value!r}: it must be a number above 0")
+
+
+def _check_choice(config: Any, **choices: Any) -> None:
+    for name, allowed in choices.items():
+        value = getattr(config, name)
+        if value not in get_args(allowed):
+            raise UserError(
+                f"{type(config).__name__}.{name} is {value!r}: choose one of {', '.join(map(str, get_args(allowed)))}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """A stack of pre-norm residual attention blocks; the fields both towers share."""
+    """A stack of residual attention blocks; the fields all transformers share."""
 
     width: int
     layers: int
@@ -35,26 +52,27 @@ class TransformerConfig:
     remat: bool = False  # recompute each block in the backward pass
 
     def __post_init__(self) -> None:
-        _check_positive(self, "width", "layers", "heads")
+        _check_positive(self, "width", "layers", "heads", *(["mlp_width"] if self.mlp_width is not None else []))
         if self.width % self.heads:
             raise UserError(f"{type(self).__name__}: heads {self.heads} does not divide width {self.width}")
-        if self.activation not in ACTIVATION_NAMES:
-            raise UserError(
-                f"{type(self).__name__}.activation is {self.activation!r}: choose one of {', '.join(ACTIVATION_NAMES)}"
-            )
+        _check_choice(self, activation=Activation)
+        _check_above_zero(self, "ln_eps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig(TransformerConfig):
-    """Vision transformer with a class token and a norm before the blocks (Radford et al. 2021)."""
+class _PatchConfig(TransformerConfig):
+    """A transformer over the square patches of a square image."""
 
     image_size: int
     patch_size: int
+    channels: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(self, "image_size", "patch_size")
-        if self.image_size % self.patch_size:
+        _check_positive(self, "image_size", "patch_size", "channels")
+        # SigLIP's SO400M/14 at 384 pixels looks at 27 × 14 = 378 of them; the others have no such checkpoint.
+        crops = getattr(self, "pool", "cls") == "map" and self.image_size > self.patch_size
+        if self.image_size % self.patch_size and not crops:
             raise UserError(
                 f"{type(self).__name__}: image_size {self.image_size} is not divisible by patch_size {self.patch_size}"
             )
@@ -66,59 +84,238 @@ class ViTConfig(TransformerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig(TransformerConfig):
-    """Causal text transformer, pooled at the end-of-text token."""
+class ViTConfig(_PatchConfig):
+    """Vision transformer: CLIP's by default (Radford et al. 2021), SigLIP's with `pool="map"` (Zhai et al. 2023).
+
+    `pool` is where the embedding comes from: "cls" is a class token and a projection, "map" a learned query that looks
+    at the patches (without class token and projection; pixels that fill no whole patch are cut off).
+    """
+
+    pool: Literal["cls", "map"] = "cls"
+    ln_pre: bool = True  # a norm before the blocks
+    patch_bias: bool = False
+    positions: Positions = "learned"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice(self, pool=Literal["cls", "map"], positions=Positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EVA02Config(_PatchConfig):
+    """EVA-02: rotary positions, SwiGLU, a norm inside attention and MLP, no bias on the keys (Fang et al. 2023).
+
+    The rotary positions of the patches span `rope_grid`, whatever their number: the grid of the pre-training.
+    """
+
+    mlp_width: int | None = None  # None: ⌊2.6667 × width⌋
+    ln_eps: float = 1e-6
+    rope_grid: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "rope_grid")
+        if self.width // self.heads % 4:
+            raise UserError(
+                f"{type(self).__name__}: heads {self.heads} of width {self.width} have {self.width // self.heads} "
+                "channels each, rotary positions need a multiple of 4"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """CLIP's ResNet: three-convolution stem, anti-aliased strides, attention pooling (Radford et al. 2021 §2.4).
+
+    `width` is that of the stem; the features have 32 times as many channels.
+    """
+
+    image_size: int
+    layers: tuple[int, int, int, int]  # bottleneck blocks of each stage
+    width: int
+    heads: int  # of the attention pool
+    channels: int = 3
+    bn_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "image_size", "width", "heads", "channels")
+        _check_stages(self)
+        if self.image_size % 32:
+            raise UserError(f"{type(self).__name__}.image_size is {self.image_size}: it must be a multiple of 32")
+        if self.width % 2 or 32 * self.width % self.heads:
+            raise UserError(
+                f"{type(self).__name__}: width {self.width} must be even, and heads {self.heads} divide 32 times it"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainResNetConfig:
+    """The ResNet with bottlenecks of torchvision (He et al. 2015, stride in the 3×3), mean-pooled and projected."""
+
+    image_size: int = 224
+    layers: tuple[int, int, int, int] = (3, 4, 6, 3)
+    width: int = 64
+    channels: int = 3
+    bn_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "image_size", "width", "channels")
+        _check_stages(self)
+
+
+def _check_stages(config: "ResNetConfig | PlainResNetConfig") -> None:
+    layers = config.layers
+    if len(layers) != 4 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in layers):
+        raise UserError(f"{type(config).__name__}.layers is {layers}: four stages of at least one block each")
+    _check_above_zero(config, "bn_eps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TextConfig(TransformerConfig):
+    """A transformer over tokens; the fields all text towers share."""
 
     vocab_size: int
     context_length: int
-    eos_id: int | None = None  # None: the highest id of each row is its end, which is OpenAI's rule
     pad_id: int = 0
+    tokenizer: TokenizerKind = "clip"  # what the ids mean; the tokenizer itself is a file beside the weights
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_positive(self, "vocab_size", "context_length")
-        for name in ("eos_id", "pad_id"):
+        _check_choice(self, tokenizer=TokenizerKind)
+        self._check_ids("pad_id")
+
+    def _check_ids(self, *names: str) -> None:
+        for name in names:
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
                 raise UserError(f"{type(self).__name__}: {name} {value} is not below vocab_size {self.vocab_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessConfig:
-    """From a picture to the network's input. It belongs to the weights, not to the architecture."""
+class TextConfig(_TextConfig):
+    """Pre-norm text transformer: CLIP's by default (causal, pooled at the end of the text), or SigLIP's.
 
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    `attention`: what a token sees. "causal": those before it; "text": those up to the end of the text; "full": all,
+    padding included. `pool`: the "eos" token, or the "last" of the row, which in a short text is padding.
+    """
+
+    eos_id: int | None = None  # None: the highest id of each row is its end, which is OpenAI's rule
+    attention: Literal["causal", "text", "full"] = "causal"
+    pool: Literal["eos", "last"] = "eos"
+    positions: Positions = "learned"
+    projection_bias: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_ids("eos_id")
+        _check_choice(
+            self, attention=Literal["causal", "text", "full"], pool=Literal["eos", "last"], positions=Positions
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig(_TextConfig):
+    """BERT (Devlin et al. 2018) or, with `positions="roberta"`, RoBERTa (Liu et al. 2019): post-norm, bidirectional.
+
+    `pool`: the state of the first token ("cls"), or that through a dense layer and tanh ("pooler"). RoBERTa counts
+    positions from pad_id + 1 over what is not padding. `max_positions` is the size of the table; a text may be shorter.
+    """
+
+    activation: Activation = "gelu"
+    ln_eps: float = 1e-12
+    tokenizer: TokenizerKind = "bert"
+    max_positions: int = 512
+    type_vocab_size: int = 2
+    positions: Literal["bert", "roberta"] = "bert"
+    pool: Literal["cls", "pooler"] = "cls"
+    projection_bias: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "max_positions", "type_vocab_size")
+        _check_choice(self, positions=Literal["bert", "roberta"], pool=Literal["cls", "pooler"])
+        room = self.max_positions - (self.pad_id + 1 if self.positions == "roberta" else 0)
+        if self.context_length > room:
+            raise UserError(f"{type(self).__name__}: context_length {self.context_length} exceeds the {room} positions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """From a picture to the network's input. It belongs to the weights, not to the architecture.
+
+    `mean` and `std` have one number per channel: three for RGB, one for grey.
+    """
+
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     resize: Literal["shortest", "squash"] = "shortest"  # and a centre crop | both sides, whatever the aspect
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("resize", ("shortest", "squash")), ("interpolation", ("bicubic", "bilinear"))):
-            if (value := getattr(self, name)) not in allowed:
-                raise UserError(f"PreprocessConfig.{name} is {value!r}: choose one of {', '.join(allowed)}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise UserError(f"PreprocessConfig: mean {self.mean}, std {self.std}: three numbers each, std above 0")
+        _check_choice(self, resize=Literal["shortest", "squash"], interpolation=Literal["bicubic", "bilinear"])
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
+            raise UserError(
+                f"PreprocessConfig: mean {self.mean}, std {self.std}: three numbers each (one for grey), std above 0"
+            )
+
+
+VisionConfig = ViTConfig | EVA02Config | ResNetConfig | PlainResNetConfig
+TextTowerConfig = TextConfig | BertConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPConfig:
-    """Two towers and the joint space. `logit_scale_init` is the log of the inverse temperature."""
+    """Two towers and the joint space, or one of the towers alone (the other is None).
 
-    embed_dim: int
-    vision: ViTConfig
-    text: TextConfig
+    `logit_scale_init` is the log of the inverse temperature, which is constant unless `logit_scale_learned`.
+    `logit_bias_init` is SigLIP's bias, None without one. `embed_dim` None: the tower's pooled state, not projected (the
+    text encoders of Stable Diffusion); only a tower alone can be so.
+    """
+
+    embed_dim: int | None
+    vision: Any  # VisionConfig | None; typed so that the many readers of a whole CLIP need not exclude None
+    text: Any  # TextTowerConfig | None
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     logit_scale_init: float = math.log(1 / 0.07)
+    logit_scale_learned: bool = True
+    logit_bias_init: float | None = None
 
     def __post_init__(self) -> None:
-        _check_positive(self, "embed_dim")
+        if self.vision is None and self.text is None:
+            raise UserError("CLIPConfig: vision and text are both None: a CLIP has at least one tower")
+        for name, types in (("vision", VISION_TYPES), ("text", TEXT_TYPES)):
+            tower = getattr(self, name)
+            if tower is not None and type(tower) not in types.values():
+                raise UserError(f"CLIPConfig.{name} is a {type(tower).__name__}: give one of {', '.join(types)}")
+        if self.embed_dim is not None:
+            _check_positive(self, "embed_dim")
+        elif self.two_towers:
+            raise UserError("CLIPConfig.embed_dim is None: two towers need the dimension of the space they meet in")
+        if self.vision is None:
+            return
+        if getattr(self.vision, "pool", None) == "map" and self.embed_dim not in (None, self.vision.width):
+            raise UserError(
+                f"CLIPConfig: embed_dim {self.embed_dim} is not vision.width {self.vision.width}: "
+                "pooling by attention has no projection"
+            )
+        if self.vision.channels != len(self.preprocess.mean):
+            raise UserError(
+                f"CLIPConfig: the image tower takes {self.vision.channels} channels, "
+                f"preprocess.mean has {len(self.preprocess.mean)}"
+            )
+
+    @property
+    def two_towers(self) -> bool:
+        """Whether images and texts can be compared."""
+        return self.vision is not None and self.text is not None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict; each tower carries its `type` so that `from_dict` needs no guessing."""
         data = dataclasses.asdict(self)
         for name in ("vision", "text"):
-            data[name] = {"type": type(getattr(self, name)).__name__, **data[name]}
-        data["preprocess"] = {k: list(v) if isinstance(v, tuple) else v for k, v in data["preprocess"].items()}
+            if data[name] is not None:
+                data[name] = {"type": type(getattr(self, name)).__name__, **_with_lists(data[name])}
+        data["preprocess"] = _with_lists(data["preprocess"])
         return data
 
     @classmethod
@@ -131,16 +328,21 @@ class CLIPConfig:
         fields["vision"] = _tower(fields, "vision", VISION_TYPES)
         fields["text"] = _tower(fields, "text", TEXT_TYPES)
         if "preprocess" in fields:
-            preprocess = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["preprocess"].items()}
-            fields["preprocess"] = _build(PreprocessConfig, preprocess, "preprocess")
+            fields["preprocess"] = _build(PreprocessConfig, fields["preprocess"], "preprocess")
         return _build(cls, fields, "the CLIP config")
 
 
-VISION_TYPES: dict[str, type] = {"ViTConfig": ViTConfig}
-TEXT_TYPES: dict[str, type] = {"TextConfig": TextConfig}
+VISION_TYPES: dict[str, type] = {c.__name__: c for c in (ViTConfig, EVA02Config, ResNetConfig, PlainResNetConfig)}
+TEXT_TYPES: dict[str, type] = {c.__name__: c for c in (TextConfig, BertConfig)}
+
+
+def _with_lists(data: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
 
 
 def _tower(fields: dict[str, Any], name: str, types: dict[str, type]) -> Any:
+    if name in fields and fields[name] is None:
+        return None
     tower = dict(fields.get(name) or {})
     kind = tower.pop("type", None)
     if kind not in types:
@@ -156,4 +358,4 @@ def _build(cls: type, data: dict[str, Any], where: str) -> Any:
     unknown, missing = sorted(data.keys() - known), sorted(required - data.keys())
     if unknown or missing:
         raise UserError(f"{where}: unknown fields {unknown}, missing fields {missing}")
-    return cls(**data)
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})

@@ -1,16 +1,18 @@
-"""The blocks both transformers are made of.
+"""The blocks the transformers are made of.
 
 Parameters carry OpenAI's names, and the fused `in_proj` keeps OpenAI's [q; k; v] order, so that converting a
 published checkpoint is a transposition per matrix. Parameters are float32; `dtype` is the dtype of the matrix products.
 Norms and softmax are always computed in float32, as OpenAI's are even in its float16 models.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
@@ -80,10 +82,30 @@ class LayerNorm(nn.Module):
         return (h * scale + bias).astype(x.dtype)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection [C, 3C] in the order q, k, v.
+def attend(
+    q: Float[Array, "B Q N K"],
+    k: Float[Array, "B S N K"],
+    v: Float[Array, "B S N K"],
+    mask: Bool[Array, "*M Q S"] | None = None,
+) -> Float[Array, "B Q C"]:
+    """softmax(q kᵀ / √K) v for each head, heads joined: C = N · K. `mask` is True where a query may look at a key."""
+    logits = jnp.einsum("bqnk,bsnk->bnqs", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bnqs,bsnk->bqnk", weights, v)
+    return out.reshape(*out.shape[:2], -1)
 
-    `mask` is True where a query (next-to-last axis) may look at a key (last axis).
+
+def split_heads(x: Float[Array, "B L C"], heads: int) -> Float[Array, "B L N K"]:
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one fused projection [C, 3C] in the order q, k, v.
+
+    `mask` is True where a query (next-to-last axis) may look at a key (last axis). The queries come from `x` itself,
+    or from `query` [B, Q, C].
     """
 
     config: TransformerConfig
@@ -91,16 +113,21 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L C"], mask: Bool[Array, "*M L L"] | None = None) -> Float[Array, "B L C"]:
+    def __call__(
+        self,
+        x: Float[Array, "B L C"],
+        mask: Bool[Array, "*M Q L"] | None = None,
+        query: Float[Array, "B Q C"] | None = None,
+    ) -> Float[Array, "B Q C"]:
         width, heads = self.config.width, self.config.heads
-        qkv = nn.Dense(3 * width, kernel_init=self.inits.in_proj, dtype=self.dtype, name="in_proj")(x)
-        qkv = qkv.reshape(*x.shape[:2], 3, heads, width // heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, L, N, K]
-        logits = jnp.einsum("bqnk,bsnk->bnqs", q * (width // heads) ** -0.5, k, preferred_element_type=jnp.float32)
-        if mask is not None:
-            logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        out = jnp.einsum("bnqs,bsnk->bqnk", weights, v).reshape(x.shape)
+        in_proj = nn.Dense(3 * width, kernel_init=self.inits.in_proj, dtype=self.dtype, name="in_proj")
+
+        def project(x: Array) -> Array:
+            return in_proj(x).reshape(*x.shape[:2], 3, heads, width // heads)
+
+        qkv = project(x)
+        q = (qkv if query is None else project(query))[:, :, 0]  # [B, Q, N, K]
+        out = attend(q, qkv[:, :, 1], qkv[:, :, 2], mask)
         return nn.Dense(width, kernel_init=self.inits.out_proj, dtype=self.dtype, name="out_proj")(out)
 
 
@@ -137,27 +164,59 @@ class ResidualAttentionBlock(nn.Module):
         return x + MLP(self.config, self.inits, self.dtype, name="mlp")(LayerNorm(eps, name="ln_2")(x))
 
 
+def run_blocks(
+    block: Callable[..., nn.Module],
+    name: str,
+    config: TransformerConfig,
+    x: Float[Array, "B L C"],
+    *args: Any,
+    hidden_states: bool = False,
+) -> tuple[Float[Array, "B L C"], ...]:
+    """Applies `config.layers` blocks `x = block(name=…)(x, *args)`, from within the compact method of a module.
+
+    Returns all states, the input first, with `hidden_states`; else the last one alone. The blocks are called
+    `{name}_0`, `{name}_1`…; with `scan_layers` there is one `{name}` with a leading layer axis in its parameters.
+    """
+    if config.scan_layers:
+        scan = nn.scan(
+            lambda layer, h, _: ((h := layer(h, *args)), h if hidden_states else None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=config.layers,
+        )
+        last, states = scan(block(name=name), x, None)
+        return (x, *states) if hidden_states else (last,)
+    states = [x]
+    for i in range(config.layers):
+        states.append(block(name=f"{name}_{i}")(states[-1], *args))
+    return tuple(states) if hidden_states else (states[-1],)
+
+
 class Transformer(nn.Module):
-    """The stack: `resblocks_0`, `resblocks_1`…; with `scan_layers` one `resblocks` with a leading layer axis."""
+    """The stack: `resblocks_0`, `resblocks_1`…; with `scan_layers` one `resblocks` with a leading layer axis.
+
+    Returns the last state, or with `hidden_states` a tuple of all of them, the input first.
+    """
 
     config: TransformerConfig
     inits: BlockInit
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L C"], mask: Bool[Array, "*M L L"] | None = None) -> Float[Array, "B L C"]:
+    def __call__(
+        self, x: Float[Array, "B L C"], mask: Bool[Array, "*M L L"] | None = None, *, hidden_states: bool = False
+    ) -> Any:
         block = nn.remat(ResidualAttentionBlock) if self.config.remat else ResidualAttentionBlock
-        if self.config.scan_layers:
-            scan = nn.scan(
-                lambda layer, h, _: (layer(h, mask), None),
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=self.config.layers,
-            )
-            return scan(block(self.config, self.inits, self.dtype, name="resblocks"), x, None)[0]
-        for i in range(self.config.layers):
-            x = block(self.config, self.inits, self.dtype, name=f"resblocks_{i}")(x, mask)
-        return x
+        block = functools.partial(block, self.config, self.inits, self.dtype)
+        states = run_blocks(block, "resblocks", self.config, x, mask, hidden_states=hidden_states)
+        return states if hidden_states else states[-1]
+
+
+def sinusoids(length: int, width: int) -> Float[np.ndarray, "L C"]:
+    """Fixed positions: sin and cos of l / 10000^(c / C) in turns, c even (Vaswani et al. 2017 §3.5)."""
+    channel = np.arange(width)
+    angles = np.arange(length)[:, None] / 10000 ** ((channel - channel % 2) / width)
+    return np.where(channel % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
 
 
 def stack_layers(params: dict[str, Any]) -> dict[str, Any]:

@@ -7,15 +7,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from clip_jax.config import CLIPConfig
+from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
+from clip_jax.errors import UserError
 from clip_jax.text import TextFeatures, TextTransformer
-from clip_jax.vit import VisionTransformer
+from clip_jax.vit import ImageFeatures, VisionTransformer
+
+VISION_TOWERS: dict[type, type[nn.Module]] = {ViTConfig: VisionTransformer}
+TEXT_TOWERS: dict[type, type[nn.Module]] = {TextConfig: TextTransformer}
 
 
 class CLIPOutput(NamedTuple):
     image_features: Float[Array, "B D"]  # unit norm
     text_features: Float[Array, "B D"]  # unit norm
     logit_scale: Float[Array, ""]  # log of the inverse temperature
+    logit_bias: Float[Array, ""] | None = None  # SigLIP's
 
 
 def unit_norm(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -25,7 +30,8 @@ def unit_norm(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
 
 
 class CLIP(nn.Module):
-    """The model. Parameters: `visual`, `text`, `logit_scale`; so `params["text"]` alone drives a `TextTransformer`.
+    """The model. Parameters: `visual`, `text`, `logit_scale`, `logit_bias`, as many of them as the config asks for;
+    so `params["text"]` alone drives a `TextTransformer`. ResNets also have a collection `batch_stats`.
 
     Images are CLIP-normalised float NHWC (see `clip_jax.images`), tokens int32 [B, L].
     """
@@ -34,36 +40,71 @@ class CLIP(nn.Module):
     dtype: Any = jnp.float32  # of the matrix products; parameters stay float32
 
     def setup(self) -> None:
-        config = self.config
-        self.visual = VisionTransformer(config.vision, config.embed_dim, self.dtype)
-        self.text = TextTransformer(config.text, config.embed_dim, self.dtype)
-        self.logit_scale = self.param("logit_scale", nn.initializers.constant(config.logit_scale_init), ())
+        config, constant = self.config, nn.initializers.constant
+        if config.vision is not None:
+            self.visual = VISION_TOWERS[type(config.vision)](config.vision, config.embed_dim, self.dtype)
+        if config.text is not None:
+            self.text = TEXT_TOWERS[type(config.text)](config.text, config.embed_dim, self.dtype)
+        if config.two_towers and config.logit_scale_learned:
+            self.logit_scale = self.param("logit_scale", constant(config.logit_scale_init), ())
+        else:
+            self.logit_scale = jnp.float32(config.logit_scale_init)
+        self.logit_bias = None
+        if config.two_towers and config.logit_bias_init is not None:
+            self.logit_bias = self.param("logit_bias", constant(config.logit_bias_init), ())
 
     def encode_image(
-        self, images: Float[Array, "B H W 3"], keep_patches: Int[Array, "B K"] | None = None
+        self, images: Float[Array, "B H W c"], keep_patches: Int[Array, "B K"] | None = None, *, train: bool = False
     ) -> Float[Array, "B D"]:
-        """Image embeddings, not normalised."""
-        return self.visual(images, keep_patches)
+        """Image embeddings, not normalised. With `train` batch norms use the batch: make `batch_stats` mutable."""
+        return self.image_states(images, keep_patches, train=train, hidden_states=False).embed
 
-    def encode_text(self, tokens: Int[Array, "B L"]) -> TextFeatures:
-        """Text embeddings (not normalised), per-token states and their mask."""
-        return self.text(tokens)
+    def image_states(
+        self,
+        images: Float[Array, "B H W c"],
+        keep_patches: Int[Array, "B K"] | None = None,
+        *,
+        train: bool = False,
+        hidden_states: bool = True,
+    ) -> ImageFeatures:
+        """Image embeddings and the state before and after each block."""
+        if self.config.vision is None:
+            raise UserError("this model has no image tower: it encodes texts only")
+        return self.visual(images, keep_patches, train=train, hidden_states=hidden_states)
+
+    def encode_text(self, tokens: Int[Array, "B L"], *, hidden_states: bool = False) -> TextFeatures:
+        """Text embeddings (not normalised), per-token states and their mask; the states of all layers on request."""
+        if self.config.text is None:
+            raise UserError("this model has no text tower: it encodes images only")
+        return self.text(tokens, hidden_states=hidden_states)
 
     def __call__(
         self,
-        images: Float[Array, "B H W 3"],
+        images: Float[Array, "B H W c"],
         tokens: Int[Array, "B L"],
         keep_patches: Int[Array, "B K"] | None = None,
+        *,
+        train: bool = False,
     ) -> CLIPOutput:
-        """Unit-norm features of both, and the (log) scale of their similarity."""
+        """Unit-norm features of both, and the (log) scale and the bias of their similarity."""
         return CLIPOutput(
-            unit_norm(self.encode_image(images, keep_patches)),
+            unit_norm(self.encode_image(images, keep_patches, train=train)),
             unit_norm(self.encode_text(tokens).embed),
             self.logit_scale,
+            self.logit_bias,
         )
 
 
 def init(config: CLIPConfig, key: Array) -> dict[str, Any]:
-    """Fresh variables `{"params": …}`; give it to `jax.eval_shape` for shapes without memory."""
-    size = config.vision.image_size
-    return CLIP(config).init(key, jnp.zeros((1, size, size, 3)), jnp.zeros((1, config.text.context_length), jnp.int32))
+    """Fresh variables `{"params": …}`, with `batch_stats` where there are batch norms.
+
+    Give it to `jax.eval_shape` for shapes without memory.
+    """
+    model, vision, text = CLIP(config), config.vision, config.text
+    images = None if vision is None else jnp.zeros((1, vision.image_size, vision.image_size, vision.channels))
+    tokens = None if text is None else jnp.zeros((1, text.context_length), jnp.int32)
+    if images is None:
+        return model.init(key, tokens, method="encode_text")
+    if tokens is None:
+        return model.init(key, images, method="encode_image")
+    return model.init(key, images, tokens)
