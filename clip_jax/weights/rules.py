@@ -1,0 +1,203 @@
+"""The one engine that turns published checkpoints into our parameters, and back.
+
+A format is a table: each `Rule` says which published arrays make one of ours, and by which `Op`. Tables are read from
+our side: every parameter the model has must be named by a rule, the rule names the arrays it needs, and whatever is
+then left over in the checkpoint is a fault too. So nothing is missing, unused or of another shape without being said,
+all of it at once. Read backwards, the same table exports. An `Op` only rearranges, which is why a round trip is exact.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from clip_jax.errors import UserError
+from clip_jax.weights.native import flatten, unflatten
+
+Shape = tuple[int, ...]
+BATCH_STATS = "batch_stats/"  # what comes before the path of a running statistic, in tables and in files
+
+
+class Entry(NamedTuple):
+    """An array of a checkpoint that has not been read yet."""
+
+    shape: Shape
+    read: Callable[[], np.ndarray]
+
+
+Checkpoint = Mapping[str, Entry]
+
+
+class Op(NamedTuple):
+    """`read`: published arrays -> ours. `write`: ours -> the published ones, as a tuple."""
+
+    read: Callable[..., np.ndarray]
+    write: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+
+
+class Rule(NamedTuple):
+    """`ours`: the path of a parameter; `theirs`: names of the arrays it is made of. `{i}`, `{j}` stand for numbers."""
+
+    ours: str
+    theirs: str | tuple[str, ...]
+    op: Op
+
+
+same = Op(lambda x: x, lambda x: (x,))
+transpose = Op(lambda x: x.T, lambda x: (x.T,))  # torch's Linear is [out, in]
+conv = Op(lambda x: x.transpose(2, 3, 1, 0), lambda x: (x.transpose(3, 2, 0, 1),))  # OIHW -> HWIO
+join = Op(lambda *parts: np.concatenate(parts), lambda x: tuple(np.split(x, 3)))  # biases of q, k, v
+join_linear = Op(
+    lambda *parts: np.concatenate(parts).T, lambda x: tuple(np.split(x.T, 3))
+)  # [3C, C] of q, k, v -> [C, 3C]
+
+
+def drop_axes(n: int) -> Op:
+    """`n` leading axes of length 1 fall away."""
+    return Op(lambda x: x.reshape(x.shape[n:]), lambda x: (x.reshape((1,) * n + x.shape),))
+
+
+def linear(ours: str, theirs: str) -> tuple[Rule, Rule]:
+    """A torch Linear with bias."""
+    return Rule(f"{ours}/kernel", f"{theirs}.weight", transpose), Rule(f"{ours}/bias", f"{theirs}.bias", same)
+
+
+def norm(ours: str, theirs: str) -> tuple[Rule, Rule]:
+    """A torch LayerNorm."""
+    return Rule(f"{ours}/scale", f"{theirs}.weight", same), Rule(f"{ours}/bias", f"{theirs}.bias", same)
+
+
+def batch_norm(ours: str, theirs: str) -> tuple[Rule, ...]:
+    """A torch BatchNorm with its running statistics."""
+    return (
+        *norm(ours, theirs),
+        Rule(f"{BATCH_STATS}{ours}/mean", f"{theirs}.running_mean", same),
+        Rule(f"{BATCH_STATS}{ours}/var", f"{theirs}.running_var", same),
+    )
+
+
+def renamed(rules: Iterable[Rule], *, ours: str = "", theirs: str = "") -> tuple[Rule, ...]:
+    """The same rules with something before the names of either side."""
+
+    def under(path: str) -> str:
+        if path.startswith(BATCH_STATS):
+            return BATCH_STATS + ours + path.removeprefix(BATCH_STATS)
+        return ours + path
+
+    return tuple(Rule(under(rule.ours), tuple(theirs + name for name in names(rule)), rule.op) for rule in rules)
+
+
+def names(rule: Rule) -> tuple[str, ...]:
+    """The published names of a rule, also where there is one only."""
+    return (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
+
+
+def flat_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """{"params": …, "batch_stats": …} -> {path: leaf}: parameters by their path, the rest after `batch_stats/`."""
+    others = {collection: tree for collection, tree in variables.items() if collection != "params"}
+    return flatten({**variables["params"], **others})
+
+
+def nested_variables(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat_variables`."""
+    params = unflatten(flat)
+    stats = params.pop(BATCH_STATS.rstrip("/"), None)
+    return {"params": params} if stats is None else {"params": params, "batch_stats": stats}
+
+
+def convert(
+    checkpoint: Checkpoint, rules: Iterable[Rule], expect: Mapping[str, Any], *, ignore: str = "", where: str
+) -> dict[str, np.ndarray]:
+    """A checkpoint in the names of a table -> our parameters, flat, float32.
+
+    Args:
+        expect: our flat parameters, as anything with a `shape`.
+        ignore: a regular expression for names that are no weights (buffers, counters) and may be left over.
+        where: what to call the checkpoint in an error.
+
+    Raises: UserError naming everything that is missing, left over, of another shape, or not finite.
+    """
+    links = list(_links(rules, {name: tuple(leaf.shape) for name, leaf in expect.items()}))
+    needed: dict[str, Shape] = {}
+    for _, theirs, op, shape in links:
+        ghost = np.broadcast_to(np.float32(0), shape)  # costs no memory, and every `write` keeps it so
+        needed.update(zip(theirs, (part.shape for part in op.write(ghost)), strict=True))
+    ignored = re.compile(ignore) if ignore else None
+    unused = [n for n in checkpoint if n not in needed and not (ignored and ignored.fullmatch(n))]
+    report(
+        where,
+        missing=sorted(needed.keys() - checkpoint.keys()),
+        unused=sorted(unused),
+        wrong_shape=[
+            f"{name} is {list(checkpoint[name].shape)}, not {list(shape)}"
+            for name, shape in needed.items()
+            if name in checkpoint and checkpoint[name].shape != shape
+        ],
+    )
+    flat, not_finite = {}, []
+    for ours, theirs, op, _ in links:
+        parts = []
+        for name in theirs:
+            part = checkpoint[name].read()
+            part = part.astype(np.float32) if is_float(part.dtype) else part
+            if part.dtype != np.float32:
+                raise UserError(f"{where}: {name} is {part.dtype}, weights are floating-point numbers")
+            if not np.isfinite(part).all():
+                not_finite.append(name)
+            parts.append(part)
+        flat[ours] = np.asarray(op.read(*parts), order="C")
+    report(where, not_finite=not_finite)
+    return flat
+
+
+def export(flat: Mapping[str, Any], rules: Iterable[Rule]) -> dict[str, np.ndarray]:
+    """Our flat parameters -> arrays in the names and shapes of a table: `convert` read backwards."""
+    links = _links(rules, {name: tuple(np.shape(leaf)) for name, leaf in flat.items()})
+    state: dict[str, np.ndarray] = {}
+    for ours, theirs, op, _ in links:
+        parts = op.write(np.asarray(flat[ours]))
+        state.update({name: np.asarray(part, order="C") for name, part in zip(theirs, parts, strict=True)})
+    return state
+
+
+def expected(config: Any) -> dict[str, Any]:
+    """Shapes of our flat parameters for a config, without any memory."""
+    from clip_jax.model import init  # here, as models are no business of the engine
+
+    return flat_variables(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Floating point, bfloat16 included, which numpy does not count among them."""
+    return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
+
+
+def report(where: str, **faults: list[str]) -> None:
+    """Raises one UserError for all faults there are, each kind with the names it concerns."""
+    told = [f"{kind.replace('_', ' ')}: {some(found)}" for kind, found in faults.items() if found]
+    if told:
+        raise UserError(f"{where} does not fit: {'; '.join(told)}")
+
+
+def some(found: list[str], limit: int = 8) -> str:
+    """The first few, and how many more there are."""
+    return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
+
+
+def _links(rules: Iterable[Rule], shapes: Mapping[str, Shape]) -> Iterable[tuple[str, tuple[str, ...], Op, Shape]]:
+    """(our path, published names, op, our shape) of each of our parameters, by the first rule that names it."""
+    patterns = [(_pattern(rule.ours), names(rule), rule.op) for rule in rules]
+    for path, shape in shapes.items():
+        for pattern, theirs, op in patterns:
+            if match := pattern.fullmatch(path):
+                yield path, tuple(name.format(**match.groupdict()) for name in theirs), op, shape
+                break
+        else:
+            raise UserError(f"this format has no place for the parameter {path}: the model is of another family")
+
+
+def _pattern(ours: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(ours)))

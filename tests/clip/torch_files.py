@@ -1,0 +1,106 @@
+"""Writes the files torch writes, without torch: a zip around a pickle that is put together opcode by opcode."""
+
+import pickle
+import struct
+import zipfile
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+STORAGES = {
+    np.dtype(np.float32): "FloatStorage",
+    np.dtype(np.float16): "HalfStorage",
+    np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
+    np.dtype(np.int64): "LongStorage",
+}
+
+
+class Global(NamedTuple):
+    """A name that the reader of a pickle looks up."""
+
+    module: str
+    name: str
+
+
+class Call(NamedTuple):
+    """A call that the reader of a pickle makes."""
+
+    function: Global
+    args: tuple
+
+
+class Module(NamedTuple):
+    """An object of a TorchScript archive."""
+
+    kind: str
+    attributes: dict[str, Any]
+
+
+class View(NamedTuple):
+    """A tensor over a storage, with sizes that may be wrong."""
+
+    array: np.ndarray
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def write_torch(path, data, *, extra=(), storages=None, root="archive", compression=zipfile.ZIP_STORED):
+    """Writes `data` (dicts, numpy arrays, numbers, text, and the classes above) as torch.save does.
+
+    `extra`: more (name, bytes) for the archive. `storages`: what to write instead of the arrays' own bytes.
+    """
+    records: list[bytes] = []
+    program = b"\x80\x02" + _ops(data, records) + b"."
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr(f"{root}/data.pkl", program)
+        archive.writestr(f"{root}/byteorder", "little")
+        for i, record in enumerate(records if storages is None else storages):
+            archive.writestr(f"{root}/data/{i}", record)
+        for name, content in extra:
+            archive.writestr(name, content)
+
+
+def write_torchscript(path, module):
+    """Writes a tree of `Module`s as torch.jit.save does: with code beside it, which here must not be looked at."""
+    code = "raise SystemExit('this code was run')\n"
+    write_torch(
+        path, module, extra=[("archive/code/__torch__/clip.py", code), ("archive/constants.pkl", b"\x80\x02).")]
+    )
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _ops(value: Any, records: list[bytes]) -> bytes:
+    match value:
+        case Global(module, name):
+            return b"c" + f"{module}\n{name}\n".encode()
+        case Call(function, args):
+            return _ops(function, records) + _ops(tuple(args), records) + b"R"
+        case Module(kind, attributes):
+            return _ops(Global("__torch__", kind), records) + b")\x81" + _ops(attributes, records) + b"b"
+        case View(array, offset, size, stride):
+            storage = Global("torch", STORAGES[array.dtype])
+            key = str(len(records))
+            records.append(array.tobytes())
+            reference = _ops(("storage", storage, key, "cpu", array.size), records) + b"Q"
+            rest = [
+                _ops(v, records) for v in (offset, size, stride, False, Call(Global("collections", "OrderedDict"), ()))
+            ]
+            return (
+                _ops(Global("torch._utils", "_rebuild_tensor_v2"), records) + b"(" + reference + b"".join(rest) + b"tR"
+            )
+        case np.ndarray():
+            steps = tuple(step // value.itemsize for step in np.empty_like(value, order="C").strides)
+            return _ops(View(np.ascontiguousarray(value).ravel(), 0, value.shape, steps), records)
+        case dict():
+            return b"}(" + b"".join(_text(k) + _ops(v, records) for k, v in value.items()) + b"u"
+        case tuple():
+            return b"(" + b"".join(_ops(v, records) for v in value) + b"t"
+        case str():
+            return _text(value)
+    return pickle.dumps(value, protocol=2)[2:-1]  # a number
