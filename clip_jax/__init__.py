@@ -7,7 +7,16 @@ In short:
     text = model.apply(variables, tokenize(texts), method="encode_text")                  # text.embed: [B, D]
 """
 
-from clip_jax.config import CLIPConfig, PreprocessConfig, TextConfig, ViTConfig
+from clip_jax.config import (
+    BertConfig,
+    CLIPConfig,
+    EVA02Config,
+    PlainResNetConfig,
+    PreprocessConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+)
 from clip_jax.errors import UserError
 from clip_jax.losses import clip_loss, same_rows
 from clip_jax.model import CLIP, CLIPOutput, init, unit_norm
@@ -16,6 +25,7 @@ from clip_jax.pretrained import LoadedCLIP, load, save
 from clip_jax.task import CLIPTask
 from clip_jax.text import TextFeatures
 from clip_jax.tokenizer import BPETokenizer, Tokenizer, TruncationWarning, load_tokenizer, train_bpe
+from clip_jax.vit import ImageFeatures
 
 __all__ = [
     "CLIP",
@@ -24,8 +34,12 @@ __all__ = [
     "CLIPConfig",
     "CLIPOutput",
     "CLIPTask",
+    "EVA02Config",
+    "ImageFeatures",
     "LoadedCLIP",
+    "PlainResNetConfig",
     "PreprocessConfig",
+    "ResNetConfig",
     "TextConfig",
     "TextFeatures",
     "Tokenizer",

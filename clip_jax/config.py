@@ -89,8 +89,11 @@ class ViTConfig(_PatchConfig):
 
     `pool` is where the embedding comes from: "cls" is a class token and a projection, "map" a learned query that looks
     at the patches (without class token and projection; pixels that fill no whole patch are cut off).
+    `stem` has the widths of convolutions of stride 2 between the image and the patches (Xiao et al. 2021); patch_size
+    counts pixels of the image with or without them.
     """
 
+    stem: tuple[int, ...] = ()
     pool: Literal["cls", "map"] = "cls"
     ln_pre: bool = True  # a norm before the blocks
     patch_bias: bool = False
@@ -99,6 +102,13 @@ class ViTConfig(_PatchConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_choice(self, pool=Literal["cls", "map"], positions=Positions)
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in self.stem):
+            raise UserError(f"{type(self).__name__}.stem is {self.stem}: widths must be integers of at least 1")
+        if self.patch_size % 2 ** len(self.stem):
+            raise UserError(
+                f"{type(self).__name__}: patch_size {self.patch_size} is not divisible by {2 ** len(self.stem)}, "
+                f"the stride of a stem of {len(self.stem)} convolutions"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +301,8 @@ class CLIPConfig:
             _check_positive(self, "embed_dim")
         elif self.two_towers:
             raise UserError("CLIPConfig.embed_dim is None: two towers need the dimension of the space they meet in")
+        elif isinstance(self.vision, ResNetConfig):
+            raise UserError("CLIPConfig.embed_dim is None: attention pooling ends in a projection")
         if self.vision is None:
             return
         if getattr(self.vision, "pool", None) == "map" and self.embed_dim not in (None, self.vision.width):

@@ -7,13 +7,29 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
+from clip_jax.bert import BertTower
+from clip_jax.config import (
+    BertConfig,
+    CLIPConfig,
+    EVA02Config,
+    PlainResNetConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+)
 from clip_jax.errors import UserError
+from clip_jax.eva import EVAVisionTransformer
+from clip_jax.resnet import ModifiedResNet, ResNet
 from clip_jax.text import TextFeatures, TextTransformer
 from clip_jax.vit import ImageFeatures, VisionTransformer
 
-VISION_TOWERS: dict[type, type[nn.Module]] = {ViTConfig: VisionTransformer}
-TEXT_TOWERS: dict[type, type[nn.Module]] = {TextConfig: TextTransformer}
+VISION_TOWERS: dict[type, type[nn.Module]] = {
+    ViTConfig: VisionTransformer,
+    EVA02Config: EVAVisionTransformer,
+    ResNetConfig: ModifiedResNet,
+    PlainResNetConfig: ResNet,
+}
+TEXT_TOWERS: dict[type, type[nn.Module]] = {TextConfig: TextTransformer, BertConfig: BertTower}
 
 
 class CLIPOutput(NamedTuple):
