@@ -1,0 +1,77 @@
+"""Many pictures or texts to unit-norm features, in batches of one compiled size."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from clip_jax.images import Picture
+from clip_jax.model import CLIP, unit_norm
+from clip_jax.pretrained import LoadedCLIP
+
+Progress = Callable[[int], Any]  # is told how many more are done
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_image(model: CLIP, variables: dict[str, Any], images: Array) -> Array:
+    return unit_norm(model.apply(variables, images, method="encode_image"))
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_text(model: CLIP, variables: dict[str, Any], tokens: Array) -> Array:
+    return unit_norm(model.apply(variables, tokens, method="encode_text").embed)
+
+
+def image_features(
+    clip: LoadedCLIP,
+    pictures: Iterable[Picture],
+    *,
+    batch_size: int = 64,
+    threads: int = 8,
+    progress: Progress | None = None,
+) -> Float[np.ndarray, "N D"]:
+    """Unit-norm float32 features of any number of pictures, read as they are needed.
+
+    Raises: UserError for what is not a picture.
+    """
+    encode = partial(_encode_image, clip.model, clip.variables)
+    prepare = partial(clip.preprocess, threads=threads)
+    return _in_batches(encode, prepare, pictures, batch_size, progress)
+
+
+def text_features(
+    clip: LoadedCLIP, texts: Iterable[str], *, batch_size: int = 256, progress: Progress | None = None
+) -> Float[np.ndarray, "N D"]:
+    """Unit-norm float32 features of any number of texts. Raises UserError for what is not text."""
+    encode = partial(_encode_text, clip.model, clip.variables)
+    return _in_batches(encode, clip.tokenize, texts, batch_size, progress)
+
+
+def _in_batches(
+    encode: Callable[[np.ndarray], Array],
+    prepare: Callable[[list[Any]], np.ndarray],
+    items: Iterable[Any],
+    batch_size: int,
+    progress: Progress | None,
+) -> np.ndarray:
+    if isinstance(items, Sequence):
+        batch_size = min(batch_size, max(1, len(items)))
+    rows: list[np.ndarray] = []
+    for batch in _batched(items, batch_size):
+        inputs = prepare(batch)
+        # The last batch is filled up, so that one program serves them all.
+        inputs = np.concatenate([inputs, np.repeat(inputs[-1:], batch_size - len(batch), axis=0)])
+        rows.append(np.asarray(encode(inputs))[: len(batch)])
+        if progress is not None:
+            progress(len(batch))
+    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,100 @@
+"""Finding images by text and texts by image. Similarities are computed piece by piece: no Q × N matrix in memory."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from clip_jax.errors import UserError
+
+
+class Nearest(NamedTuple):
+    """The candidates most similar to each query, best first."""
+
+    indices: Int[np.ndarray, "Q k"]
+    similarity: Float[np.ndarray, "Q k"]
+
+
+def nearest(
+    queries: Float[np.ndarray, "Q D"],
+    candidates: Float[np.ndarray, "N D"],
+    k: int = 10,
+    *,
+    chunk: int = 4096,
+) -> Nearest:
+    """The k candidates with the largest dot product for each query; of equal ones, the first.
+
+    At most `chunk` queries and `chunk` candidates are compared at once.
+
+    Raises: UserError when either is empty or their dimensions differ.
+    """
+    if not len(queries) or not len(candidates) or queries.shape[1] != candidates.shape[1]:
+        raise UserError(f"cannot compare queries {list(queries.shape)} with candidates {list(candidates.shape)}")
+    k = min(k, len(candidates))
+    parts = [_nearest(queries[i : i + chunk], candidates, k, chunk) for i in range(0, len(queries), chunk)]
+    return Nearest(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _nearest(queries: np.ndarray, candidates: np.ndarray, k: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    best = jnp.full((len(queries), k), -jnp.inf)
+    index = jnp.zeros((len(queries), k), jnp.int32)
+    for start in range(0, len(candidates), chunk):
+        best, index = _merge(k, best, index, queries, candidates[start : start + chunk], start)
+    return np.asarray(index), np.asarray(best)
+
+
+@partial(jax.jit, static_argnums=0)
+def _merge(k: int, best: Array, index: Array, queries: Array, candidates: Array, start: int) -> tuple[Array, Array]:
+    similarity = jnp.einsum("qd,nd->qn", queries, candidates, preferred_element_type=jnp.float32)
+    places = jnp.broadcast_to(start + jnp.arange(len(candidates), dtype=jnp.int32), similarity.shape)
+    # Those from before come first: of equal ones `top_k` takes the first.
+    both, places = jnp.concatenate([best, similarity], 1), jnp.concatenate([index, places], 1)
+    best, order = jax.lax.top_k(both, k)
+    return best, jnp.take_along_axis(places, order, axis=1)
+
+
+def recall(
+    queries: Float[np.ndarray, "Q D"],
+    candidates: Float[np.ndarray, "N D"],
+    relevant: Sequence[Sequence[int] | np.ndarray] | Int[np.ndarray, " Q"],
+    ks: Sequence[int] = (1, 5, 10),
+    *,
+    chunk: int = 4096,
+) -> dict[int, float]:
+    """recall@k: how often one of a query's relevant candidates is among its k most similar ones (in [0, 1]).
+
+    Args:
+        relevant: for each query the indices of its relevant candidates, or the index of the only one.
+    """
+    if len(relevant) != len(queries):
+        raise UserError(f"there are {len(queries)} queries, but relevant candidates for {len(relevant)}")
+    found = nearest(queries, candidates, max(ks), chunk=chunk).indices
+    wanted = [np.atleast_1d(np.asarray(one)) for one in relevant]
+    hits = np.stack([np.isin(row, one) for row, one in zip(found, wanted, strict=True)])
+    return {k: float(hits[:, :k].any(1).mean()) for k in ks}
+
+
+def both_directions(
+    image_features: Float[np.ndarray, "I D"],
+    text_features: Float[np.ndarray, "T D"],
+    image_of_text: Int[np.ndarray, " T"],
+    ks: Sequence[int] = (1, 5, 10),
+    *,
+    chunk: int = 4096,
+) -> dict[str, dict[int, float]]:
+    """Recall of images by text and of texts by image, as for Flickr30k and COCO (five captions per image).
+
+    `image_of_text[t]` is the image that caption t belongs to; an image without captions asks nothing.
+    """
+    image_of_text = np.asarray(image_of_text)
+    order = np.argsort(image_of_text, kind="stable")
+    asking, starts = np.unique(image_of_text[order], return_index=True)
+    captions = np.split(order, starts[1:])
+    return {
+        "text_to_image": recall(text_features, image_features, image_of_text, ks, chunk=chunk),
+        "image_to_text": recall(image_features[asking], text_features, captions, ks, chunk=chunk),
+    }
