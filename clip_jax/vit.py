@@ -4,6 +4,7 @@ as SigLIP has it (Zhai et al. 2023: no class token, pooled by attention).
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
@@ -53,6 +54,25 @@ class PatchConv(nn.Module):
         if self.use_bias:
             out = out + self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
         return out
+
+
+class ConvStem(nn.Module):
+    """3×3 convolutions of stride 2, each with a norm and GELU: [B, H, W, c] -> [B, H/2^n, W/2^n, C] (Xiao et al. 2021).
+
+    A linear patch embedding has to see a form anew in every colour. Behind a stem, forms and colours come apart early,
+    so that pairs of them that were never seen in training are understood: README, "How well it works".
+    """
+
+    config: ViTConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W c"]) -> Float[Array, "B h w C"]:
+        x = images
+        for i, width in enumerate(self.config.stem):
+            x = nn.Conv(width, (3, 3), (2, 2), padding=((1, 1), (1, 1)), dtype=self.dtype, name=f"conv_{i}")(x)
+            x = jax.nn.gelu(LayerNorm(self.config.ln_eps, name=f"ln_{i}")(x), approximate=False)
+        return x
 
 
 class MAPHead(nn.Module):
@@ -109,7 +129,11 @@ class VisionTransformer(nn.Module):
         else:
             positions = jnp.asarray(sinusoids(num_positions, config.width), self.dtype)
 
-        x = PatchConv(config.width, config.patch_size, config.patch_bias, self.dtype, name="conv1")(images)
+        patch_size = config.patch_size
+        if config.stem:
+            images = ConvStem(config, self.dtype, name="stem")(images)
+            patch_size //= 2 ** len(config.stem)
+        x = PatchConv(config.width, patch_size, config.patch_bias, self.dtype, name="conv1")(images)
         x = x + positions[classed:]
         if keep_patches is not None:
             x = jnp.take_along_axis(x, keep_patches[..., None], axis=1)  # [B, K, C]

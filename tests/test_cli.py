@@ -6,8 +6,10 @@ Most of it happens in this process, where `runpy` runs the scripts themselves. T
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -290,3 +292,20 @@ def test_a_run_is_not_continued_with_another_config(command, trained_run, data):
     argv = ["tiny-upsampler", "--run", trained_run, "--data.directory", data, "--optim.lr", 1]
     assert_refused(command("train.py", *argv), "train.py", "its run has another config (optim.lr 0.001 → 1.0)")
     assert weights(trained_run) == before
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_with_the_same_weights(trained_run, data, tmp_path):
+    """SIGKILL somewhere inside each of the four stages, then the same command once more."""
+    directory = tmp_path / "run"
+    command = arguments("train.py", "tiny", "--run", directory, "--data.directory", data)
+    for stage in ("clip", "prior", "decoder", "upsampler"):
+        log = directory / "train" / stage / "metrics.jsonl"
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and not (log.exists() and log.stat().st_size):
+                time.sleep(0.01)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL, f"it ended before it was killed in {stage}"
+    ended = run(*command[1:])
+    assert ended.code == 0, ended.err
+    assert weights(directory) == weights(trained_run)

@@ -76,7 +76,7 @@ PRESETS: dict[str, Preset] = {
     #                                       width layers heads
     "shapes-prior":     Preset(shapes_prior( 96,     3,    3), OURS),
     #                                         size patch width blocks attention   head width
-    "shapes-decoder":   Preset(shapes_decoder(  32, 4, (Level(128, 1, True),), 64), OURS),
+    "shapes-decoder":   Preset(shapes_decoder(  32, 2, (Level(48, 1), Level(96, 1, True)), 48), OURS),
     "shapes-upsampler": Preset(shapes_upsampler(64, 2, (Level(32, 1),)), OURS),
 
     "tiny-prior":       Preset(shapes_prior(32, 1, 2, **TINY), OURS),
