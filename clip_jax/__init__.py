@@ -31,6 +31,7 @@ __all__ = [
     "CLIP",
     "PRESETS",
     "BPETokenizer",
+    "BertConfig",
     "CLIPConfig",
     "CLIPOutput",
     "CLIPTask",
