@@ -60,7 +60,7 @@ class ConvStem(nn.Module):
     """3×3 convolutions of stride 2, each with a norm and GELU: [B, H, W, c] -> [B, H/2^n, W/2^n, C] (Xiao et al. 2021).
 
     A linear patch embedding has to see a form anew in every colour. Behind a stem, forms and colours come apart early,
-    so that pairs of them that were never seen in training are understood: README, "How well it works".
+    so that pairs of them that were never seen in training are understood: README, "How good it is".
     """
 
     config: ViTConfig
