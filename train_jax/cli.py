@@ -147,8 +147,8 @@ def quiet() -> None:
     logging.basicConfig(level=logging.WARNING)
     for handler in logging.getLogger().handlers:  # an import may have configured them before us
         handler.setFormatter(logging.Formatter("%(message)s"))
-    # When a damaged file fails a restore, orbax closes its event loop over the reads that had still to answer, and asyncio
-    # reports what they answered. The restore has said what was wrong.
+    # When a damaged file fails a restore, orbax closes its event loop over the reads that had still to answer, and
+    # asyncio reports what they answered. The restore has said what was wrong.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     told = sys.unraisablehook
     sys.unraisablehook = lambda what: None if str(what.exc_value) == "Event loop is closed" else told(what)
