@@ -1,0 +1,147 @@
+"""`python -m clip_jax`, in this process, with a CLIP of random weights."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+import clip_jax
+from clip_jax import cli
+from clip_jax.embed import image_features, text_features
+from tests.clip.test_listing import save
+
+
+@pytest.fixture(scope="module")
+def directory(tiny, tiny_variables, tokenizer, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("clip")
+    clip_jax.save(directory, tiny, tiny_variables, tokenizer)
+    return directory
+
+
+@pytest.fixture
+def command(directory, tmp_path, monkeypatch, capsys):
+    """`command("embed", "photos")` in a directory with some photos -> (exit code, stdout, stderr)."""
+    names = ["red/a.png", "red/b.png", "blue/c.png"]
+    for seed, name in enumerate(names):
+        save(tmp_path / "photos" / name, seed)
+    rows = [f"photos/{name},a {name[:3]} circle" for name in (*names, names[0])]
+    (tmp_path / "captions.csv").write_text("\n".join(["image,caption", *rows]))
+    (tmp_path / "broken.csv").write_text("image\nphotos/red/a.png\nbroken.png\n")
+    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "latin1.txt").write_bytes("grün".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text("\n")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        argv = [*map(str, argv)]
+        if argv and argv[0] in cli.COMMANDS and "--model" not in argv and "--help" not in argv:
+            argv += ["--model", str(directory)]
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.run(argv)
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_help(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    assert all(name in out for name in cli.COMMANDS)
+    code, out, _ = command("classify", "--help")
+    assert code == 0
+    assert all(flag in out for flag in ("--model", "--classes", "--templates", "--out", "--batch-size"))
+    assert command()[0] == 2
+
+
+def test_embed(command, directory, tmp_path):
+    code, out, err = command("embed", "captions.csv", "--out", "e.npz", "--batch-size", 3)
+    assert (code, err) == (0, "")
+    assert out.count("\n") == 1
+    found = np.load(tmp_path / "e.npz")
+    clip = clip_jax.load(directory)
+    paths = [tmp_path / name for name in found["name"]]
+    np.testing.assert_allclose(found["image_features"], image_features(clip, paths), atol=1e-5)
+    np.testing.assert_allclose(found["text_features"], text_features(clip, found["caption"].tolist()), atol=1e-5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pip install pyarrow (the extra parquet)")
+def test_parquet_holds_the_same(command, tmp_path):
+    import pyarrow.parquet
+
+    assert command("embed", "photos", "--out", "e.npz")[0] == command("embed", "photos", "--out", "e.parquet")[0] == 0
+    table, arrays = pyarrow.parquet.read_table(tmp_path / "e.parquet").to_pydict(), np.load(tmp_path / "e.npz")
+    assert table.keys() == set(arrays)
+    for name in arrays:
+        np.testing.assert_array_equal(np.array(table[name], arrays[name].dtype), arrays[name])
+
+
+def test_classify(command, tmp_path):
+    code, out, err = command("classify", "photos", "--out", "c.npz", "--k", 2)
+    assert (code, err) == (0, "")
+    assert "3 pictures, 2 classes: top-1" in out
+    found = np.load(tmp_path / "c.npz")
+    assert found["class"].shape == (3, 2)
+    assert {*found["class"].ravel()} == {"red", "blue"}
+    np.testing.assert_allclose(found["probability"].sum(1), 1, atol=1e-5)
+    (tmp_path / "names.txt").write_text("circle\nstar\nsquare\n")
+    code, out, _ = command("classify", "captions.csv", "--classes", "names.txt", "--templates", "imagenet7")
+    assert (code, out) == (0, "4 pictures, 3 classes\n")
+
+
+def test_retrieve(command):
+    code, out, err = command("retrieve", "photos", "--query", "a circle", "a star", "--k", 2)
+    assert (code, err) == (0, "")
+    rows = [line.split("\t") for line in out.splitlines()[:-1]]
+    assert [row[0] for row in rows] == ["a circle"] * 2 + ["a star"] * 2
+    assert out.endswith("3 pictures searched for 2 texts\n")
+    code, out, _ = command("retrieve", "captions.csv")
+    assert code == 0
+    assert "text to image: R@1" in out
+    assert "image to text: R@1" in out
+
+
+def test_verify(command):
+    code, out, err = command("verify", "photos", "--published", 50, "--tolerance", 100, "--templates", "plain")
+    assert (code, err) == (0, "")
+    assert "top-1" in out
+    assert "published 50.00 %" in out
+    code, out, err = command("verify", "photos", "--published", -1, "--templates", "plain")
+    assert (code, out) == (1, "")
+    assert "published -1.00 %" in err
+    code, out, _ = command("verify", "captions.csv", "--dataset", "coco", "--name", "RN50", "--tolerance", 100)
+    assert code == 0
+    assert "text to image" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["embod"], "embod: there is no such command; choose one of embed"),
+        (["embed", "nowhere"], "nowhere: there is no such file or folder"),
+        (["embed", "photos", "--model", "nowhere"], "nowhere"),
+        (["embed", "photos", "--out", "e.txt"], "--out: e.txt is neither .npz nor .parquet"),
+        (["embed", "photos", "--out", "none/e.npz"], "--out: none is not a directory"),
+        (["embed", "photos", "--batch-size", "0"], "--batch-size: 0 is less than 1"),
+        (["embed", "broken.csv"], "broken.png: cannot read the picture"),
+        (["classify", "captions.csv"], "no classes of their own"),
+        (["classify", "photos", "--k", "0"], "--k: 0 is less than 1"),
+        (["classify", "photos", "--templates", "imagnet"], "neither a file nor one of plain, imagenet"),
+        (["classify", "photos", "--templates", "captions.csv"], "has no {} for the name"),
+        (["classify", "photos", "--classes", "latin1.txt"], "latin1.txt is not UTF-8"),
+        (["classify", "photos", "--classes", "empty.txt"], "empty.txt is empty"),
+        (["retrieve", "photos"], "has no captions: say what to look for"),
+        (["verify", "photos"], "--name: nothing is published here for ''"),
+        (["verify", "photos", "--dataset", "flickr"], "--dataset: 'flickr' is none of imagenet, flickr30k, coco"),
+        (["verify", "photos", "--dataset", "coco", "--name", "RN50"], "no captions to verify recall with"),
+        (["verify", "captions.csv", "--published", "1", "--classes", "a"], "no labels to verify an accuracy with"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, argv, words):
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = command(*argv)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("clip_jax: ")
+    assert words in err
+    assert sorted(tmp_path.rglob("*")) == before
