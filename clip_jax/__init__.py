@@ -18,10 +18,10 @@ from clip_jax.config import (
     ViTConfig,
 )
 from clip_jax.errors import UserError
-from clip_jax.losses import clip_loss, same_rows
+from clip_jax.losses import clip_loss, distillation_loss, same_rows, sigmoid_loss
 from clip_jax.model import CLIP, CLIPOutput, init, unit_norm
 from clip_jax.presets import PRESETS, available_models, preset
-from clip_jax.pretrained import LoadedCLIP, load, save
+from clip_jax.pretrained import LoadedCLIP, export, load, save
 from clip_jax.task import CLIPTask
 from clip_jax.text import TextFeatures
 from clip_jax.tokenizer import BPETokenizer, Tokenizer, TruncationWarning, load_tokenizer, train_bpe
@@ -49,12 +49,15 @@ __all__ = [
     "ViTConfig",
     "available_models",
     "clip_loss",
+    "export",
+    "distillation_loss",
     "init",
     "load",
     "load_tokenizer",
     "preset",
     "same_rows",
     "save",
+    "sigmoid_loss",
     "train_bpe",
     "unit_norm",
 ]

@@ -3,16 +3,24 @@
     loss = ½ [ CE(s · I Tᵀ, P) + CE(s · T Iᵀ, Pᵀ) ],   s = exp(min(logit_scale, ln 100))
 
 I and T are unit-norm features [B, D]; P says which texts are right for which image, each row normalised to sum 1.
-With P the identity this is the loss of CLIP (Radford et al. 2021, figure 3).
+With P the identity this is the loss of CLIP (Radford et al. 2021, figure 3). A temperature that is not learned is one
+that has no parameter (`CLIPConfig.logit_scale_learned`): nothing here has to know.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from clip_jax.errors import UserError
+
 MAX_LOGIT_SCALE = math.log(100.0)
+
+Metrics = dict[str, Float[Array, ""]]
+Direction = Literal["both", "image_to_text", "text_to_image"]
 
 
 @jax.custom_vjp
@@ -35,30 +43,115 @@ def same_rows(tokens: Int[Array, "B L"]) -> Bool[Array, "B B"]:
     return (tokens[:, None] == tokens[None]).all(-1)
 
 
+def similarity(
+    image_features: Float[Array, "B D"], text_features: Float[Array, "B D"], scale: Float[Array, ""]
+) -> Float[Array, "B B"]:
+    """Scaled cosines in float32, images down, texts across."""
+    return scale * jnp.einsum("id,jd->ij", image_features, text_features, preferred_element_type=jnp.float32)
+
+
 def clip_loss(
     image_features: Float[Array, "B D"],
     text_features: Float[Array, "B D"],
     logit_scale: Float[Array, ""],
     targets: Num[Array, "B B"] | Bool[Array, "B B"] | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Symmetric softmax loss of unit-norm features; `logit_scale` is the log, as stored.
+    *,
+    direction: Direction = "both",
+) -> tuple[Float[Array, ""], Metrics]:
+    """Softmax loss of unit-norm features; `logit_scale` is the log, as stored.
 
     `targets[i, j]` is the weight of text j for image i (≥ 0, every row and column with something positive); each
     direction normalises its own rows, so `same_rows(tokens)` can be passed as it is. None means the identity.
+    `direction` leaves one half of the loss out: "image_to_text" asks only which text belongs to an image.
     Metrics: `loss`; `loss_floor`, the entropy of the targets, below which no model can get; `accuracy`, how often the
-    best match within the batch is a right one (mean of both directions); `logit_scale` as the factor it stands for.
+    best match within the batch is a right one (mean of the directions); `logit_scale` as the factor it stands for.
     """
     scale = jnp.exp(clamp_logit_scale(logit_scale))
-    logits = scale * jnp.einsum("id,jd->ij", image_features, text_features, preferred_element_type=jnp.float32)
+    logits = similarity(image_features, text_features, scale)
     weights = jnp.eye(logits.shape[0]) if targets is None else targets.astype(jnp.float32)
 
     def one_direction(logits: Array, weights: Array) -> tuple[Array, Array, Array]:
         p = weights / weights.sum(-1, keepdims=True)
-        loss = -(p * jax.nn.log_softmax(logits, axis=-1)).sum(-1).mean()
-        floor = jax.scipy.special.entr(p).sum(-1).mean()
         right = jnp.take_along_axis(weights, logits.argmax(-1, keepdims=True), axis=-1) > 0
-        return loss, floor, right.mean()
+        return _cross_entropy(logits, p), _entropy(p), right.mean()
 
-    by_image, by_text = one_direction(logits, weights), one_direction(logits.T, weights.T)
-    loss, floor, accuracy = ((a + b) / 2 for a, b in zip(by_image, by_text, strict=True))
+    loss, floor, accuracy = _in_directions(one_direction, direction, (logits, weights))
     return loss, {"loss": loss, "loss_floor": floor, "accuracy": accuracy, "logit_scale": scale}
+
+
+def sigmoid_loss(
+    image_features: Float[Array, "B D"],
+    text_features: Float[Array, "B D"],
+    logit_scale: Float[Array, ""],
+    logit_bias: Float[Array, ""],
+    targets: Bool[Array, "B B"] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Each pair on its own: right or not (Zhai et al. 2023, arXiv:2303.15343, algorithm 1).
+
+        loss = −1/B Σ_ij log σ(z_ij (exp(logit_scale) i_i · t_j + logit_bias)),   z = 1 where right, else −1
+
+    `targets` is True where they belong together (None: the diagonal); `same_rows(tokens)` takes equal captions out of
+    the negatives. The scale is not limited: SigLIP's learned ones are above 100.
+    Metrics: as of `clip_loss`, without a floor, as it is 0; and `logit_bias`.
+    """
+    scale = jnp.exp(logit_scale)
+    logits = similarity(image_features, text_features, scale) + logit_bias
+    right = jnp.eye(logits.shape[0], dtype=bool) if targets is None else targets.astype(bool)
+    loss = -jax.nn.log_sigmoid(jnp.where(right, logits, -logits)).sum(-1).mean()
+
+    def best_is_right(logits: Array, right: Array) -> tuple[Array]:
+        return (jnp.take_along_axis(right, logits.argmax(-1, keepdims=True), axis=-1).mean(),)
+
+    (accuracy,) = _in_directions(best_is_right, "both", (logits, right))
+    return loss, {"loss": loss, "accuracy": accuracy, "logit_scale": scale, "logit_bias": logit_bias}
+
+
+def distillation_loss(
+    image_features: Float[Array, "B D"],
+    text_features: Float[Array, "B D"],
+    logit_scale: Float[Array, ""],
+    teacher_image_features: Float[Array, "B E"],
+    teacher_text_features: Float[Array, "B E"],
+    teacher_logit_scale: Float[Array, ""],
+    *,
+    direction: Direction = "both",
+) -> tuple[Float[Array, ""], Metrics]:
+    """The teacher's similarities within the batch are the targets (CLIP-KD, Yang et al. 2023, arXiv:2307.12732).
+
+    Cross entropy of the student's softmax with the teacher's. The spaces may differ in dimension; no gradient reaches
+    the teacher. Metrics: `loss`; `loss_floor`, the teacher's entropy, so that their difference is the KL divergence;
+    `agreement`, how often both have the same best match; `logit_scale` of the student as the factor it stands for.
+    """
+    scale = jnp.exp(clamp_logit_scale(logit_scale))
+    logits = similarity(image_features, text_features, scale)
+    teacher = similarity(teacher_image_features, teacher_text_features, jnp.exp(teacher_logit_scale))
+    teacher = jax.lax.stop_gradient(teacher)
+
+    def one_direction(logits: Array, teacher: Array) -> tuple[Array, Array, Array]:
+        p = jax.nn.softmax(teacher, axis=-1)
+        return _cross_entropy(logits, p), _entropy(p), (logits.argmax(-1) == teacher.argmax(-1)).mean()
+
+    loss, floor, agreement = _in_directions(one_direction, direction, (logits, teacher))
+    return loss, {"loss": loss, "loss_floor": floor, "agreement": agreement, "logit_scale": scale}
+
+
+def _cross_entropy(logits: Float[Array, "B B"], p: Float[Array, "B B"]) -> Float[Array, ""]:
+    return -(p * jax.nn.log_softmax(logits, axis=-1)).sum(-1).mean()
+
+
+def _entropy(p: Float[Array, "B B"]) -> Float[Array, ""]:
+    return jax.scipy.special.entr(p).sum(-1).mean()
+
+
+def _in_directions(
+    measure: Callable[..., Any], direction: Direction, matrices: tuple[Array, Array]
+) -> tuple[Array, ...]:
+    """`measure` of both matrices for the images (rows), of both transposed for the texts, or the mean of the two."""
+    if direction not in get_args(Direction):
+        raise UserError(f"direction is {direction!r}: choose one of {', '.join(get_args(Direction))}")
+    found = []
+    if direction != "text_to_image":
+        found.append(measure(*matrices))
+    if direction != "image_to_text":
+        found.append(measure(*(matrix.T for matrix in matrices)))
+    return tuple(sum(values) / len(values) for values in zip(*found, strict=True))

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from clip_jax.config import CLIPConfig
+from clip_jax.config import CLIPConfig, PlainResNetConfig, ResNetConfig, TextConfig
+from clip_jax.errors import UserError
 from clip_jax.images import normalise
-from clip_jax.losses import clip_loss, same_rows
+from clip_jax.losses import Direction, clip_loss, same_rows, sigmoid_loss
 from clip_jax.model import CLIP, init
 from clip_jax.text import eot_index
 
@@ -31,27 +32,47 @@ def drop_tokens(tokens: Int[Array, "B L"], key: Array, prob: float, *, eos_id: i
 
 @dataclass(frozen=True)
 class CLIPTask:
-    """Contrastive training on batches {"image": uint8 [B, H, W, 3], "tokens": int32 [B, L]}.
+    """Contrastive training on batches {"image": uint8 [B, H, W, c], "tokens": int32 [B, L]}.
+
+    A model with a bias (SigLIP) is trained with the sigmoid loss, the others with the softmax loss.
 
     Args:
         token_drop_prob: see `drop_tokens`. Captions count as equal, and thus as right for each other's image, after it.
         patch_drop_prob: fraction of the patches left out of each training image.
         dtype: of the matrix products; parameters, loss and optimiser stay float32.
+        direction: of the softmax loss, see `clip_loss`.
+        equal_captions: whether equal captions are right for each other's image; if not, they count as wrong.
+
+    Raises: UserError for a dropout that the towers cannot have.
     """
 
     config: CLIPConfig
     token_drop_prob: float = 0.0
     patch_drop_prob: float = 0.0
     dtype: Any = jnp.float32
+    direction: Direction = "both"
+    equal_captions: bool = True
+
+    def __post_init__(self) -> None:
+        config = self.config
+        if not config.two_towers:
+            raise UserError("CLIPTask: contrastive training needs two towers, this config has one")
+        if self.patch_drop_prob and isinstance(config.vision, ResNetConfig | PlainResNetConfig):
+            raise UserError(f"patch_drop_prob is {self.patch_drop_prob}: a ResNet has no patches; set it to 0")
+        if self.token_drop_prob and not (isinstance(config.text, TextConfig) and config.text.pool == "eos"):
+            raise UserError(
+                f"token_drop_prob is {self.token_drop_prob}: this text tower knows no end of the text; set it to 0"
+            )
 
     def init(self, key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
-        """-> (params, model_state); CLIP's towers keep no state."""
-        return init(self.config, key)["params"], {}
+        """-> (params, model_state): running statistics as `batch_stats` where there are batch norms, else nothing."""
+        variables = init(self.config, key)
+        return variables.pop("params"), variables
 
     def loss(
         self, params: dict[str, Any], model_state: dict[str, Any], batch: dict[str, Array], key: Array, *, train: bool
     ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
-        """-> (loss, (metrics, model_state)); the metrics are those of `clip_loss`."""
+        """-> (loss, (metrics, model_state)); the metrics are those of the loss."""
         config, tokens, keep_patches = self.config, batch["tokens"], None
         if train:
             token_key, patch_key = jax.random.split(key)
@@ -64,6 +85,13 @@ class CLIPTask:
                 order = jax.random.uniform(patch_key, (tokens.shape[0], patches)).argsort(-1)
                 keep_patches = order[:, :kept]
         images = normalise(batch["image"], config.preprocess)
-        out = CLIP(config, self.dtype).apply({"params": params}, images, tokens, keep_patches)
-        loss, metrics = clip_loss(out.image_features, out.text_features, out.logit_scale, same_rows(tokens))
-        return loss, (metrics, model_state)
+        out, changed = CLIP(config, self.dtype).apply(
+            {"params": params, **model_state}, images, tokens, keep_patches, train=train, mutable=[*model_state]
+        )
+        targets = same_rows(tokens) if self.equal_captions else None
+        features = out.image_features, out.text_features, out.logit_scale
+        if out.logit_bias is None:
+            loss, metrics = clip_loss(*features, targets, direction=self.direction)
+        else:
+            loss, metrics = sigmoid_loss(*features, out.logit_bias, targets)
+        return loss, (metrics, {**model_state, **changed})

@@ -3,6 +3,7 @@
 Most of it happens in this process, where `runpy` runs the scripts themselves. Training, marked slow, has its processes.
 """
 
+import json
 import os
 import re
 import runpy
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -255,6 +257,22 @@ def test_the_readme_is_true(monkeypatch, untrained_run, tmp_path):
         exec(compile(block, "README.md", "exec"), {})
     assert len(blocks) == 1
     assert len(listing(tmp_path)) == 1
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch, untrained_run):
+    """Its code, cell after cell, with the untrained weights in place of the shipped ones."""
+    cells = json.loads((ROOT / "notebooks" / "shapes.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = []
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=shown.append))
+    monkeypatch.setattr(pipeline, "SHIPPED", untrained_run)
+    names = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+            assert not cell["outputs"]  # they are large, and soon not what the code gives
+    assert len(shown) == 5
+    assert all(isinstance(picture, Image.Image) for picture in shown)
 
 
 # Training

@@ -61,7 +61,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
         raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`")
     if start.startswith(b"PK\x03\x04"):
         return _read_zip(path)
-    if start.startswith(b"\x80"):
+    if start.startswith(b"\x80") and start[8:9] != b"{":  # which is where the header of safetensors begins
         raise UserError(
             f"{path} is a bare pickle (torch before 1.6), which can run code: save it again as safetensors "
             "in a place you trust it"
@@ -115,7 +115,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {one_line(error)}") from error
     if not isinstance(data, dict):
-        raise UserError(f"{path} is not a JSON object")
+        raise UserError(f"{path} is not a JSON object: it is not a CLIP config, nor an index")
     return data
 
 

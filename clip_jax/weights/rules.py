@@ -14,7 +14,9 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
+from clip_jax.model import init
 from clip_jax.weights.native import flatten, unflatten
 
 Shape = tuple[int, ...]
@@ -55,9 +57,27 @@ join_linear = Op(
 )  # [3C, C] of q, k, v -> [C, 3C]
 
 
+scalar = Op(lambda x: x.reshape(()), lambda x: (x.reshape(1),))  # a number kept as [1]
+
+
 def drop_axes(n: int) -> Op:
     """`n` leading axes of length 1 fall away."""
     return Op(lambda x: x.reshape(x.shape[n:]), lambda x: (x.reshape((1,) * n + x.shape),))
+
+
+class Format(NamedTuple):
+    """How one family of checkpoints names its weights.
+
+    `rules(config)`: its table. `sizes(checkpoint)`: what the shapes say about the config, {"vision.width": 768, …}.
+    `infer(checkpoint)`: the whole config where shapes and the family's habits determine it, else a UserError that says
+    what is open. `ignore`: see `convert`.
+    """
+
+    name: str
+    rules: Callable[[CLIPConfig], tuple[Rule, ...]]
+    sizes: Callable[[Checkpoint], dict[str, Any]]
+    infer: Callable[[Checkpoint], CLIPConfig]
+    ignore: str = ""
 
 
 def linear(ours: str, theirs: str) -> tuple[Rule, Rule]:
@@ -163,11 +183,14 @@ def export(flat: Mapping[str, Any], rules: Iterable[Rule]) -> dict[str, np.ndarr
     return state
 
 
-def expected(config: Any) -> dict[str, Any]:
+def expected(config: CLIPConfig) -> dict[str, Any]:
     """Shapes of our flat parameters for a config, without any memory."""
-    from clip_jax.model import init  # here, as models are no business of the engine
-
     return flat_variables(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
+
+
+def count(checkpoint: Checkpoint, pattern: str) -> int:
+    """How many different numbers stand in the place of the group in names that begin with `pattern`."""
+    return len({match[1] for name in checkpoint if (match := re.match(pattern, name))})
 
 
 def is_float(dtype: np.dtype) -> bool:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax import clip_loss, same_rows, unit_norm
+from clip_jax import UserError, clip_loss, distillation_loss, same_rows, sigmoid_loss, unit_norm
 from clip_jax.losses import MAX_LOGIT_SCALE, clamp_logit_scale
 
 
@@ -74,3 +74,97 @@ def test_the_scale_cannot_run_away_and_can_come_back():
     assert gradient(2.0, -1.0) == -1
     assert gradient(9.0, 1.0) == 1, "descent lowers the scale: allowed"
     assert gradient(9.0, -1.0) == 0, "descent would raise it further"
+
+
+def log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
+def softmax_in_numpy(image, text, scale, direction):
+    logits = np.exp(scale) * image @ text.T
+    halves = {"image_to_text": logits, "text_to_image": logits.T}
+    chosen = halves.values() if direction == "both" else [halves[direction]]
+    return np.mean([-np.diag(log_softmax(half)).mean() for half in chosen])
+
+
+def sigmoid_in_numpy(image, text, scale, bias, targets):
+    z = np.where(targets, 1, -1)
+    return np.log1p(np.exp(-z * (np.exp(scale) * image @ text.T + bias))).sum() / len(image)
+
+
+def distillation_in_numpy(image, text, scale, teacher_image, teacher_text, teacher_scale):
+    logits, teacher = np.exp(scale) * image @ text.T, np.exp(teacher_scale) * teacher_image @ teacher_text.T
+    halves = [
+        -(np.exp(log_softmax(t)) * log_softmax(s)).sum(1).mean() for s, t in ((logits, teacher), (logits.T, teacher.T))
+    ]
+    return np.mean(halves)
+
+
+SAME = np.kron(np.eye(3), np.ones((2, 2))).astype(bool)
+CASES = {
+    **{
+        direction: (
+            lambda *a, d=direction: clip_loss(*a, direction=d)[0],
+            lambda *a, d=direction: softmax_in_numpy(*a, d),
+            [2.5],
+        )
+        for direction in ("both", "image_to_text", "text_to_image")
+    },
+    "sigmoid": (lambda *a: sigmoid_loss(*a)[0], lambda *a: sigmoid_in_numpy(*a, np.eye(6)), [2.0, -3.0]),
+    "sigmoid, equal captions": (
+        lambda *a: sigmoid_loss(*a, jnp.asarray(SAME))[0],
+        lambda *a: sigmoid_in_numpy(*a, SAME),
+        [2.0, -3.0],
+    ),
+    "distillation": (
+        lambda *a: distillation_loss(*a, features(7, dim=5), features(8, dim=5), jnp.float32(2.0))[0],
+        lambda *a: distillation_in_numpy(*a, *(np.asarray(features(k, dim=5), np.float64) for k in (7, 8)), 2.0),
+        [1.5],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_every_gradient_are_those_of_float64_numpy(name):
+    ours, reference, scalars = CASES[name]
+    arguments = [features(0), features(1), *map(jnp.float32, scalars)]
+    exact = [np.asarray(a, np.float64) for a in arguments]
+    loss, gradients = jax.jit(jax.value_and_grad(ours, tuple(range(len(arguments)))))(*arguments)
+    assert float(loss) == pytest.approx(reference(*exact), rel=2e-6)
+    h = 1e-6
+    for which, gradient in enumerate(gradients):
+        numeric = np.zeros(exact[which].shape)
+        for index in np.ndindex(numeric.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = [a.copy() for a in exact]
+                moved[which][index] += sign * h
+                ends.append(reference(*moved))
+            numeric[index] = (ends[0] - ends[1]) / (2 * h)
+        np.testing.assert_allclose(gradient, numeric, atol=2e-6 * max(1, np.abs(numeric).max()), rtol=1e-5)
+
+
+def test_the_directions_are_the_halves_of_the_whole():
+    arguments = features(0), features(1), jnp.float32(2.0)
+    both, image, text = (clip_loss(*arguments, direction=d)[0] for d in ("both", "image_to_text", "text_to_image"))
+    assert float(both) == pytest.approx(float(image + text) / 2, rel=1e-6)
+    assert float(image) == float(clip_loss(arguments[1], arguments[0], arguments[2], direction="text_to_image")[0])
+    with pytest.raises(UserError, match=r"sideways.*image_to_text"):
+        clip_loss(*arguments, direction="sideways")
+
+
+def test_distilling_from_oneself_reaches_the_floor_and_leaves_the_teacher_alone():
+    image, text, scale = features(0), features(1), jnp.float32(2.0)
+    loss, metrics = distillation_loss(image, text, scale, image, text, scale)
+    assert float(loss) == pytest.approx(float(metrics["loss_floor"]), rel=1e-6)
+    assert float(metrics["agreement"]) == 1
+    gradient = jax.grad(lambda teacher: distillation_loss(image, text, scale, teacher, text, scale)[0])(image)
+    assert not gradient.any()
+
+
+def test_sigmoid_finds_the_right_pairs_and_its_scale_is_free():
+    text = features(0)
+    loss, metrics = sigmoid_loss(text, text, jnp.float32(4.8), jnp.float32(-60.0))
+    assert float(metrics["accuracy"]) == 1
+    assert float(metrics["logit_scale"]) == pytest.approx(np.exp(4.8), rel=1e-5)
+    assert float(loss) < float(sigmoid_loss(text, text, jnp.float32(4.8), jnp.float32(10.0))[0])
