@@ -82,7 +82,8 @@ def check(images: np.ndarray) -> Checked:
     area = mask.sum((1, 2))  # in pixels
     coordinates = (np.arange(resolution, dtype=np.float32) + 0.5) / resolution
     with np.errstate(invalid="ignore"):  # 0 / 0 where the mask is empty
-        centre = np.stack([mask.sum(1) @ coordinates, mask.sum(2) @ coordinates], axis=-1) / area[:, None]
+        moments = [(mask.sum(axis) * coordinates).sum(-1) for axis in (1, 2)]  # no matmul: BLAS rounds by the batch
+        centre = np.stack(moments, axis=-1) / area[:, None]
     iou, size, shape = _best_templates(mask, area, centre)
     position = (centre[:, 1] > 0.5) * 2 + (centre[:, 0] > 0.5)  # the order of POSITIONS
     labels = np.stack([size, colour, shape, position], axis=-1)
@@ -120,7 +121,7 @@ def _masks(pixels: np.ndarray, background: np.ndarray, rgb: np.ndarray) -> np.nd
     """Coverage of every pixel by the object, from how far its colour lies between background and `rgb`: [N, R, R]."""
     axis = rgb - background
     axis /= np.maximum((axis**2).sum(-1, keepdims=True), 1)
-    mask = np.einsum("nhwc,nc->nhw", pixels, axis) - (background * axis).sum(-1)[:, None, None]
+    mask = (pixels * axis[:, None, None]).sum(-1) - (background * axis).sum(-1)[:, None, None]
     mask[mask < MASK_FLOOR] = 0
     return np.minimum(mask, 1)
 

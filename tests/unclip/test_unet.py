@@ -321,7 +321,7 @@ class TestConditioning:
         cond = cond_for(CONFIG)
         names = ("image_embed", "text_encodings", "text_mask")
         swapped = apply(X_T[::-1], T[::-1], **{name: getattr(cond, name)[::-1] for name in names})
-        np.testing.assert_array_equal(swapped[::-1], apply())
+        np.testing.assert_allclose(swapped[::-1], apply(), atol=1e-5)  # a row's place may decide its rounding
 
 
 class TestUpsampler:
