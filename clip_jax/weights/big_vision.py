@@ -142,7 +142,7 @@ def infer(checkpoint: Checkpoint) -> CLIPConfig:
     found = sizes(checkpoint)
     vision, text = tower(found, "vision"), tower(found, "text")
     both = bool(vision and text)
-    habits = {"activation": "gelu_tanh", "ln_eps": 1e-6}
+    habits: dict[str, Any] = {"activation": "gelu_tanh", "ln_eps": 1e-6}
     if vision:
         vision["image_size"] = vision.pop("grid") * vision["patch_size"]
     return CLIPConfig(

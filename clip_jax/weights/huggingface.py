@@ -349,7 +349,7 @@ def config_to_json(config: CLIPConfig) -> dict[str, Any]:
         if family != "siglip":
             tower["projection_dim"] = config.embed_dim or 512
     if config.two_towers:
-        data = {
+        data: dict[str, Any] = {
             "model_type": family,
             "architectures": [{"clip": "CLIPModel", "siglip": "SiglipModel"}.get(family, "ChineseCLIPModel")],
         }

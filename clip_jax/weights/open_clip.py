@@ -55,7 +55,7 @@ def config_from_json(data: Mapping[str, Any], where: str) -> CLIPConfig:
             vision=tower,
             text=_text(text, activation, where),
             preprocess=_preprocess(data.get("preprocess_cfg") or {}, tower.image_size, where),
-            **({} if bias is None else {"logit_bias_init": float(bias)}),
+            logit_bias_init=None if bias is None else float(bias),
         )
     except (KeyError, TypeError, AttributeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error

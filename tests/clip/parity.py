@@ -1,7 +1,7 @@
 """The models of transformers (and OpenAI's and EVA's goldens) beside ours: same random weights, same inputs.
 
-`test_parity.py` holds every case to the tolerances; `docs/parity.py` writes the table. Weights, norms and biases are all
-random, so that nothing hides behind an initial zero or one. Everything goes through `clip_jax.load`, as a user would.
+`test_parity.py` holds every case to the tolerances; `docs/parity.py` writes the table. Weights, norms and biases are
+all random, so that nothing hides behind an initial zero or one. Everything goes through `clip_jax.load`, as users do it.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 import clip_jax
-from clip_jax import BertConfig, CLIPConfig, PlainResNetConfig
+from clip_jax import BertConfig, PlainResNetConfig
 from clip_jax.bert import BertTower
 from clip_jax.resnet import ResNet
 from clip_jax.weights import chinese_clip, openai
@@ -314,7 +314,8 @@ def clip(vision: dict[str, Any], text: dict[str, Any], act: str = "quick_gelu", 
 
 def sizes(width: int, layers: int, heads: int, mlp: int, **others: Any) -> dict[str, Any]:
     return {
-        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": mlp, **others
+        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "intermediate_size": mlp, **others,
     }  # fmt: skip
 
 
@@ -380,8 +381,8 @@ CASES = (
     Case("ChineseCLIPModel", "96 wide", lambda: whole(lambda: chinese(
         sizes(96, 3, 6, 384, image_size=28, patch_size=14), sizes(48, 3, 3, 192, vocab_size=90,
         max_position_embeddings=MAX_POSITIONS)), eot=False)),
-    *(Case(f"{kind}Model", f"{pool}, {width} wide", lambda kind=kind, pool=pool, width=width, layers=layers, heads=heads:
-        bert(kind, pool, **sizes(width, layers, heads, 3 * width, vocab_size=100)))
+    *(Case(f"{kind}Model", f"{pool}, {width} wide", lambda kind=kind, pool=pool, width=width, layers=layers,
+        heads=heads: bert(kind, pool, **sizes(width, layers, heads, 3 * width, vocab_size=100)))
       for kind in ("Bert", "Roberta")
       for pool, width, layers, heads in (("pooler", 48, 2, 3), ("cls", 64, 3, 4))),
     Case("ResNetModel", "(1, 2, 1, 1) × 8", lambda: resnet((1, 2, 1, 1), 8, 64)),

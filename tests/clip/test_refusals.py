@@ -220,7 +220,8 @@ TABLE = {
         lambda p: clip_jax.load(p.file({**STATE, "text_projection": np.zeros((64, 16), np.int32)})),
         ["text_projection is int32"]),
     "of no format": (
-        lambda p: clip_jax.load(p.file({"layer.weight": np.zeros(2, np.float32)})), ["no known format", "layer.weight"]),
+        lambda p: clip_jax.load(p.file({"layer.weight": np.zeros(2, np.float32)})),
+        ["no known format", "layer.weight"]),
     "heads not in the weights": (
         lambda p: clip_jax.load(p.file(
             to_format(flat_variables(VARIABLES), FORMATS["huggingface"].rules(CONFIG)))), ["heads", "config="]),
@@ -229,7 +230,8 @@ TABLE = {
     "infinity": (lambda p: clip_jax.load(p.file(not_finite(np.inf))), ["not finite: text_projection"]),
     "Git LFS": (lambda p: clip_jax.load(p.write("w.safetensors", LFS)), ["git lfs pull"]),
     "truncated": (
-        lambda p: clip_jax.load(p.write("w.safetensors", p.file().read_bytes()[:-9])), ["cannot read", "w.safetensors"]),
+        lambda p: clip_jax.load(p.write("w.safetensors", p.file().read_bytes()[:-9])),
+        ["cannot read", "w.safetensors"]),
     "header length": (
         lambda p: clip_jax.load(p.write("w.safetensors", b"\xff" * 8 + b"{}")), ["cannot read", "w.safetensors"]),
     "a pickle with code": (
@@ -241,7 +243,8 @@ TABLE = {
     # the call
     "a preset without weights": (lambda p: clip_jax.load("ViT-B/32"), ["architecture", "weights=path"]),
     "weights without a preset": (lambda p: clip_jax.load(p.path, weights=p.file()), ["weights=", "ViT-B/32"]),
-    "a part of what has none": (lambda p: clip_jax.load(p.file(), part="text_encoder"), ["part='text_encoder'", "leave"]),
+    "a part of what has none": (
+        lambda p: clip_jax.load(p.file(), part="text_encoder"), ["part='text_encoder'", "leave"]),
     # export
     "layout": (lambda p: export(p.path / "new", CONFIG, VARIABLES, layout="keras"), ["'keras'", "huggingface"]),
     "export of NaN": (
