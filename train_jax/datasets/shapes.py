@@ -7,22 +7,18 @@ Record i of a split is `shapes_world.example(split, i)`. Resolution, seed and sp
 made with different ones live side by side.
 """
 
-import contextlib
-import fcntl
 import io
-import logging
-import shutil
-import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from tqdm import tqdm
 
 import shapes_world
+from train_jax.datasets.building import LocalBuilder, prepared
 from train_jax.errors import UserError
 
 __all__ = ["Shapes", "ShapesConfig", "ShapesSource", "prepare", "source"]
@@ -61,20 +57,26 @@ class ShapesConfig(tfds.core.BuilderConfig):
         super().__init__(name=f"{resolution}px-seed{seed}" + ("" if sizes == shapes_world.SPLIT_SIZES else listed))
 
 
-class Shapes(tfds.core.GeneratorBasedBuilder):
+class Shapes(LocalBuilder):
     """One coloured shape on grey with a caption; the pairs of the heldout split are never in train or test."""
 
     # Raise it when the renderer, the captions or the draws change, or data prepared before would be taken for new.
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [ShapesConfig()]
 
-    bar: tqdm | None = None  # told of every example; `prepare` hangs it here
-
     @property
     def settings(self) -> ShapesConfig:
         """The config, which as far as TFDS knows could be none."""
         assert isinstance(self.builder_config, ShapesConfig)
         return self.builder_config
+
+    @property
+    def split_sizes(self) -> Mapping[str, int]:
+        return self.settings.split_sizes
+
+    @property
+    def activity(self) -> str:
+        return f"rendering shapes {self.settings.name}"
 
     def _info(self) -> tfds.core.DatasetInfo:
         resolution = self.settings.resolution
@@ -92,7 +94,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        return {split: self._generate_examples(split, size) for split, size in self.settings.split_sizes.items()}
+        return {split: self.counted(self._generate_examples(split, size)) for split, size in self.split_sizes.items()}
 
     def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.settings
@@ -100,14 +102,6 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             image, caption, labels = shapes_world.example(split, index, seed=config.seed, resolution=config.resolution)
             # As a PIL image: TFDS would encode an array with TensorFlow.
             yield index, {"image": Image.fromarray(image), "caption": caption, **labels.words}
-            if self.bar is not None:
-                self.bar.update()
-
-    def _log_download_bytes(self) -> None:
-        """TFDS would print that it downloads; nothing is."""
-
-    def _log_download_done(self) -> None:
-        """TFDS would print that it is done; the bar says so."""
 
 
 class ShapesSource:
@@ -169,80 +163,10 @@ def prepare(
     """
     config = ShapesConfig(resolution, seed, split_sizes)
     data_dir = Path(data_dir).expanduser()
-    with _quiet_tfds():
-        builder = _builder(config, data_dir)
-        if _is_whole(builder):
-            return builder
-        try:
-            with _lock(data_dir / ".shapes.lock"):
-                builder = _builder(config, data_dir)  # another process may have prepared it while this one waited
-                if not _is_whole(builder):
-                    _clear(Path(builder.data_dir))
-                    builder = _builder(config, data_dir)  # one that remembers nothing of what was there
-                    _render(builder)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise UserError(f"{data_dir}: no data can go there ({error.strerror}); choose another directory") from None
-        return builder
+    return prepared(partial(_builder, config, data_dir), data_dir)
 
 
 def _builder(config: ShapesConfig, data_dir: Path) -> Shapes:
     # TFDS wants a config it knows by its name, and warns of any other.
     known = config.name in Shapes.builder_configs
     return Shapes(config=config.name if known else config, data_dir=data_dir, file_format="array_record")
-
-
-def _is_whole(builder: Shapes) -> bool:
-    """Whether all files are there. TFDS itself looks for their description only, and half a copy would do."""
-    if not builder.is_prepared():
-        return False
-    splits = builder.info.splits
-    return {name: split.num_examples for name, split in splits.items()} == builder.settings.split_sizes and all(
-        Path(path).is_file() for split in splits.values() for path in split.filepaths
-    )
-
-
-def _clear(directory: Path) -> None:
-    """Remove what is not whole, and the incomplete.XXXXXX_<version> in which killed runs were writing."""
-    for path in (directory, *directory.parent.glob(f"incomplete.*_{directory.name}")):
-        if path.exists():
-            shutil.rmtree(path)
-
-
-def _render(builder: Shapes) -> None:
-    total = sum(builder.settings.split_sizes.values())
-    task = f"rendering shapes {builder.settings.name}"
-    on_terminal = sys.stderr.isatty()
-    if not on_terminal:
-        print(f"{task}: {total} images", file=sys.stderr, flush=True)
-    layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
-    with tqdm(
-        desc=task, total=total, unit=" images", bar_format=layout, dynamic_ncols=True, disable=not on_terminal
-    ) as builder.bar:
-        builder.download_and_prepare()
-    builder.bar = None
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock. The kernel drops it with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """TFDS logs, warns of every config but the usual one, and draws a bar per split and shard. Ours is enough."""
-    logger = logging.getLogger("absl")
-
-    def errors_only(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    logger.addFilter(errors_only)  # not its level: threads that do this at once would restore each other's
-    tfds.disable_progress_bar()
-    try:
-        yield
-    finally:
-        tfds.enable_progress_bar()
-        logger.removeFilter(errors_only)

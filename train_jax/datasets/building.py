@@ -1,0 +1,131 @@
+"""Datasets written once and read at random: what the TFDS builders here share."""
+
+import contextlib
+import fcntl
+import logging
+import shutil
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from train_jax.errors import UserError
+
+__all__ = ["LocalBuilder", "prepared", "quiet_tfds"]
+
+
+class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg] # TFDS comes without types
+    """A builder that knows how many examples it will write, and tells a bar of each."""
+
+    bar: tqdm | None = None  # `prepared` hangs it here
+
+    @property
+    @abstractmethod
+    def split_sizes(self) -> Mapping[str, int]:
+        """Examples of each split."""
+
+    @property
+    @abstractmethod
+    def activity(self) -> str:
+        """What the bar is called, as in "rendering shapes 64px"."""
+
+    def counted(self, examples: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The same examples, each told to the bar."""
+        for example in examples:
+            yield example
+            if self.bar is not None:
+                self.bar.update()
+
+    def _log_download_bytes(self) -> None:
+        """TFDS would print that it downloads; nothing is."""
+
+    def _log_download_done(self) -> None:
+        """TFDS would print that it is done; the bar says so."""
+
+
+Builder = TypeVar("Builder", bound=LocalBuilder)
+
+
+def prepared(make: Callable[[], Builder], data_dir: Path) -> Builder:
+    """The builder that `make` gives, its data on disk under `data_dir`, written first if it is not whole.
+
+    An interrupted call leaves nothing that a later one would take for data. Of several processes that call at once, one
+    writes and the others wait for it. `make` is called anew where a builder would remember what was there before.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    with quiet_tfds():
+        builder = make()
+        if _is_whole(builder):
+            return builder
+        try:
+            with _lock(data_dir / f".{builder.name}.lock"):
+                builder = make()  # another process may have prepared it while this one waited
+                if not _is_whole(builder):
+                    _clear(Path(builder.data_dir))
+                    builder = make()
+                    _write(builder)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise UserError(f"{data_dir}: no data can go there ({error.strerror}); choose another directory") from None
+        return builder
+
+
+def _is_whole(builder: LocalBuilder) -> bool:
+    """Whether all files are there. TFDS itself looks for their description only, and half a copy would do."""
+    if not builder.is_prepared():
+        return False
+    splits = builder.info.splits
+    return {name: split.num_examples for name, split in splits.items()} == builder.split_sizes and all(
+        Path(path).is_file() for split in splits.values() for path in split.filepaths
+    )
+
+
+def _clear(directory: Path) -> None:
+    """Remove what is not whole, and the incomplete.XXXXXX_<version> in which killed runs were writing."""
+    for path in (directory, *directory.parent.glob(f"incomplete.*_{directory.name}")):
+        if path.exists():
+            shutil.rmtree(path)
+
+
+def _write(builder: LocalBuilder) -> None:
+    what, total = builder.activity, sum(builder.split_sizes.values())
+    on_terminal = sys.stderr.isatty()
+    if not on_terminal:
+        print(f"{what}: {total} images", file=sys.stderr, flush=True)
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
+    with tqdm(
+        desc=what, total=total, unit=" images", bar_format=layout, dynamic_ncols=True, disable=not on_terminal
+    ) as builder.bar:
+        builder.download_and_prepare()
+    builder.bar = None
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock. The kernel drops it with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def quiet_tfds() -> Iterator[None]:
+    """TFDS logs, warns of every config but the usual one, and draws a bar per split and shard. Ours is enough."""
+    logger = logging.getLogger("absl")
+
+    def errors_only(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(errors_only)  # not its level: threads that do this at once would restore each other's
+    tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        tfds.enable_progress_bar()
+        logger.removeFilter(errors_only)
