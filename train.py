@@ -2,6 +2,8 @@
 
     python train.py shapes                                  # all four stages, text to image on the shapes world
     python train.py shapes-decoder --optim.lr 5e-4          # one of them
+    python train.py mini-fashion --data.files fashion       # a small CLIP on Fashion-MNIST
+    python train.py resnet50-bert --data.source captions.csv --vocab vocab.txt
     python train.py shapes --help                           # every field and its value
 
 Run again after an interruption, the same command goes on where it was.
@@ -9,335 +11,27 @@ Run again after an interruption, the same command goes on where it was.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from train_jax.cli import choose, enable_compilation_cache, run_main, tune_cpu
 
 if __name__ == "__main__":
     tune_cpu(training=True)
 
-from train_jax.optim import OptimConfig
+from recipes import image_captions, mini_fashion, shapes
 
-
-@dataclass(frozen=True)
-class StageTraining:
-    """How one stage is trained."""
-
-    model: str
-    """Row of the preset table."""
-    num_steps: int
-    batch_size: int
-    optim: OptimConfig
-    log_every: int = 20
-    save_every: int = 500
-
-
-@dataclass(frozen=True)
-class Data:
-    """The shapes world as training data."""
-
-    directory: Path = Path("data")
-    """Prepared here on first use."""
-    resolution: int = 64
-    seed: int = 0
-    train_examples: int = 20_000
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """All four stages, in the order in which they need each other."""
-
-    run: Path
-    """Run directory: every stage's weights, checkpoints and logs."""
-    clip: StageTraining
-    prior: StageTraining
-    decoder: StageTraining
-    upsampler: StageTraining
-    seed: int = 0
-    weights: Literal["float32", "float16"] = "float32"
-    """How the finished weights are stored; float16 halves the files."""
-    data: Data = field(default_factory=Data)
-
-
-@dataclass(frozen=True)
-class OneStage(StageTraining):
-    """One stage; the stages before it are taken from the run directory."""
-
-    run: Path = Path("runs/shapes")
-    """Run directory: every stage's weights, checkpoints and logs."""
-    seed: int = 0
-    weights: Literal["float32", "float16"] = "float32"
-    """How the finished weights are stored; float16 halves the files."""
-    data: Data = field(default_factory=Data)
-
-
-def optim(lr: float, ema_decay: float = 0.995, **rest: Any) -> OptimConfig:
-    common = {"warmup_steps": 50, "weight_decay": 0.01, "final_lr_fraction": 0.02}
-    return OptimConfig(lr=lr, ema_decay=ema_decay, **(common | rest))
-
-
-SHAPES = Shapes(
-    run=Path("runs/shapes"),
-    clip=StageTraining("shapes", 2000, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=0.1)),
-    prior=StageTraining("shapes-prior", 1000, 64, optim(1e-3)),
-    decoder=StageTraining("shapes-decoder", 2800, 32, optim(2e-3)),
-    upsampler=StageTraining("shapes-upsampler", 1000, 32, optim(2e-3)),
-)
-
-
-def with_steps(recipe: Shapes, **num_steps: int) -> Shapes:
-    """The same recipe with other numbers of steps."""
-    stages = {name: dataclasses.replace(getattr(recipe, name), num_steps=steps) for name, steps in num_steps.items()}
-    return dataclasses.replace(recipe, **stages)
-
-
-LONG = dataclasses.replace(
-    with_steps(SHAPES, clip=4000, prior=3000, decoder=8000, upsampler=2500),
-    run=Path("runs/shapes-long"),
-    weights="float16",
-)
-
-
-def tiny(name: str, steps: int) -> StageTraining:
-    return StageTraining(name, steps, 8, optim(1e-3, warmup_steps=2), log_every=2, save_every=2)
-
-
-TINY = Shapes(
-    run=Path("runs/tiny"),
-    clip=tiny("tiny", 8),
-    prior=tiny("tiny-prior", 8),
-    decoder=tiny("tiny-decoder", 8),
-    upsampler=tiny("tiny-upsampler", 8),
-    data=Data(resolution=32, train_examples=64),
-)
-
-STAGES = ("clip", "prior", "decoder", "upsampler")
-
-
-def one_stage(recipe: Shapes, name: str) -> OneStage:
-    shared: dict[str, Any] = {"run": recipe.run, "seed": recipe.seed, "weights": recipe.weights, "data": recipe.data}
-    return OneStage(**vars(getattr(recipe, name)), **shared)
-
-
-PRESETS: dict[str, tuple[str, Shapes | OneStage]] = {
-    "shapes": ("text to image on the shapes world, all four stages (about 25 minutes on two CPU cores)", SHAPES),
-    "shapes-long": (
-        "the same with two to three times the steps",
-        LONG,
-    ),
-    "tiny": ("the same in a minute or two, to see that it runs: the pictures are noise", TINY),
-    **{f"shapes-{name}": (f"the {name} stage of shapes alone", one_stage(SHAPES, name)) for name in STAGES},
-    **{f"tiny-{name}": (f"the {name} stage of tiny alone", one_stage(TINY, name)) for name in STAGES},
-}
-
-
-class World:
-    """The training split in memory, and the batches the stages take from it."""
-
-    def __init__(self, data: Data):
-        import shapes_world
-        from train_jax.data import InMemory
-        from train_jax.datasets import shapes
-
-        # The full world is prepared with all its splits; a smaller one is for tests and has this one alone.
-        full = data.train_examples == shapes_world.SPLIT_SIZES["train"]
-        source = shapes.source(
-            "train",
-            data_dir=data.directory,
-            resolution=data.resolution,
-            seed=data.seed,
-            split_sizes=None if full else {"train": data.train_examples},
-        )
-        arrays = InMemory(source).arrays
-        self.images = arrays["image"]
-        self.captions: list[str] = arrays["caption"].tolist()
-
-    def batches(self, tokenize: Any, training: StageTraining, seed: int) -> Any:
-        """Step -> {"image", "tokens"}."""
-        from train_jax.data import InMemory, batches
-
-        arrays = {"image": self.images, "tokens": tokenize(self.captions)}
-        return batches(InMemory(arrays), batch_size=training.batch_size, seed=seed)
-
-
-class Plan(NamedTuple):
-    """What is special about training one stage."""
-
-    tokenize: Any
-    task: Any
-    model: dict[str, Any]  # its architecture, part of the run's identity
-    export: Callable[[Any], None]  # writes the averaged parameters for use
-    evaluate: Callable[[Any], dict[str, Any]] | None = None
-
-
-def train_stage(name: str, training: StageTraining, config: Shapes | OneStage, world: World) -> None:
-    """Trains one stage to its end and writes its averaged weights into the run directory."""
-    from train_jax.loop import Run, fit
-
-    plan = PLANS[name](training.model, config, world)
-    identity = {"model": plan.model, "batch_size": training.batch_size}
-    data = {"resolution": config.data.resolution, "seed": config.data.seed, "examples": config.data.train_examples}
-    fit(
-        Run(
-            name=name,
-            task=plan.task,
-            batches=world.batches(plan.tokenize, training, config.seed),
-            optim=training.optim,
-            num_steps=training.num_steps,
-            seed=config.seed,
-            directory=config.run / "train" / name,
-            config=identity | {"data": data},
-            log_every=training.log_every,
-            save_every=training.save_every,
-            evaluate=plan.evaluate,
-            evaluate_every=-(-training.num_steps // 4),
-            on_end=lambda state: plan.export(state.ema_params),
-        )
-    )
-
-
-def plan_clip(model: str, config: Shapes | OneStage, world: World) -> Plan:
-    import clip_jax
-    from unclip_jax.evaluate import retrieval
-
-    clip = clip_jax.preset(model)
-    tokenize = clip_jax.train_bpe(world.captions, clip.text.vocab_size, context_length=clip.text.context_length)
-
-    def export(params: Any) -> None:
-        clip_jax.save(config.run / "clip", clip, {"params": params}, tokenize, dtype=config.weights)
-
-    def evaluate(state: Any) -> dict[str, float]:
-        splits = ("test", "heldout")
-        return {f"retrieval/{split}": retrieval(clip, state.ema_params, tokenize, split, 200) for split in splits}
-
-    return Plan(tokenize, clip_jax.CLIPTask(clip), clip.to_dict(), export, evaluate)
-
-
-def plan_prior(model: str, config: Shapes | OneStage, world: World) -> Plan:
-    import clip_jax
-    from unclip_jax.pipeline import save_stage
-    from unclip_jax.presets import preset
-    from unclip_jax.tasks import PriorTask, embedding_statistics
-
-    clip, stage = clip_jax.load(config.run / "clip"), preset(model)
-    params = clip.variables["params"]
-    mean, std = embedding_statistics(clip.model.config, params, world.images[:4096])
-    task = PriorTask(stage, clip.model.config, params, mean, std)
-    export = partial(save_stage, config.run / "prior", stage, dtype=config.weights)
-    return Plan(clip.tokenize, task, dataclasses.asdict(stage), export)
-
-
-def plan_decoder(model: str, config: Shapes | OneStage, world: World) -> Plan:
-    import clip_jax
-    from unclip_jax.pipeline import save_stage
-    from unclip_jax.presets import preset
-    from unclip_jax.tasks import DecoderTask
-
-    clip, stage = clip_jax.load(config.run / "clip"), preset(model)
-    task = DecoderTask(stage, clip.model.config, clip.variables["params"])
-    export = partial(save_stage, config.run / "decoder", stage, dtype=config.weights)
-    evaluate = decoded_examples(task, world.images[:16], clip.tokenize(world.captions[:16]))
-    return Plan(clip.tokenize, task, dataclasses.asdict(stage), export, evaluate)
-
-
-def plan_upsampler(model: str, config: Shapes | OneStage, world: World) -> Plan:
-    import clip_jax
-    from unclip_jax.pipeline import save_stage
-    from unclip_jax.presets import preset
-    from unclip_jax.tasks import UpsamplerTask
-
-    stage = preset(model)
-    size = stage.model.image_size
-    task = UpsamplerTask(stage, low_res_size=size // 2, crop_size=size // 2)
-    export = partial(save_stage, config.run / "upsampler_0", stage, dtype=config.weights)
-    return Plan(clip_jax.load(config.run / "clip").tokenize, task, dataclasses.asdict(stage), export)
-
-
-PLANS = {"clip": plan_clip, "prior": plan_prior, "decoder": plan_decoder, "upsampler": plan_upsampler}
-
-
-def decoded_examples(task: Any, images: Any, tokens: Any) -> Callable[[Any], dict[str, Any]]:
-    """An evaluation that decodes a few training examples from their own embeddings: a grid, real above decoded."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from unclip_jax import stage as stages
-    from unclip_jax.diffusion.samplers import sample_keys
-    from unclip_jax.tasks import encode, to_uint8
-
-    size = task.stage.model.image_size
-    cond = encode(task.clip, task.clip_params, jnp.asarray(images), jnp.asarray(tokens))
-    keys = sample_keys(jax.random.key(0), jnp.arange(len(images)))
-    real = images.reshape(len(images), size, images.shape[1] // size, size, images.shape[1] // size, 3).mean((2, 4))
-    draw = jax.jit(lambda params: to_uint8(stages.run(task.stage, params, cond, keys)))
-
-    def evaluate(state: Any) -> dict[str, Any]:
-        rows = [np.hstack(list(pictures)) for pictures in (real.astype(np.uint8), np.asarray(draw(state.ema_params)))]
-        return {"samples": np.vstack(rows)}
-
-    return evaluate
-
-
-def write_samples(run: Path) -> Path:
-    """A sheet of pictures for a few captions, seen and held out in turn: ``run/samples.png``."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    import shapes_world
-    from unclip_jax import pipeline
-    from unclip_jax.diffusion.samplers import sample_keys
-    from unclip_jax.pictures import contact_sheet, save_png
-    from unclip_jax.tasks import to_uint8
-
-    loaded = pipeline.load(run)
-    picked = [shapes_world.combinations(split)[i] for i in (3, 11, 20) for split in ("train", "heldout")]
-    captions = [shapes_world.caption(labels) for labels in picked for _ in range(4)]
-    keys = sample_keys(jax.random.key(0), jnp.arange(len(captions)))
-    generation = pipeline.generate_jit(loaded.unclip, loaded.params, loaded.tokenize(captions), keys)
-    images = np.asarray(to_uint8(generation.images))
-    rows = [(captions[i], list(images[i : i + 4])) for i in range(0, len(captions), 4)]
-    save_png(run / "samples.png", contact_sheet(rows))
-    return run / "samples.png"
-
-
-def check(name: str, config: Shapes | OneStage) -> None:
-    """Refuses what can be seen to be wrong before anything is prepared or written."""
-    from train_jax.errors import UserError
-
-    trainings = {"": config} if isinstance(config, OneStage) else {f"{s}.": getattr(config, s) for s in STAGES}
-    for prefix, training in trainings.items():
-        for field_name in ("num_steps", "batch_size", "log_every", "save_every"):
-            if getattr(training, field_name) < 1:
-                raise UserError(f"{prefix}{field_name}: {getattr(training, field_name)} is less than 1")
-    for directory in (config.run, config.data.directory):
-        if directory.exists() and not directory.is_dir():
-            raise UserError(f"{directory} is a file; name a directory")
-    if isinstance(config, OneStage) and not name.endswith("-clip") and not (config.run / "clip").is_dir():
-        clip = f"{name.rpartition('-')[0]}-clip"
-        raise UserError(f"{config.run} holds no CLIP, which {name} needs; first run train.py {clip} --run {config.run}")
+RECIPES: tuple[Any, ...] = (shapes, mini_fashion, image_captions)
+PRESETS = {name: row for recipe in RECIPES for name, row in recipe.PRESETS.items()}
 
 
 def main(argv: list[str]) -> None:
     about = "Train CLIP and unCLIP; an interrupted run goes on where it was."
     name, config = choose(PRESETS, argv, prog="train.py", description=about)
-    check(name, config)
+    recipe = next(recipe for recipe in RECIPES if name in recipe.PRESETS)
+    recipe.check(name, config)
     enable_compilation_cache()
-    world = World(config.data)
-    if isinstance(config, OneStage):
-        train_stage(name.split("-")[-1], config, config, world)
-        return
-    for stage in STAGES:
-        train_stage(stage, getattr(config, stage), config, world)
-    print(f"pictures: {write_samples(config.run)}")
-    print(f'more: python sample.py "a small red circle in the top left" --run {config.run}')
+    recipe.train(name, config)
 
 
 if __name__ == "__main__":

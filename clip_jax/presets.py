@@ -212,6 +212,15 @@ RESNET50_BERT = CLIPConfig(
     logit_scale_learned=False,
 )
 
+TINY_RESNET_BERT = dataclasses.replace(
+    RESNET50_BERT,
+    embed_dim=16,
+    vision=PlainResNetConfig(image_size=32, layers=(1, 1, 1, 1), width=4),
+    text=dataclasses.replace(
+        RESNET50_BERT.text, vocab_size=640, context_length=32, max_positions=32, width=16, layers=2, heads=2
+    ),
+)
+
 MINI_FASHION = CLIPConfig(
     embed_dim=32,
     vision=ViTConfig(
@@ -332,6 +341,7 @@ PRESETS: dict[str, Preset] = {
     #                               embed image patch width layers text layers head  stem
     "shapes":         Preset(small(    64,   64,   16,   96,     3,  96,     2,  32, (24, 48, 96)), None, OURS),
     "tiny":           Preset(small(    16,   32,    8,   32,     2,  32,     2,  16), None, OURS),
+    "tiny_resnet_bert": Preset(TINY_RESNET_BERT, None, OURS),
 }
 # fmt: on
 

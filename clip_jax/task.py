@@ -1,10 +1,12 @@
 """CLIP as something to train: satisfies `train_jax`'s Task protocol by shape, without knowing it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from clip_jax.config import CLIPConfig, PlainResNetConfig, ResNetConfig, TextConfig
@@ -13,6 +15,7 @@ from clip_jax.images import normalise
 from clip_jax.losses import Direction, clip_loss, same_rows, sigmoid_loss
 from clip_jax.model import CLIP, init
 from clip_jax.text import eot_index
+from clip_jax.weights.rules import flat_variables, nested_variables
 
 
 def drop_tokens(tokens: Int[Array, "B L"], key: Array, prob: float, *, eos_id: int | None, pad_id: int) -> Array:
@@ -95,3 +98,31 @@ class CLIPTask:
         else:
             loss, metrics = sigmoid_loss(*features, out.logit_bias, targets)
         return loss, (metrics, {**model_state, **changed})
+
+
+@dataclass(frozen=True, eq=False)
+class StartedTask:
+    """Another task that starts from given weights, where there are some, and from drawn ones elsewhere.
+
+    Args:
+        weights: flat variables by their path, as `clip_jax.weights.towers.load_tower` reads them.
+    """
+
+    task: CLIPTask
+    weights: Mapping[str, np.ndarray]
+
+    def init(self, key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
+        """-> (params, model_state), as the task's own."""
+        params, model_state = self.task.init(key)
+        given = dict(self.weights)
+        shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in given.items()}
+        # Fetched when the program runs. As constants of the program they would be compiled, which takes minutes.
+        fetched = jax.pure_callback(lambda: given, shapes)
+        variables = nested_variables(flat_variables({"params": params, **model_state}) | fetched)
+        return variables.pop("params"), variables
+
+    def loss(
+        self, params: dict[str, Any], model_state: dict[str, Any], batch: dict[str, Array], key: Array, *, train: bool
+    ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
+        """The task's own."""
+        return self.task.loss(params, model_state, batch, key, train=train)

@@ -3,6 +3,7 @@
 Most of it happens in this process, where `runpy` runs the scripts themselves. Training, marked slow, has its processes.
 """
 
+import gzip
 import json
 import os
 import re
@@ -21,8 +22,10 @@ import pytest
 from PIL import Image
 
 import shapes_world
+from recipes.shapes import TINY
+from tests.train.idx import idx, write_idx
 from tests.unclip.conftest import tiny_run
-from train import TINY
+from train_jax.datasets import fashion_mnist
 from train_jax.datasets.shapes import prepare
 from unclip_jax import pipeline
 
@@ -54,6 +57,20 @@ def listing(directory):
 def weights(run_directory):
     files = sorted(run_directory.glob("*/weights.safetensors"))
     return {path.parent.name: path.read_bytes() for path in files}
+
+
+def write_captions(directory, red="red"):
+    """(a table of 9 pictures of one colour each, a vocabulary for their captions, the captions)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    words = (red, "green", "blue")
+    (directory / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "square", *words]) + "\n")
+    captions = [f"a {words[i % 3]} square" for i in range(9)]
+    for i in range(9):
+        colour = tuple(80 + 20 * i if channel == i % 3 else 0 for channel in range(3))
+        Image.new("RGB", (40, 32), colour).save(directory / f"{i}.png")
+    rows = [f"{i}.png,{caption}" for i, caption in enumerate(captions)]
+    (directory / "captions.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
+    return directory / "captions.csv", directory / "vocab.txt", captions
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +122,12 @@ def assert_refused(ended, script, words):
     ("argv", "words"),
     [
         (["train.py", "--help"], ["usage: train.py PRESET", "shapes-decoder", "tiny", "goes on where it was"]),
+        (["train.py", "--help"], ["mini-fashion", "resnet50-bert", "Fashion-MNIST", "captions of your own"]),
+        (
+            ["train.py", "mini-fashion", "--help"],
+            ["--data.files", "--data.directory", "5625", "--optim.lr", "idx files"],
+        ),
+        (["train.py", "resnet50-bert", "--help"], ["--data.source", "--vocab", "--text-weights", "--image-weights"]),
         (["train.py", "tiny", "--help"], ["--clip.optim.lr", "--run", "--data.directory", "tiny-decoder"]),
         (["sample.py", "--help"], ["--run", "--num", "--seed", "--steps", "--guidance-scale", "--sampler", "--out"]),
     ],
@@ -113,7 +136,7 @@ def test_help(command, argv, words):
     ended = command(*argv)
     assert (ended.code, ended.err) == (0, "")
     assert all(word in ended.out for word in words)
-    assert ended.out.count("\n") < (300 if "tiny" in argv else 60)  # a preset lists the fields of all its stages
+    assert ended.out.count("\n") < (300 if "tiny" in argv else 90)  # a preset lists the fields of all its stages
 
 
 @pytest.mark.parametrize(
@@ -135,6 +158,9 @@ def test_a_mistyped_flag_is_told_what_was_meant(command, argv, meant):
 # Bad input: one line, exit 2, nothing written
 
 
+BERT = ["train.py", "tiny-resnet-bert", "--data.source", "pictures/captions.csv", "--vocab", "pictures/vocab.txt"]
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -146,6 +172,33 @@ def test_a_mistyped_flag_is_told_what_was_meant(command, argv, meant):
         (["train.py", "tiny", "--run", "empty.txt"], "empty.txt is a file; name a directory"),
         (["train.py", "tiny", "--data.directory", "empty.txt"], "empty.txt is a file; name a directory"),
         (["train.py", "tiny-prior", "--run", "nowhere"], "first run train.py tiny-clip --run nowhere"),
+        (
+            ["train.py", "mini-fashion", "--data.files", "nowhere"],
+            "nowhere is not a directory; name the one with the four",
+        ),
+        (
+            ["train.py", "mini-fashion", "--data.files", "unfinished"],
+            "train-images-idx3-ubyte.gz: there is no such file",
+        ),
+        (["train.py", "mini-fashion", "--data.files", "cut"], "train-images-idx3-ubyte.gz is truncated"),
+        (["train.py", "mini-fashion"], "fashion_mnist is not in data and cannot be downloaded"),
+        (["train.py", "mini-fashion", "--data.directory", "empty.txt"], "empty.txt is a file; name a directory"),
+        (["train.py", "mini-fashion", "--model", "tiny"], "model: tiny does not take grey pictures of 28 × 28"),
+        (["train.py", "mini-fashion", "--model", "huge"], "there is no model 'huge'"),
+        (["train.py", "mini-fashion", "--log-every", 0], "log_every: 0 is less than 1"),
+        (["train.py", "resnet50-bert"], "data.source: none was given; name a table, a folder or tfds:NAME:SPLIT"),
+        ([*BERT[:4]], "vocab: none was given; name BERT's vocab.txt"),
+        ([*BERT, "--optim.ema-decay", 0.9], "averaged weights do not fit the running statistics of batch norms"),
+        ([*BERT, "--data.source", "nowhere.csv"], "nowhere.csv: there is no such file or folder"),
+        ([*BERT, "--data.source", "gone.csv"], "gone.csv: line 2 names gone.png, which is not there"),
+        ([*BERT, "--data.source", "flat"], "flat has neither captions nor classes"),
+        ([*BERT, "--data.source", "tfds:nothing:train", "--data.directory", "cut"], "nothing is not prepared in cut"),
+        ([*BERT, "--vocab", "nowhere.txt"], "nowhere.txt is not BERT's vocab.txt"),
+        ([*BERT, "--vocab", "few.txt"], "few.txt: this WordPiece vocabulary has no [CLS], [SEP], [PAD], [UNK]"),
+        ([*BERT, "--model", "tiny"], "model: tiny is no CLIP with a BERT; use resnet50_bert_base"),
+        ([*BERT, "--context-length", 1], "context_length: 1 is not between 2 and 32"),
+        ([*BERT, "--batch-size", 10], "data: it has 9 examples, fewer than one batch of 10"),
+        ([*BERT, "--text-weights", "nowhere.bin"], "cannot read weights from nowhere.bin"),
         (["sample.py"], "prompt: none was given"),
         (["sample.py", "a star", "--num", -1], "--num: -1 is less than 1"),
         (["sample.py", "a star", "--num", 0], "--num: 0 is less than 1"),
@@ -162,7 +215,16 @@ def test_a_mistyped_flag_is_told_what_was_meant(command, argv, meant):
         (["sample.py", "--prompts", "latin1.txt"], "latin1.txt: line 2 is not UTF-8"),
     ],
 )
-def test_bad_input(command, tmp_path, argv, words):
+def test_bad_input(command, tmp_path, monkeypatch, argv, words):
+    monkeypatch.setattr(fashion_mnist, "URL", "http://nowhere.invalid/")
+    write_captions(tmp_path / "pictures")
+    write_idx(tmp_path / "cut")
+    with gzip.open(tmp_path / "cut" / "train-images-idx3-ubyte.gz", "wb") as file:
+        file.write(idx(np.zeros((24, 28, 28), np.uint8))[:-1])
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "flat" / "a.png")
+    (tmp_path / "gone.csv").write_text("image,caption\ngone.png,what was here\n")
+    (tmp_path / "few.txt").write_text("some\nwords\n")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "empty.txt").write_text("\n  \n")
     (tmp_path / "latin1.txt").write_bytes("a red star\nein grüner Kreis\n".encode("latin-1"))
@@ -327,3 +389,26 @@ def test_killed_in_every_stage_it_ends_with_the_same_weights(trained_run, data, 
     ended = run(*command[1:])
     assert ended.code == 0, ended.err
     assert weights(directory) == weights(trained_run)
+
+
+@pytest.mark.slow
+def test_the_seed_programs(tmp_path):
+    """Both are trained, go on where they were, measure the same again, and leave a CLIP that can be loaded."""
+    import clip_jax
+
+    write_idx(tmp_path / "files")
+    write_captions(tmp_path / "pictures")
+    fashion = ["mini-fashion", "--data.files", tmp_path / "files", "--data.directory", tmp_path / "data"]
+    fashion += ["--num-steps", 4, "--save-every", 2, "--batch-size", 8]
+    bert = [tmp_path / word if "/" in word else word for word in BERT[1:]]
+    for argv in (fashion, bert):
+        ended = run("train.py", *argv, "--run", tmp_path / argv[0])
+        assert ended.code == 0, ended.err
+        assert "step" in ended.err
+        again = run("train.py", *argv, "--run", tmp_path / argv[0])
+        assert (again.code, again.out) == (0, ended.out), again.err
+        assert "already" in again.err
+        clip = clip_jax.load(tmp_path / argv[0] / "clip")
+        assert clip.tokenize(["a red square"]).shape == (1, 32)
+        changed = run("train.py", *argv, "--run", tmp_path / argv[0], "--optim.lr", 1)
+        assert_refused(changed, "train.py", "its run has another config (optim.lr 0.001 → 1.0)")

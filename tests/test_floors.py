@@ -37,7 +37,7 @@ def modules(package: str) -> list[Path]:
 
 
 def roof() -> list[Path]:
-    return sorted([*ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
+    return sorted([*ROOT.glob("*.py"), *modules("recipes"), *(ROOT / "benchmarks").rglob("*.py")])
 
 
 def imports(source: str, package: str) -> Iterator[tuple[int, str]]:

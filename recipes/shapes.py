@@ -1,0 +1,283 @@
+"""Text to image on the shapes world: CLIP, prior, decoder, upsampler, each trained with those before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from recipes.stage import Plan, StageTraining, check_directories, check_training, train_stage
+from train_jax.errors import UserError
+from train_jax.optim import OptimConfig
+
+if TYPE_CHECKING:
+    from train_jax.state import TrainState
+
+
+@dataclass(frozen=True)
+class Data:
+    """The shapes world as training data."""
+
+    directory: Path = Path("data")
+    """Prepared here on first use."""
+    resolution: int = 64
+    seed: int = 0
+    train_examples: int = 20_000
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """All four stages, in the order in which they need each other."""
+
+    run: Path
+    """Run directory: every stage's weights, checkpoints and logs."""
+    clip: StageTraining
+    prior: StageTraining
+    decoder: StageTraining
+    upsampler: StageTraining
+    seed: int = 0
+    weights: Literal["float32", "float16"] = "float32"
+    """How the finished weights are stored; float16 halves the files."""
+    data: Data = field(default_factory=Data)
+
+
+@dataclass(frozen=True)
+class OneStage(StageTraining):
+    """One stage; the stages before it are taken from the run directory."""
+
+    run: Path = Path("runs/shapes")
+    """Run directory: every stage's weights, checkpoints and logs."""
+    seed: int = 0
+    weights: Literal["float32", "float16"] = "float32"
+    """How the finished weights are stored; float16 halves the files."""
+    data: Data = field(default_factory=Data)
+
+
+def optim(lr: float, ema_decay: float = 0.995, **rest: Any) -> OptimConfig:
+    common = {"warmup_steps": 50, "weight_decay": 0.01, "final_lr_fraction": 0.02}
+    return OptimConfig(lr=lr, ema_decay=ema_decay, **(common | rest))
+
+
+SHAPES = Shapes(
+    run=Path("runs/shapes"),
+    clip=StageTraining("shapes", 2000, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=0.1)),
+    prior=StageTraining("shapes-prior", 1000, 64, optim(1e-3)),
+    decoder=StageTraining("shapes-decoder", 2800, 32, optim(2e-3)),
+    upsampler=StageTraining("shapes-upsampler", 1000, 32, optim(2e-3)),
+)
+
+
+def with_steps(recipe: Shapes, **num_steps: int) -> Shapes:
+    """The same recipe with other numbers of steps."""
+    stages = {name: dataclasses.replace(getattr(recipe, name), num_steps=steps) for name, steps in num_steps.items()}
+    return dataclasses.replace(recipe, **stages)
+
+
+LONG = dataclasses.replace(
+    with_steps(SHAPES, clip=4000, prior=3000, decoder=8000, upsampler=2500),
+    run=Path("runs/shapes-long"),
+    weights="float16",
+)
+
+
+def tiny(name: str, steps: int) -> StageTraining:
+    return StageTraining(name, steps, 8, optim(1e-3, warmup_steps=2), log_every=2, save_every=2)
+
+
+TINY = Shapes(
+    run=Path("runs/tiny"),
+    clip=tiny("tiny", 8),
+    prior=tiny("tiny-prior", 8),
+    decoder=tiny("tiny-decoder", 8),
+    upsampler=tiny("tiny-upsampler", 8),
+    data=Data(resolution=32, train_examples=64),
+)
+
+STAGES = ("clip", "prior", "decoder", "upsampler")
+
+
+def one_stage(recipe: Shapes, name: str) -> OneStage:
+    shared: dict[str, Any] = {"run": recipe.run, "seed": recipe.seed, "weights": recipe.weights, "data": recipe.data}
+    return OneStage(**vars(getattr(recipe, name)), **shared)
+
+
+PRESETS: dict[str, tuple[str, Shapes | OneStage]] = {
+    "shapes": ("text to image on the shapes world, all four stages (about 25 minutes on two CPU cores)", SHAPES),
+    "shapes-long": (
+        "the same with two to three times the steps",
+        LONG,
+    ),
+    "tiny": ("the same in a minute or two, to see that it runs: the pictures are noise", TINY),
+    **{f"shapes-{name}": (f"the {name} stage of shapes alone", one_stage(SHAPES, name)) for name in STAGES},
+    **{f"tiny-{name}": (f"the {name} stage of tiny alone", one_stage(TINY, name)) for name in STAGES},
+}
+
+
+class World:
+    """The training split in memory, and the batches the stages take from it."""
+
+    def __init__(self, data: Data):
+        import shapes_world
+        from train_jax.data import InMemory
+        from train_jax.datasets import shapes
+
+        # The full world is prepared with all its splits; a smaller one is for tests and has this one alone.
+        full = data.train_examples == shapes_world.SPLIT_SIZES["train"]
+        source = shapes.source(
+            "train",
+            data_dir=data.directory,
+            resolution=data.resolution,
+            seed=data.seed,
+            split_sizes=None if full else {"train": data.train_examples},
+        )
+        arrays = InMemory(source).arrays
+        self.images = arrays["image"]
+        self.captions: list[str] = arrays["caption"].tolist()
+
+    def batches(self, tokenize: Any, training: StageTraining, seed: int) -> Any:
+        """Step -> {"image", "tokens"}."""
+        from train_jax.data import InMemory, batches
+
+        arrays = {"image": self.images, "tokens": tokenize(self.captions)}
+        return batches(InMemory(arrays), batch_size=training.batch_size, seed=seed)
+
+
+def train_one(name: str, training: StageTraining, config: Shapes | OneStage, world: World) -> None:
+    """Trains one stage to its end and writes its averaged weights into the run directory."""
+    tokenize, plan = PLANS[name](training.model, config, world)
+    data = {"resolution": config.data.resolution, "seed": config.data.seed, "examples": config.data.train_examples}
+    batches = world.batches(tokenize, training, config.seed)
+    train_stage(name, training, plan, batches, run=config.run, seed=config.seed, data=data)
+
+
+def plan_clip(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
+    import clip_jax
+    from unclip_jax.evaluate import retrieval
+
+    clip = clip_jax.preset(model)
+    tokenize = clip_jax.train_bpe(world.captions, clip.text.vocab_size, context_length=clip.text.context_length)
+
+    def export(state: TrainState) -> None:
+        clip_jax.save(config.run / "clip", clip, {"params": state.ema_params}, tokenize, dtype=config.weights)
+
+    def evaluate(state: Any) -> dict[str, float]:
+        splits = ("test", "heldout")
+        return {f"retrieval/{split}": retrieval(clip, state.ema_params, tokenize, split, 200) for split in splits}
+
+    return tokenize, Plan(clip_jax.CLIPTask(clip), clip.to_dict(), export, evaluate)
+
+
+def plan_prior(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
+    import clip_jax
+    from unclip_jax.presets import preset
+    from unclip_jax.tasks import PriorTask, embedding_statistics
+
+    clip, stage = clip_jax.load(config.run / "clip"), preset(model)
+    params = clip.variables["params"]
+    mean, std = embedding_statistics(clip.model.config, params, world.images[:4096])
+    task = PriorTask(stage, clip.model.config, params, mean, std)
+    return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("prior", stage, config))
+
+
+def plan_decoder(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
+    import clip_jax
+    from unclip_jax.presets import preset
+    from unclip_jax.tasks import DecoderTask
+
+    clip, stage = clip_jax.load(config.run / "clip"), preset(model)
+    task = DecoderTask(stage, clip.model.config, clip.variables["params"])
+    evaluate = decoded_examples(task, world.images[:16], clip.tokenize(world.captions[:16]))
+    return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("decoder", stage, config), evaluate)
+
+
+def plan_upsampler(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
+    import clip_jax
+    from unclip_jax.presets import preset
+    from unclip_jax.tasks import UpsamplerTask
+
+    stage = preset(model)
+    size = stage.model.image_size
+    task = UpsamplerTask(stage, low_res_size=size // 2, crop_size=size // 2)
+    tokenize = clip_jax.load(config.run / "clip").tokenize
+    return tokenize, Plan(task, dataclasses.asdict(stage), save_as("upsampler_0", stage, config))
+
+
+def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[TrainState], None]:
+    """Writes a stage of diffusion into the run directory."""
+    from unclip_jax.pipeline import save_stage
+
+    return lambda state: save_stage(config.run / name, stage, state.ema_params, dtype=config.weights)
+
+
+PLANS = {"clip": plan_clip, "prior": plan_prior, "decoder": plan_decoder, "upsampler": plan_upsampler}
+
+
+def decoded_examples(task: Any, images: Any, tokens: Any) -> Callable[[Any], dict[str, Any]]:
+    """An evaluation that decodes a few training examples from their own embeddings: a grid, real above decoded."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from unclip_jax import stage as stages
+    from unclip_jax.diffusion.samplers import sample_keys
+    from unclip_jax.tasks import encode, to_uint8
+
+    size = task.stage.model.image_size
+    cond = encode(task.clip, task.clip_params, jnp.asarray(images), jnp.asarray(tokens))
+    keys = sample_keys(jax.random.key(0), jnp.arange(len(images)))
+    real = images.reshape(len(images), size, images.shape[1] // size, size, images.shape[1] // size, 3).mean((2, 4))
+    draw = jax.jit(lambda params: to_uint8(stages.run(task.stage, params, cond, keys)))
+
+    def evaluate(state: Any) -> dict[str, Any]:
+        rows = [np.hstack(list(pictures)) for pictures in (real.astype(np.uint8), np.asarray(draw(state.ema_params)))]
+        return {"samples": np.vstack(rows)}
+
+    return evaluate
+
+
+def write_samples(run: Path) -> Path:
+    """A sheet of pictures for a few captions, seen and held out in turn: ``run/samples.png``."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import shapes_world
+    from unclip_jax import pipeline
+    from unclip_jax.diffusion.samplers import sample_keys
+    from unclip_jax.pictures import contact_sheet, save_png
+    from unclip_jax.tasks import to_uint8
+
+    loaded = pipeline.load(run)
+    picked = [shapes_world.combinations(split)[i] for i in (3, 11, 20) for split in ("train", "heldout")]
+    captions = [shapes_world.caption(labels) for labels in picked for _ in range(4)]
+    keys = sample_keys(jax.random.key(0), jnp.arange(len(captions)))
+    generation = pipeline.generate_jit(loaded.unclip, loaded.params, loaded.tokenize(captions), keys)
+    images = np.asarray(to_uint8(generation.images))
+    rows = [(captions[i], list(images[i : i + 4])) for i in range(0, len(captions), 4)]
+    save_png(run / "samples.png", contact_sheet(rows))
+    return run / "samples.png"
+
+
+def check(name: str, config: Shapes | OneStage) -> None:
+    """Refuses what can be seen to be wrong before anything is prepared or written."""
+    trainings = {"": config} if isinstance(config, OneStage) else {f"{s}.": getattr(config, s) for s in STAGES}
+    for prefix, training in trainings.items():
+        check_training(training, prefix)
+    check_directories(config.run, config.data.directory)
+    if isinstance(config, OneStage) and not name.endswith("-clip") and not (config.run / "clip").is_dir():
+        clip = f"{name.rpartition('-')[0]}-clip"
+        raise UserError(f"{config.run} holds no CLIP, which {name} needs; first run train.py {clip} --run {config.run}")
+
+
+def train(name: str, config: Shapes | OneStage) -> None:
+    """Trains the stages, and after all four draws a sheet of pictures."""
+    world = World(config.data)
+    if isinstance(config, OneStage):
+        train_one(name.split("-")[-1], config, config, world)
+        return
+    for stage in STAGES:
+        train_one(stage, getattr(config, stage), config, world)
+    print(f"pictures: {write_samples(config.run)}")
+    print(f'more: python sample.py "a small red circle in the top left" --run {config.run}')

@@ -1,0 +1,79 @@
+"""One stage of a run: how it is trained, what is special about it, and `train_stage`, the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from train_jax.errors import UserError
+from train_jax.optim import OptimConfig
+
+if TYPE_CHECKING:
+    from train_jax.data import Batches
+    from train_jax.state import TrainState
+
+
+@dataclass(frozen=True)
+class StageTraining:
+    """How one stage is trained."""
+
+    model: str
+    """Row of the preset table."""
+    num_steps: int
+    batch_size: int
+    optim: OptimConfig
+    log_every: int = 20
+    save_every: int = 500
+
+
+class Plan(NamedTuple):
+    """What is special about training one stage."""
+
+    task: Any
+    model: dict[str, Any]  # its architecture, part of the run's identity
+    export: Callable[[TrainState], None]  # writes the averaged parameters for use
+    evaluate: Callable[[TrainState], dict[str, Any]] | None = None
+
+
+def train_stage(
+    name: str, training: StageTraining, plan: Plan, batches: Batches, *, run: Path, seed: int, data: dict[str, Any]
+) -> TrainState:
+    """Trains one stage to its end, from where it was, writes its weights into the run directory, returns its state.
+
+    `data` is what of the data identifies the run.
+    """
+    from train_jax.loop import Run, fit
+
+    return fit(
+        Run(
+            name=name,
+            task=plan.task,
+            batches=batches,
+            optim=training.optim,
+            num_steps=training.num_steps,
+            seed=seed,
+            directory=run / "train" / name,
+            config={"model": plan.model, "batch_size": training.batch_size, "data": data},
+            log_every=training.log_every,
+            save_every=training.save_every,
+            evaluate=plan.evaluate,
+            evaluate_every=-(-training.num_steps // 4),
+            on_end=plan.export,
+        )
+    )
+
+
+def check_training(training: StageTraining, prefix: str = "") -> None:
+    """Raises UserError for numbers that cannot be; `prefix` is what comes before their flags."""
+    for field_name in ("num_steps", "batch_size", "log_every", "save_every"):
+        if getattr(training, field_name) < 1:
+            raise UserError(f"{prefix}{field_name}: {getattr(training, field_name)} is less than 1")
+
+
+def check_directories(*directories: Path) -> None:
+    """Raises UserError where a file is in the way."""
+    for directory in directories:
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory} is a file; name a directory")
