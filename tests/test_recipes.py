@@ -1,0 +1,190 @@
+"""The seed programs: what they are trained on and with; `test_cli.py` runs them.
+
+Nothing is trained here: `train_stage` is caught, and what it would have been given is looked at.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import clip_jax
+from clip_jax.embed import image_features, text_features
+from clip_jax.losses import clip_loss, same_rows
+from clip_jax.presets import PRESETS
+from recipes import image_captions, mini_fashion
+from tests.test_cli import write_captions
+from tests.train.idx import write_idx
+from train_jax.datasets.fashion_mnist import CAPTIONS
+from train_jax.state import TrainState
+
+
+def shallow(name):
+    """The preset with one layer in each transformer."""
+    row = PRESETS[name]
+    towers = {"text": dataclasses.replace(row.config.text, layers=1)}
+    if hasattr(row.config.vision, "heads"):
+        towers["vision"] = dataclasses.replace(row.config.vision, layers=1)
+    return row._replace(config=dataclasses.replace(row.config, **towers))
+
+
+def random_state(task):
+    """A state with random parameters, without compiling how they are drawn."""
+    rng = np.random.default_rng(0)
+    abstract = jax.eval_shape(task.init, jax.random.key(0))
+    params, model_state = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), abstract)
+    return TrainState(np.int32(0), params, params, (), model_state, np.int32(0))
+
+
+@pytest.fixture
+def caught(monkeypatch):
+    """What was given to `train_stage`, which exports random weights in place of trained ones."""
+    calls = []
+
+    def train_stage(name, training, plan, batches, **rest):
+        calls.append((plan, batches, rest))
+        state = random_state(plan.task)
+        plan.export(state)
+        return state
+
+    for module in (mini_fashion, image_captions):
+        monkeypatch.setattr(module, "train_stage", train_stage)
+    return calls
+
+
+# mini-fashion
+
+
+def test_mini_fashion_to_the_letter():
+    config = mini_fashion.PRESETS["mini-fashion"][1]
+    clip, optim = clip_jax.preset(config.model), config.optim
+    vision, text = clip.vision, clip.text
+    assert (clip.embed_dim, vision.image_size, vision.channels, vision.patch_size) == (32, 28, 1, 14)
+    assert (vision.width, vision.layers, vision.heads) == (9, 3, 3)
+    assert (text.width, text.layers, text.heads, text.vocab_size, text.context_length) == (32, 4, 8, 256, 32)
+    assert clip.logit_scale_init == math.log(1 / 0.07)
+    assert (config.batch_size, config.num_steps * config.batch_size) == (128, 12 * 60_000)
+    assert (optim.lr, optim.b1, optim.b2, optim.eps, optim.schedule) == (1e-3, 0.9, 0.999, 1e-8, "constant")
+    assert (optim.warmup_steps, optim.weight_decay, optim.clip_norm, optim.ema_decay) == (0, 0, 0, 0)
+
+
+def features(labels):
+    """Random unit vectors, equal for equal captions on the side of the texts."""
+    rng = np.random.default_rng(1)
+    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (rng.normal(size=(n, 8)) for n in (len(labels), 10))]
+    return np.float32(unit[0]), np.float32(unit[1][labels])
+
+
+def test_ten_captions_in_a_batch_of_128_have_a_floor():
+    """2.585 nats, whatever the model; and counting equal captions as right changes neither loss nor gradient."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(128 * 50) % 10).reshape(50, 128)
+    same = [same_rows(row[:, None]) for row in labels]
+    floors = [float(np.log(matrix.sum(1)).mean()) for matrix in np.asarray(same)]
+    assert np.mean(floors) == pytest.approx(2.585, abs=0.005)
+
+    images, texts = features(labels[0])
+    loss = jax.value_and_grad(lambda x, targets: clip_loss(x, texts, 1.0, targets)[0])
+    (alone, gradient), (together, other) = loss(images, None), loss(images, same[0])
+    assert float(alone) == pytest.approx(float(together), rel=1e-5)
+    np.testing.assert_allclose(gradient, other, atol=1e-6)
+    metrics = clip_loss(images, texts, 1.0, same[0])[1]
+    assert float(metrics["loss_floor"]) == pytest.approx(floors[0], rel=1e-5)
+
+
+def test_mini_fashion_sees_every_garment_with_its_caption(caught, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(PRESETS, "mini_fashion", shallow("mini_fashion"))
+    splits = write_idx(tmp_path / "files")
+    data = mini_fashion.Data(tmp_path / "data", tmp_path / "files")
+    config = dataclasses.replace(mini_fashion.PRESETS["mini-fashion"][1], batch_size=8, run=tmp_path / "run", data=data)
+    mini_fashion.check("mini-fashion", config)
+    mini_fashion.train("mini-fashion", config)
+
+    ((_, batches, rest),) = caught
+    clip = clip_jax.load(tmp_path / "run" / "clip")
+    train = splits["train"]
+    seen = set()
+    for step in range(3):
+        batch = batches(step)
+        assert batch["image"].shape == (8, 28, 28, 1)
+        assert batch["tokens"].shape == (8, 32)
+        for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
+            (index,) = np.flatnonzero((train.images == image[..., 0]).all((1, 2)))
+            assert clip.tokenize.decode(tokens) == CAPTIONS[train.labels[index]]
+            seen.add(index)
+    assert seen == set(range(24))  # an epoch
+    assert rest["data"] == {"examples": 24}
+
+    # What is printed is what one finds with the weights that were written.
+    found = accuracy(clip, splits)
+    out = capsys.readouterr().out
+    assert f"zero-shot accuracy {100 * found:.2f} % of 20 images, 10 captions" in out
+    # 20 images, all ten classes twice: batches of 8 at random, so the floor lies between no pair and four in each.
+    floor = float(out.split("its floor of ")[1].split(";")[0])
+    assert 0 < floor < math.log(2)
+
+
+def accuracy(clip, splits):
+    images = image_features(clip, list(splits["test"].images[..., None]))
+    cosines = images @ text_features(clip, CAPTIONS).T
+    return float((cosines.argmax(1) == splits["test"].labels).mean())
+
+
+# resnet50-bert
+
+
+def test_resnet50_bert_is_the_preset_with_its_faults_mended():
+    config = image_captions.PRESETS["resnet50-bert"][1]
+    assert (config.batch_size, config.optim.lr, config.learned_temperature) == (32, 1e-4, False)
+    assert config.optim.warmup_steps > 0
+    assert config.optim.ema_decay == 0
+
+
+def test_pictures_and_captions_belong_together(caught, tmp_path):
+    table, vocab, captions = write_captions(tmp_path)
+    name = "tiny-resnet-bert"
+    data = image_captions.Data(str(table))
+    config = dataclasses.replace(
+        image_captions.PRESETS[name][1], run=tmp_path / "run", vocab=vocab, data=data, learned_temperature=True
+    )
+    image_captions.check(name, config)
+    image_captions.train(name, config)
+
+    ((_, batches, rest),) = caught
+    clip = clip_jax.load(tmp_path / "run" / "clip")
+    assert "batch_stats" in clip.variables
+    assert "logit_scale" in clip.variables["params"]
+    assert clip.model.config.text.vocab_size == clip.tokenize.vocab_size == len(vocab.read_text().splitlines())
+    colours = [np.asarray(Image.open(tmp_path / f"{i}.png"))[0, 0] for i in range(len(captions))]
+    batch = batches(0)
+    assert batch["image"].shape == (8, 32, 32, 3)
+    for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
+        (index,) = np.flatnonzero((np.array(colours) == image[0, 0]).all(1))
+        assert clip.tokenize.decode(tokens) == captions[index]
+    assert rest["data"]["examples"] == len(captions)
+
+
+def test_classes_become_captions(tmp_path):
+    for name in ("red_box", "blue_box"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    from clip_jax.listing import read_listing
+
+    found = image_captions.captions_of(read_listing(str(tmp_path)), str(tmp_path))
+    assert found == ["a photo of a blue box.", "a photo of a red box."]
+
+
+def test_other_captions_are_another_run(caught, tmp_path):
+    """The order of the examples depends on them, so a run cannot go on with others."""
+    name, identities = "tiny-resnet-bert", []
+    for kind in ("red", "crimson"):
+        table, vocab, _ = write_captions(Path(tmp_path / kind), red=kind)
+        data = image_captions.Data(str(table))
+        config = dataclasses.replace(image_captions.PRESETS[name][1], run=tmp_path / "run", vocab=vocab, data=data)
+        image_captions.train(name, config)
+        identities.append(caught[-1][2]["data"])
+    assert identities[0] != identities[1]
