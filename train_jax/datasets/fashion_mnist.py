@@ -212,8 +212,9 @@ def _download(data_dir: Path) -> Splits:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fashion_mnist-", dir=data_dir) as directory, quiet_tfds():
             manager = tfds.download.DownloadManager(download_dir=directory, dataset_name=FashionMnist.name)
-            names = {name: f"{URL}{name}.gz" for names in FILES.values() for name in names}
-            return _splits({name: Path(path) for name, path in manager.download(names).items()})
+            # One after the other: when one of several fails, the others would go on writing while all is removed.
+            names = [name for names in FILES.values() for name in names]
+            return _splits({name: Path(manager.download(f"{URL}{name}.gz")) for name in names})
     except (FileExistsError, NotADirectoryError, PermissionError):
         raise UserError(f"{data_dir}: no data can go there; choose another directory") from None
     except (OSError, tfds.download.DownloadError) as error:
