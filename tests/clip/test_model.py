@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import clip_jax
 from clip_jax import CLIP, CLIPConfig, TextConfig, ViTConfig
 from clip_jax.images import normalise
 from clip_jax.text import TextTransformer, eot_index
@@ -77,6 +78,21 @@ def test_half_precision_points_the_same_way(golden):
         rough = apply(CLIP(model.config, dtype), variables, images, data["tokens"])
         for a, b in ((exact.image_features, rough.image_features), (exact.text_features, rough.text_features)):
             assert float((a * b).sum(-1).min()) > 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_points_the_same_way_at_full_size(dtype):
+    """ViT-B/32 as it is drawn at initialisation, on noise and on random ids."""
+    config = clip_jax.preset("ViT-B/32")
+    variables = jax.jit(lambda key: clip_jax.init(config, key))(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(4, 224, 224, 3)).astype(np.float32)
+    tokens = rng.integers(0, 49406, (4, 77))
+    tokens[np.arange(4), [76, 40, 12, 5]] = 49407
+    exact, rough = (apply(CLIP(config, d), variables, images, tokens) for d in (jnp.float32, dtype))
+    for a, b in ((exact.image_features, rough.image_features), (exact.text_features, rough.text_features)):
+        assert float((a * b).sum(-1).min()) >= 0.999
 
 
 def test_features_have_unit_norm(tiny, tiny_variables, images, tokenizer, captions):
