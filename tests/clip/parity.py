@@ -1,7 +1,7 @@
 """The models of transformers (and OpenAI's and EVA's goldens) beside ours: same random weights, same inputs.
 
 `test_parity.py` holds every case to the tolerances; `docs/parity.py` writes the table. Weights, norms and biases are
-all random, so that nothing hides behind an initial zero or one. Everything goes through `clip_jax.load`, as users do it.
+all random, so that nothing hides behind an initial zero or one. All of it goes through `clip_jax.load`.
 """
 
 import dataclasses
