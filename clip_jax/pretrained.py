@@ -128,7 +128,7 @@ def load(
             raise UserError(f"{source} is a preset, which is a config already: leave out config=")
         return _load_path(Path(weights), preset(str(source)), vocab, part, f"the preset {source}")
     if weights is not None:
-        raise UserError(f"weights= is for the name of a preset, {source} is none: choose one of {', '.join(PRESETS)}")
+        raise UserError(f"weights= is for the name of a preset (as ViT-B/32), {source} is none: leave it out")
     path = Path(source)
     if not path.exists():
         path = _from_hub(str(source))
@@ -428,7 +428,8 @@ def _check_sizes(config: CLIPConfig, sizes: Mapping[str, Any], where: str, asker
         if name in asked and asked[name] != (list(value) if isinstance(value, tuple) else value)
     ]
     if differ:
-        raise UserError(f"{where}: {'; '.join(differ)}: take the config of these weights")
+        more = f"; and {len(differ) - 4} more" if len(differ) > 4 else ""
+        raise UserError(f"{where}: {'; '.join(differ[:4])}{more}: take the config of these weights")
 
 
 # writing

@@ -497,6 +497,9 @@ def test_transformers_and_we_open_each_others_checkpoints(tmp_path, name):
     for a, b in zip(their_embeddings(again.eval(), images, tokens), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
     written, original = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
+    if not model.config.two_towers:  # transformers 5 leaves out the prefix that 4 needs, and reads both
+        prefix = "text_model." if model.config.vision is None else "vision_model."
+        written, original = ({k.removeprefix(prefix): v for k, v in d.items()} for d in (written, original))
     assert written.keys() == original.keys()
     for key, array in original.items():
         np.testing.assert_array_equal(written[key], array)

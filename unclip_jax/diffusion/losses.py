@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unclip_jax.diffusion.predict import PREDICTIONS, per_sample
+from unclip_jax.diffusion.predict import PREDICTIONS, SIGMA_DATA, per_sample
 from unclip_jax.diffusion.samplers import learned_log_variance
 from unclip_jax.diffusion.schedule import NoiseSchedule, Posterior, posterior
 
@@ -44,6 +44,7 @@ _X0_PER_OUTPUT: dict[str, Callable[[jax.Array], jax.Array]] = {
     "x0": jnp.ones_like,
     "eps": lambda snr: 1.0 / snr,
     "v": lambda snr: 1.0 / (snr + 1.0),
+    "edm": lambda snr: 1.0 / (snr + 1.0 / SIGMA_DATA**2),
 }
 
 WEIGHTS: dict[str, Callable[[jax.Array, str], jax.Array]] = {

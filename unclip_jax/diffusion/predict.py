@@ -1,10 +1,16 @@
 """From what a network outputs to what a sampler needs: x0.
 
-With x_t = alpha·x0 + sigma·eps the three usual parametrisations are
+With x_t = alpha·x0 + sigma·eps the usual parametrisations are
 
-    x0                              eps                             v = alpha·eps − sigma·x0   (Salimans & Ho 2022)
+    x0        eps        v = alpha·eps − sigma·x0   (Salimans & Ho 2022)
 
-and each is one row of ``PREDICTIONS``: how to read x0 out of it, and what the network is trained to match.
+and that of EDM (Karras et al. 2022, table 1 and appendix B.6), whose output F has variance 1 for data of standard
+deviation s = ``SIGMA_DATA`` and is added to the best linear estimate of x0 from x_t alone:
+
+    x0 = c_skip·x_t + c_out·F,   c_skip = alpha·s² / (alpha²s² + sigma²),   c_out = sigma·s / √(alpha²s² + sigma²)
+
+For s = 1 it is −v. Each is one row of ``PREDICTIONS``: how to read x0 out of it, and what the network is trained to
+match.
 """
 
 from __future__ import annotations
@@ -46,6 +52,19 @@ class Prediction(NamedTuple):
     target: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+SIGMA_DATA = 0.5
+
+
+def _to_x0_edm(output: jax.Array, x_t: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
+    total = alpha**2 * SIGMA_DATA**2 + sigma**2
+    return alpha * SIGMA_DATA**2 / total * x_t + sigma * SIGMA_DATA * jax.lax.rsqrt(total) * output
+
+
+def _target_edm(x0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
+    total = alpha**2 * SIGMA_DATA**2 + sigma**2
+    return (sigma * x0 / SIGMA_DATA - alpha * SIGMA_DATA * eps) * jax.lax.rsqrt(total)
+
+
 PREDICTIONS: dict[str, Prediction] = {
     "x0": Prediction(
         to_x0=lambda output, x_t, alpha, sigma: output,
@@ -59,6 +78,7 @@ PREDICTIONS: dict[str, Prediction] = {
         to_x0=lambda output, x_t, alpha, sigma: alpha * x_t - sigma * output,
         target=lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
     ),
+    "edm": Prediction(_to_x0_edm, _target_edm),
 }
 
 
