@@ -62,9 +62,9 @@ def optim(lr: float, ema_decay: float = 0.995, **rest: Any) -> OptimConfig:
 
 SHAPES = Shapes(
     run=Path("runs/shapes"),
-    clip=StageTraining("shapes", 2000, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=0.1)),
+    clip=StageTraining("shapes", 1300, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=0.1)),
     prior=StageTraining("shapes-prior", 1000, 64, optim(1e-3)),
-    decoder=StageTraining("shapes-decoder", 2800, 32, optim(2e-3)),
+    decoder=StageTraining("shapes-decoder", 1500, 32, optim(2e-3)),
     upsampler=StageTraining("shapes-upsampler", 1000, 32, optim(2e-3)),
 )
 
@@ -76,7 +76,7 @@ def with_steps(recipe: Shapes, **num_steps: int) -> Shapes:
 
 
 LONG = dataclasses.replace(
-    with_steps(SHAPES, clip=4000, prior=3000, decoder=8000, upsampler=2500),
+    with_steps(SHAPES, clip=2400, prior=1500, decoder=6000, upsampler=1500),
     run=Path("runs/shapes-long"),
     weights="float16",
 )
@@ -104,9 +104,9 @@ def one_stage(recipe: Shapes, name: str) -> OneStage:
 
 
 PRESETS: dict[str, tuple[str, Shapes | OneStage]] = {
-    "shapes": ("text to image on the shapes world, all four stages (about 25 minutes on two CPU cores)", SHAPES),
+    "shapes": ("text to image on the shapes world, all four stages", SHAPES),
     "shapes-long": (
-        "the same with two to three times the steps",
+        "the same with more steps, most of them the decoder's",
         LONG,
     ),
     "tiny": ("the same in a minute or two, to see that it runs: the pictures are noise", TINY),

@@ -38,7 +38,7 @@ def shapes_decoder(
 ) -> Stage:
     """A decoder over patches.
 
-    It predicts x0: the noise of a 4×4 patch would have to squeeze through the stem, the picture need not.
+    It predicts x0: the noise of a patch would have to squeeze through the stem, the picture need not.
     """
     return Stage(
         model=UNetConfig(
