@@ -109,7 +109,7 @@ def load(
     Args:
         source: a directory that `save` wrote, or of Hugging Face's or OpenCLIP's layout; a file of a published format
             (safetensors, a torch file, a TorchScript archive, npz); a preset's name, with `weights`; or the name of a
-            repository on the hub, "owner/name", if `huggingface_hub` is installed.
+            repository on the hub, "owner/name", if `huggingface_hub` is installed. A `Path` is never such a name.
         weights: the file or directory for a preset.
         config: what the model is, where the weights do not say it: a CLIPConfig, a preset's name, or a JSON (or its
             content) of ours, of Hugging Face or of OpenCLIP. What the checkpoint says must agree with it.
@@ -131,6 +131,8 @@ def load(
         raise UserError(f"weights= is for the name of a preset (as ViT-B/32), {source} is none: leave it out")
     path = Path(source)
     if not path.exists():
+        if isinstance(source, os.PathLike):  # a path, not a name: nothing to ask the hub for
+            raise UserError(f"{path} holds no CLIP: there is no such file or directory")
         path = _from_hub(str(source))
     return _load_path(path, wanted, vocab, part, "config=")
 

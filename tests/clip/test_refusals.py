@@ -236,7 +236,8 @@ TABLE = {
         lambda p: clip_jax.load(p.write("w.safetensors", b"\xff" * 8 + b"{}")), ["cannot read", "w.safetensors"]),
     "a pickle with code": (
         lambda p: clip_jax.load(_pickle(p)), ["os.system", "code"]),
-    "absent": (lambda p: clip_jax.load(p.path / "nothing.safetensors"), ["nothing.safetensors", "give"]),
+    "absent": (lambda p: clip_jax.load(p.path / "nothing.safetensors"), ["nothing.safetensors", "no such file"]),
+    "no such name": (lambda p: clip_jax.load("nothing.safetensors"), ["nothing.safetensors", "give a file"]),
     "no weights": (lambda p: clip_jax.load(p.path), ["holds no CLIP"]),
     "two weights": (lambda p: clip_jax.load((p.file(), p.file(name="v.safetensors"))[0].parent), ["2 weights", "give"]),
     "not JSON": (lambda p: clip_jax.load(p.write(CONFIG_JSON, b"{").parent), ["not JSON"]),
