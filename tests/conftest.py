@@ -14,6 +14,7 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare `pytest` does not add it
 jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_disable_most_optimizations", True)  # tests wait for compilation; commands they start have it all
 
 # Commands keep compiled programs in the user's cache. Here they and the tests share one, so that a program compiles
 # once however many tests build it anew, and nothing is left behind.

@@ -232,12 +232,15 @@ def wait_for_step(process, directory, step):
 
 
 def kill_loop(directory, signals, seed, *, steps, arguments):
-    """Start the toy once per signal and send it a little after a random later step; return the steps it was seen at."""
+    """Start the toy once per signal, sent a little after a step; return the steps it was seen at.
+
+    The steps are random and spread over the run, so that a slow machine that overshoots still meets most of them.
+    """
     rng = np.random.default_rng(seed)
     at, seen = 0, []
-    for signum in signals:
+    for signum, stop in zip(signals, np.sort(rng.integers(1, steps - 2, len(signals))), strict=True):
         process = start(directory, "--steps", steps, *arguments)
-        at = int(rng.integers(at + 1, max(at + 2, steps - 2)))
+        at = max(at + 1, int(stop))
         wait_for_step(process, directory, at)
         time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signum)
