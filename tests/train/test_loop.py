@@ -213,12 +213,14 @@ def test_run_is_a_value():
 
 
 def start(directory, *arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiled as here, so as to be equal to the bit
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), str(directory), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+        env=environment,
     )
 
 
