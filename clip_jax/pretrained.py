@@ -8,7 +8,6 @@ accuracy without any other sign.
 
 import dataclasses
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -26,10 +25,20 @@ from clip_jax.layers import unstack_layers
 from clip_jax.model import CLIP
 from clip_jax.presets import PRESETS, preset
 from clip_jax.tokenizer import Tokenizer, load_tokenizer
+from clip_jax.tokenizer.load import find_tokenizer
 from clip_jax.weights import huggingface, native, open_clip
+from clip_jax.weights.agree import (
+    check_known,
+    check_same,
+    check_sizes,
+    check_tokenizer,
+    check_vocabulary,
+    equal,
+    fields,
+)
 from clip_jax.weights.files import one_line, read_checkpoint, read_json
 from clip_jax.weights.formats import FORMATS, recognise
-from clip_jax.weights.rules import Checkpoint, convert, expected, flat_variables, nested_variables
+from clip_jax.weights.rules import convert, expected, flat_variables, nested_variables
 from clip_jax.weights.rules import export as to_format
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "weights.safetensors", "tokenizer.json"
@@ -86,7 +95,7 @@ def save(
     """
     config = model.config if isinstance(model, CLIP) else model
     if config.text is not None:
-        _check_tokenizer(config, tokenizer, "the tokenizer")
+        check_tokenizer(config, tokenizer, "the tokenizer")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     native.save_params(directory / WEIGHTS, _collections(variables), dtype=dtype)
@@ -150,14 +159,14 @@ def _load_path(path: Path, wanted: CLIPConfig | None, vocab: Any, part: str | No
     table, checkpoint = recognise(read_checkpoint(file), part, where)
     said = None if table.name == "stable_diffusion" else _config_beside(file.parent, table.name)
     if said is not None and wanted is not None:
-        _check_same(said, wanted, where, asker)
+        check_same(said, wanted, where, asker)
     try:
         found = said or wanted or table.infer(checkpoint)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     if said is None and wanted is not None:
-        _check_known(table.name, checkpoint, wanted, where, asker)
-    _check_sizes(found, table.sizes(checkpoint), where, f"{file.parent}'s config" if said else asker)
+        check_known(table.known(checkpoint), wanted, where, asker)
+    check_sizes(found, table.sizes(checkpoint), where, f"{file.parent}'s config" if said else asker)
     one_tower = "" if found.two_towers else "|logit_scale|logit_bias"
     flat = convert(checkpoint, table.rules(found), expected(found), ignore=table.ignore + one_tower, where=where)
     folder = file.parent if said is not None or path.is_dir() else None
@@ -168,13 +177,13 @@ def _load_path(path: Path, wanted: CLIPConfig | None, vocab: Any, part: str | No
 def _load_own(path: Path, data: Mapping[str, Any], wanted: CLIPConfig | None, vocab: Any, asker: str) -> LoadedCLIP:
     config = CLIPConfig.from_dict(dict(data))
     if wanted is not None:
-        _check_same(config, wanted, str(path), asker)
+        check_same(config, wanted, str(path), asker)
     params = native.load_params(path / WEIGHTS, native.unflatten(expected(config)))
     tokenizer: Any = Missing("this model has no text tower, and no tokenizer")
     if config.text is not None:
         source = Path(vocab) if vocab else path / TOKENIZER
         tokenizer = load_tokenizer(source)
-        _check_tokenizer(config, tokenizer, str(source))
+        check_tokenizer(config, tokenizer, str(source))
     return _loaded(config, native.flatten(params), tokenizer)
 
 
@@ -285,14 +294,8 @@ def _from_hub(source: str) -> Path:
 def _tokenizer_beside(folder: Path | None) -> Path | None:
     if folder is None:
         return None
-    for place in (folder, folder.parent / folder.name.replace("text_encoder", "tokenizer")):  # as diffusers has it
-        try:
-            load_tokenizer(place)
-        except UserError as error:
-            if "holds no tokenizer" in str(error) or "no such file" in str(error):
-                continue
-        return place
-    return None
+    places = (folder, folder.parent / folder.name.replace("text_encoder", "tokenizer"))  # as diffusers has it
+    return next((place for place in places if find_tokenizer(place)), None)
 
 
 def _tokenizer(vocab: str | os.PathLike | None, beside: Path | None, config: CLIPConfig, table: str) -> Any:
@@ -306,132 +309,8 @@ def _tokenizer(vocab: str | os.PathLike | None, beside: Path | None, config: CLI
     # Only Hugging Face says beside the vocabulary what to pad with; elsewhere it is the model that says so.
     pad_id = None if table == "huggingface" and vocab is None else text.pad_id
     tokenizer = load_tokenizer(source, context_length=text.context_length, pad_id=pad_id, kind=kind)
-    _check_vocabulary(config, tokenizer, str(source), exact=vocab is not None)
+    check_vocabulary(config, tokenizer, str(source), exact=vocab is not None)
     return tokenizer
-
-
-# what must agree
-
-
-def _check_tokenizer(config: CLIPConfig, tokenizer: Tokenizer, where: str) -> None:
-    text = config.text
-    _check_vocabulary(config, tokenizer, where, exact=False)
-    if tokenizer.context_length > text.context_length:
-        raise UserError(
-            f"{where} has context_length {tokenizer.context_length}, the model {text.context_length}: "
-            "it is not the tokenizer of this model"
-        )
-    if tokenizer.pad_id != text.pad_id:
-        raise UserError(
-            f"{where} pads with {tokenizer.pad_id}, the model expects pad_id {text.pad_id}: "
-            "it is not the tokenizer of this model"
-        )
-
-
-def _check_vocabulary(config: CLIPConfig, tokenizer: Tokenizer, where: str, *, exact: bool) -> None:
-    text, size = config.text, tokenizer.vocab_size
-    if size > text.vocab_size or (exact and size != text.vocab_size):
-        raise UserError(
-            f"{where} has vocab_size {size}, the model {text.vocab_size}: it is not the tokenizer of this model"
-        )
-    eos_id = getattr(text, "eos_id", None)
-    if eos_id is not None and eos_id != tokenizer.eot_id:
-        raise UserError(
-            f"{where} ends texts with {tokenizer.eot_id}, the model expects eos_id {eos_id}: "
-            "it is not the tokenizer of this model"
-        )
-
-
-# Fields that say how to compute or to start, not what the weights are.
-FREE = {"scan_layers", "remat", "logit_scale_init", "logit_bias_init", "pad_id", "tokenizer"}
-
-
-def _fields(config: CLIPConfig) -> dict[str, Any]:
-    """{"vision.width": 768, …}, with what None stands for filled in."""
-    found: dict[str, Any] = {}
-    for name, value in config.to_dict().items():
-        inner = value if isinstance(value, dict) else {"": value}
-        found |= {f"{name}.{field}" if field else name: v for field, v in inner.items() if (field or name) not in FREE}
-    for tower in ("vision", "text"):
-        if f"{tower}.mlp_width" in found and found[f"{tower}.mlp_width"] is None:
-            ratio = 2.6667 if found[f"{tower}.type"] == "EVA02Config" else 4
-            found[f"{tower}.mlp_width"] = int(ratio * found[f"{tower}.width"])
-    if found.get("text.eos_id", 0) is None:
-        found["text.eos_id"] = found["text.vocab_size"] - 1  # the highest id is the end
-    if found.get("vision.type") == "EVA02Config":
-        found.pop("vision.activation")  # it has its own
-    return found
-
-
-def _check_same(said: CLIPConfig, wanted: CLIPConfig, where: str, asker: str) -> None:
-    """Raises UserError naming each field in which a checkpoint's own config and the one asked for differ."""
-    a, b = _fields(said), _fields(wanted)
-    differ = [f"{n} is {a.get(n)!r}, {asker} says {b.get(n)!r}" for n in {**a, **b} if not _equal(a.get(n), b.get(n))]
-    if differ:
-        raise UserError(
-            f"{where}: {'; '.join(differ[:6])}: load it by its own config, or take the weights of that model"
-        )
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=1e-6)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return a == b
-
-
-def _check_known(table: str, checkpoint: Checkpoint, wanted: CLIPConfig, where: str, asker: str) -> None:
-    """What a family is known to have beyond the shapes: OpenAI's own archives, EVA, Chinese-CLIP, big_vision, SD."""
-    openais = table == "openai" and "input_resolution" in checkpoint
-    known: dict[str, Any] = {}
-    if openais or table == "chinese_clip":
-        known["vision.activation"] = "quick_gelu"
-    if openais:
-        known |= {"text.activation": "quick_gelu", "vision.ln_eps": 1e-5, "text.ln_eps": 1e-5}
-    if table == "chinese_clip":
-        known |= {"vision.ln_eps": 1e-5, "text.activation": "gelu", "text.ln_eps": 1e-12}
-    if table == "eva":
-        known |= {"vision.ln_eps": 1e-6, "text.activation": "gelu", "text.ln_eps": 1e-5}
-    if table == "big_vision":
-        known = {
-            f"{tower}.{n}": v
-            for tower in ("vision", "text")
-            for n, v in (("activation", "gelu_tanh"), ("ln_eps", 1e-6))
-        }
-    asked = _fields(wanted)
-    differ = [
-        f"{name} is {value!r}, {asker} says {asked[name]!r}"
-        for name, value in known.items()
-        if name in asked and not _equal(value, asked[name])
-    ]
-    if openais and asked["preprocess.mean"] != list(type(wanted.preprocess)().mean):
-        differ.append(f"preprocess.mean is OpenAI's, {asker} says {asked['preprocess.mean']}")
-    if openais and asked["preprocess.std"] != list(type(wanted.preprocess)().std):
-        differ.append(f"preprocess.std is OpenAI's, {asker} says {asked['preprocess.std']}")
-    if differ:
-        raise UserError(f"{where}: {'; '.join(differ)}: take the config of this model")
-
-
-def _check_sizes(config: CLIPConfig, sizes: Mapping[str, Any], where: str, asker: str) -> None:
-    """Raises UserError naming each size in which the weights differ from the config."""
-    asked = _fields(config)
-    for tower in ("vision", "text"):
-        if (getattr(config, tower) is None) != (tower in sizes):
-            there = "no" if tower in sizes else "a"
-            raise UserError(
-                f"{where} has {there} {tower} tower, {asker} says otherwise: take the config of these weights"
-            )
-    if config.vision is not None and "vision.patch_size" in asked:
-        asked["vision.grid"] = config.vision.grid
-    differ = [
-        f"{name} is {list(value) if isinstance(value, tuple) else value} in the weights, {asker} says {asked[name]}"
-        for name, value in sizes.items()
-        if name in asked and asked[name] != (list(value) if isinstance(value, tuple) else value)
-    ]
-    if differ:
-        more = f"; and {len(differ) - 4} more" if len(differ) > 4 else ""
-        raise UserError(f"{where}: {'; '.join(differ[:4])}{more}: take the config of these weights")
 
 
 # writing
@@ -459,7 +338,7 @@ def export(
     if layout not in get_args(Layout):
         raise UserError(f"there is no layout {layout!r}: choose one of {', '.join(get_args(Layout))}")
     if tokenizer is not None and config.text is not None:
-        _check_tokenizer(config, tokenizer, "the tokenizer")
+        check_tokenizer(config, tokenizer, "the tokenizer")
     config, variables = _unrolled(config, variables)
     files: dict[str, Any] = {}
     if layout == "huggingface":
@@ -506,8 +385,8 @@ def _check_openai(config: CLIPConfig) -> None:
         if vision.width in openai.NOT_OPENAIS:
             raise UserError(f"OpenAI's layout has no ViT of width {vision.width}: export to open_clip")
     taken = dataclasses.replace(taken, vision=vision, text=text)
-    a, b = _fields(config), _fields(taken)
-    differ = [f"{name} {a[name]!r} (there it is {b[name]!r})" for name in a if not _equal(a[name], b[name])]
+    a, b = fields(config), fields(taken)
+    differ = [f"{name} {a[name]!r} (there it is {b[name]!r})" for name in a if not equal(a[name], b[name])]
     if differ:
         raise UserError(f"OpenAI's layout cannot say {', '.join(differ)}: export to open_clip or huggingface")
 

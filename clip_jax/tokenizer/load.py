@@ -29,6 +29,11 @@ FILES = (
 LFS_HEADER = b"version https://git-lfs"
 
 
+def find_tokenizer(directory: Path) -> Path | None:
+    """The tokenizer's file in a directory, None where there is none."""
+    return next((directory / name for name in FILES if (directory / name).is_file()), None)
+
+
 def load_tokenizer(
     source: str | os.PathLike,
     *,
@@ -53,9 +58,10 @@ def load_tokenizer(
         raise UserError(f"there is no tokenizer {kind!r}: choose one of {', '.join(KINDS)}")
     path = Path(source)
     if path.is_dir():
-        path = next((path / name for name in FILES if (path / name).is_file()), path)
-        if path.is_dir():
+        found = find_tokenizer(path)
+        if found is None:
             raise UserError(f"{source} holds no tokenizer: none of {', '.join(FILES)} is in it")
+        path = found
     elif not path.is_file():
         raise UserError(f"{source}: there is no such file or directory")
     with path.open("rb") as file:

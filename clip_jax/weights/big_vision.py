@@ -135,6 +135,9 @@ def sizes(checkpoint: Checkpoint) -> dict[str, Any]:
     return found
 
 
+HABITS: dict[str, Any] = {"activation": "gelu_tanh", "ln_eps": 1e-6}
+
+
 def infer(checkpoint: Checkpoint) -> CLIPConfig:
     """SigLIP's activation (tanh GELU), eps and preprocessing; the sizes are all in the shapes."""
     from clip_jax.weights.openai import tower
@@ -142,17 +145,17 @@ def infer(checkpoint: Checkpoint) -> CLIPConfig:
     found = sizes(checkpoint)
     vision, text = tower(found, "vision"), tower(found, "text")
     both = bool(vision and text)
-    habits: dict[str, Any] = {"activation": "gelu_tanh", "ln_eps": 1e-6}
     if vision:
         vision["image_size"] = vision.pop("grid") * vision["patch_size"]
     return CLIPConfig(
         embed_dim=found.get("embed_dim", vision.get("width")),
-        vision=ViTConfig(pool="map", ln_pre=False, patch_bias=True, **habits, **vision) if vision else None,
-        text=siglip_text({**habits, **text}) if text else None,
+        vision=ViTConfig(pool="map", ln_pre=False, patch_bias=True, **HABITS, **vision) if vision else None,
+        text=siglip_text({**HABITS, **text}) if text else None,
         preprocess=HALF,
         logit_scale_init=math.log(10),
         logit_bias_init=-10.0 if both else None,
     )
 
 
-FORMAT = Format("big_vision", rules, sizes, infer)
+KNOWN = {f"{tower}.{name}": value for tower in ("vision", "text") for name, value in HABITS.items()}
+FORMAT = Format("big_vision", rules, sizes, infer, known=lambda checkpoint: KNOWN)

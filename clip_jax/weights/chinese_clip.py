@@ -83,4 +83,11 @@ def infer(checkpoint: Checkpoint) -> CLIPConfig:
     return CLIPConfig(embed_dim=found["embed_dim"], vision=image, text=bert, preprocess=PREPROCESS)
 
 
-FORMAT = Format("chinese_clip", rules, sizes, infer, rf"{openai.BUFFERS}|bert\.pooler\..*|.*position_ids")
+KNOWN = {
+    "vision.activation": "quick_gelu",
+    "vision.ln_eps": 1e-5,
+    "text.activation": "gelu",
+    "text.ln_eps": 1e-12,
+}
+IGNORE = rf"{openai.BUFFERS}|bert\.pooler\..*|.*position_ids"
+FORMAT = Format("chinese_clip", rules, sizes, infer, IGNORE, lambda checkpoint: KNOWN)

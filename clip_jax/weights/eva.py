@@ -72,4 +72,5 @@ def infer(checkpoint: Checkpoint) -> CLIPConfig:
     )
 
 
-FORMAT = Format("eva", rules, sizes, infer, rf"{openai.BUFFERS}|.*rope\.freqs_(cos|sin)")
+KNOWN = {"vision.ln_eps": 1e-6, "text.activation": "gelu", "text.ln_eps": 1e-5}
+FORMAT = Format("eva", rules, sizes, infer, rf"{openai.BUFFERS}|.*rope\.freqs_(cos|sin)", lambda checkpoint: KNOWN)

@@ -6,7 +6,7 @@
 import math
 from typing import Any
 
-from clip_jax.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from clip_jax.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
 from clip_jax.errors import UserError
 from clip_jax.weights.rules import (
     Checkpoint,
@@ -168,4 +168,19 @@ def vision_config(found: dict[str, Any]) -> ViTConfig | ResNetConfig:
     return ViTConfig(**{"heads": found["width"] // 64, **found})
 
 
-FORMAT = Format("openai", rules, sizes, infer, BUFFERS)
+def known(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Of OpenAI's own archives, which carry the resolution; others use the names for models of other kinds."""
+    if "input_resolution" not in checkpoint:
+        return {}
+    preprocess = PreprocessConfig()  # OpenAI's
+    return {
+        "vision.activation": "quick_gelu",
+        "text.activation": "quick_gelu",
+        "vision.ln_eps": 1e-5,
+        "text.ln_eps": 1e-5,
+        "preprocess.mean": list(preprocess.mean),
+        "preprocess.std": list(preprocess.std),
+    }
+
+
+FORMAT = Format("openai", rules, sizes, infer, BUFFERS, known)

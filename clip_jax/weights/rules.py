@@ -70,7 +70,8 @@ class Format(NamedTuple):
 
     `rules(config)`: its table. `sizes(checkpoint)`: what the shapes say about the config, {"vision.width": 768, …}.
     `infer(checkpoint)`: the whole config where shapes and the family's habits determine it, else a UserError that says
-    what is open. `ignore`: see `convert`.
+    what is open. `ignore`: see `convert`. `known(checkpoint)`: what a config must say beyond the shapes, as the
+    family's own code takes it for granted.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Format(NamedTuple):
     sizes: Callable[[Checkpoint], dict[str, Any]]
     infer: Callable[[Checkpoint], CLIPConfig]
     ignore: str = ""
+    known: Callable[[Checkpoint], dict[str, Any]] = lambda checkpoint: {}
 
 
 def linear(ours: str, theirs: str) -> tuple[Rule, Rule]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from train_jax.errors import UserError
 
-__all__ = ["LocalBuilder", "prepared", "quiet_tfds"]
+__all__ = ["LocalBuilder", "Records", "prepared", "quiet_tfds"]
 
 
 class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg] # TFDS comes without types
@@ -45,6 +45,25 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
     def _log_download_done(self) -> None:
         """TFDS would print that it is done; the bar says so."""
+
+
+class Records:
+    """A split read at random: `example` makes of a stored record what a training script wants to see."""
+
+    def __init__(self, records: Any):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):  # array_record would read some other record, or crash
+            raise IndexError(f"example {index} of {len(self)}")
+        return self.example(self._records[index % len(self)])
+
+    @abstractmethod
+    def example(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A stored record, decoded."""
 
 
 Builder = TypeVar("Builder", bound=LocalBuilder)

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train_jax.datasets.building import LocalBuilder, prepared, quiet_tfds
+from train_jax.datasets.building import LocalBuilder, Records, prepared, quiet_tfds
 from train_jax.errors import UserError
 
 __all__ = ["CAPTIONS", "CLASSES", "FashionMnist", "FashionSource", "prepare", "read_idx", "source"]
@@ -130,19 +130,10 @@ class FashionMnist(LocalBuilder, skip_registration=True):  # type: ignore[call-a
             yield index, {"image": Image.fromarray(image), "label": int(label)}
 
 
-class FashionSource:
+class FashionSource(Records):
     """A split as a random-access source of dicts: image uint8 [28, 28, 1], label int, caption str."""
 
-    def __init__(self, records: Any):
-        self._records = records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -len(self) <= index < len(self):  # array_record would read some other record, or crash
-            raise IndexError(f"example {index} of {len(self)}")
-        record = self._records[index % len(self)]
+    def example(self, record: Mapping[str, Any]) -> dict[str, Any]:
         label = int(record["label"])
         image = np.asarray(Image.open(io.BytesIO(record["image"])).convert("L"))
         return {"image": image[..., None], "label": label, "caption": CAPTIONS[label]}

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import shapes_world
-from train_jax.datasets.building import LocalBuilder, prepared
+from train_jax.datasets.building import LocalBuilder, Records, prepared
 from train_jax.errors import UserError
 
 __all__ = ["Shapes", "ShapesConfig", "ShapesSource", "prepare", "source"]
@@ -104,19 +104,10 @@ class Shapes(LocalBuilder):
             yield index, {"image": Image.fromarray(image), "caption": caption, **labels.words}
 
 
-class ShapesSource:
+class ShapesSource(Records):
     """A split as a random-access source of dicts: image uint8 [R, R, 3], caption str, and the four labels as ints."""
 
-    def __init__(self, records: Any):
-        self._records = records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -len(self) <= index < len(self):  # array_record would read some other record, or crash
-            raise IndexError(f"example {index} of {len(self)}")
-        record = self._records[index % len(self)]
+    def example(self, record: Mapping[str, Any]) -> dict[str, Any]:
         caption = record["caption"]
         return {
             "image": np.asarray(Image.open(io.BytesIO(record["image"])).convert("RGB")),
