@@ -1,4 +1,4 @@
-"""AdamW with warm-up, decay and clipping: the optimiser as a config and one function of it."""
+"""AdamW or Muon with warm-up, decay and clipping: the optimiser as a config and one function of it."""
 
 import math
 from dataclasses import dataclass
@@ -18,8 +18,10 @@ __all__ = ["OptimConfig", "decays", "learning_rate", "make_optimizer"]
 class OptimConfig:
     """How parameters move. Refuses nonsense on construction, naming the field (`UserError`)."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """Muon turns the momentum of every kernel into an orthogonal matrix, and leaves the rest to AdamW."""
     lr: float = 1e-3
-    """Peak learning rate, reached after the warm-up."""
+    """Peak learning rate, reached after the warm-up. Muon's steps have AdamW's size, so that one rate serves both."""
     warmup_steps: int = 100
     """Steps of linear warm-up from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -27,7 +29,7 @@ class OptimConfig:
     final_lr_fraction: float = 0.0
     """Where the cosine ends, as a fraction of `lr`."""
     b1: float = 0.9
-    """Decay of the first moment."""
+    """Decay of the first moment (AdamW's; Muon's momentum is 0.95)."""
     b2: float = 0.99
     """Decay of the second moment."""
     eps: float = 1e-8
@@ -49,6 +51,7 @@ class OptimConfig:
         def finite(field: str) -> bool:
             return math.isfinite(getattr(self, field))
 
+        need(self.kind in KINDS, "kind", " or ".join(repr(kind) for kind in KINDS))
         need(finite("lr") and self.lr > 0, "lr", "a positive number")
         need(self.warmup_steps >= 0, "warmup_steps", "zero or more")
         need(self.schedule in ("cosine", "constant"), "schedule", "'cosine' or 'constant'")
@@ -100,7 +103,7 @@ def decays(params: PyTree) -> PyTree:
 
 
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clip by global norm → Adam → decoupled weight decay → scheduled learning rate.
+    """Clip by global norm → Adam or Muon → decoupled weight decay → scheduled learning rate.
 
     The learning rate last used lies in the optimiser's state as `learning_rate`, where the train step finds it for the
     metrics.
@@ -110,10 +113,43 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        KINDS[config.kind](config),
         optax.add_decayed_weights(config.weight_decay, mask=decays) if config.weight_decay else optax.identity(),
         _scheduled(learning_rate(config, num_steps)),
     )
+
+
+def _adam(config: OptimConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.b1, config.b2, config.eps)
+
+
+def _muon(config: OptimConfig) -> optax.GradientTransformation:
+    """Muon (Jordan 2024), its updates scaled to AdamW's root mean square of 0.2 (Liu et al. 2025, §2.2).
+
+    The rate of −1 undoes optax's sign: the schedule that follows has its own.
+    """
+    return optax.contrib.muon(
+        learning_rate=-1.0,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        eps=config.eps,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=_matrices,
+    )
+
+
+KINDS = {"adamw": _adam, "muon": _muon}
+
+
+def _matrices(params: PyTree) -> PyTree:
+    """How Muon reads each kernel as a matrix: all axes but the last are its inputs. None is left to Adam."""
+
+    def matrix(path, leaf):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        inputs = tuple(range(leaf.ndim - 1))
+        return optax.contrib.MuonDimensionNumbers(inputs, (leaf.ndim - 1,)) if inputs and name == "kernel" else None
+
+    return jax.tree_util.tree_map_with_path(matrix, params)
 
 
 class ScheduledState(NamedTuple):

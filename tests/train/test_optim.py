@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -13,6 +14,7 @@ from train_jax.optim import OptimConfig, decays, learning_rate, make_optimizer
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("kind", "sgd"),
         ("lr", math.nan),
         ("lr", -1.0),
         ("lr", 0.0),
@@ -81,6 +83,30 @@ def test_it_is_adamw():
         b = optax.apply_updates(b, updates)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
     assert optax.tree_utils.tree_get(state_a, "learning_rate") == pytest.approx(0.1)
+
+
+def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
+    config = OptimConfig(kind="muon", lr=0.1, warmup_steps=0, schedule="constant", clip_norm=0)
+    key = jax.random.key(0)
+    params = {
+        "conv": {"kernel": jax.random.normal(key, (3, 3, 4, 8)), "bias": jnp.ones(8)},
+        "positional_embedding": jax.random.normal(key, (5, 8)),
+    }
+    grads = jax.tree.map(lambda p: jnp.sin(3 * p), params)
+    ours, adam = make_optimizer(config, 10), make_optimizer(dataclasses.replace(config, kind="adamw"), 10)
+    (got, state), (plain, _) = (tx.update(grads, tx.init(params), params) for tx in (ours, adam))
+    update = np.asarray(got["conv"]["kernel"]).reshape(36, 8)
+    # An orthogonal update lengthens every direction alike; optax's five iterations leave them within a factor.
+    singular = np.linalg.svd(update, compute_uv=False)
+    assert singular.max() / singular.min() < 2
+    assert np.linalg.cond(np.asarray(plain["conv"]["kernel"]).reshape(36, 8)) > 2
+    assert np.sqrt(np.square(update).mean()) == pytest.approx(0.1 * 0.2, rel=0.15)
+    for name in ("positional_embedding", "bias"):
+        a, b = (tree["conv"].get(name, tree.get(name)) for tree in (got, plain))
+        np.testing.assert_allclose(np.sign(a), np.sign(b))
+        assert 0.09 < np.abs(a).max() < 0.16  # optax gives it a Nesterov step
+    assert optax.tree_utils.tree_get(state, "learning_rate") == pytest.approx(0.1)
+    assert np.vdot(update, np.asarray(grads["conv"]["kernel"]).reshape(36, 8)) < 0  # downhill
 
 
 def test_gradients_are_clipped():
