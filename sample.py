@@ -3,6 +3,11 @@
     python sample.py "a small red circle in the top left"                 # with the weights that come with the package
     python sample.py "a large blue star in the bottom right" --run runs/shapes --num 8 --seed 1
     python sample.py --prompts captions.txt --out pictures
+    python sample.py --vary picture.png                                   # the same meaning, other details
+    python sample.py --interpolate first.png second.png
+    python sample.py --edit picture.png --from "a red star" --to "a blue star"
+    python sample.py "a green circle" --inpaint picture.png --mask mask.png
+    python sample.py "a green circle" --redraw picture.png
 
 Each picture is a PNG of its own, and a contact sheet shows them together.
 """
@@ -18,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from recipes import edits
 from train_jax.cli import enable_compilation_cache, run_main, tune_cpu
 from train_jax.errors import UserError
 
@@ -32,9 +38,9 @@ if TYPE_CHECKING:
     from unclip_jax.pipeline import LoadedUnCLIP
 
 
-def shown(metavar: str, default: str) -> Any:
+def shown(metavar: str, default: str, name: str | None = None) -> Any:
     """How `--help` writes an option that may be left out."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+    return tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 SHEET_ROWS = 12  # prompts shown on the contact sheet; every picture is a file of its own anyway
@@ -42,9 +48,9 @@ SHEET_ROWS = 12  # prompts shown on the contact sheet; every picture is a file o
 
 @dataclass(frozen=True)
 class Options:
-    """Makes pictures from prompts.
+    """Makes pictures from prompts, or from pictures.
 
-    A picture depends on its prompt, the seed and its index alone, whatever else is made beside it.
+    A picture depends on what was asked, the seed and its index alone, whatever else is made beside it.
     """
 
     prompt: Annotated[
@@ -64,11 +70,34 @@ class Options:
     guidance_scale: Annotated[float | None, shown("FLOAT", "as the decoder was saved")] = None
     """Guidance of the decoder: 1 is off, larger follows the prompt more closely."""
     sampler: Annotated[str | None, shown("STR", "as the decoder was saved")] = None
-    """Sampler of the decoder: ddpm, ddim or dpmpp_2m."""
+    """Sampler of the decoder: ddpm, ddim, dpmpp_2m, or euler and heun on the grid of Karras et al."""
     out: Path = Path("samples")
     """Directory for the PNGs and the contact sheet."""
     chunk: int = 1
     """Pictures computed together: more are faster on a GPU or TPU, but rounding may then depend on the neighbours."""
+
+    vary: Annotated[Path | None, shown("IMAGE", "none")] = None
+    """Draw variations of this picture; no prompt is needed."""
+    eta: float = 1.0
+    """How far variations may leave the picture: 0 reconstructs it, 1 keeps its meaning only."""
+    interpolate: Annotated[tuple[Path, Path] | None, shown("IMAGE IMAGE", "none")] = None
+    """Draw the way from one picture to the other."""
+    edit: Annotated[Path | None, shown("IMAGE", "none")] = None
+    """Change this picture as the caption --to differs from the caption --from."""
+    from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="TEXT", help_behavior_hint="(default: none)")] = (
+        None
+    )
+    """What the picture of --edit shows."""
+    to: Annotated[str | None, shown("TEXT", "none")] = None
+    """What it should show."""
+    inpaint: Annotated[Path | None, shown("IMAGE", "none")] = None
+    """Draw the prompt into this picture where --mask is white; the rest stays as it is."""
+    mask: Annotated[Path | None, shown("IMAGE", "none")] = None
+    """For --inpaint: white is drawn anew, black is kept."""
+    redraw: Annotated[Path | None, shown("IMAGE", "none")] = None
+    """Draw the prompt starting from this picture under noise."""
+    strength: Annotated[float | None, shown("FLOAT", "0.6")] = None
+    """How much --redraw changes, or how far --edit goes at most: from 0 to 1."""
 
 
 def read_prompts(options: Options) -> list[str]:
@@ -105,7 +134,9 @@ def load(options: Options) -> LoadedUnCLIP:
     from unclip_jax import pipeline
 
     loaded = pipeline.load(options.run)
-    changes: dict[str, Any] = {"num_steps": options.steps, "sampler": options.sampler}
+    # Euler's and Heun's methods are made for the grid of Karras et al.
+    grid = "karras" if options.sampler in ("euler", "heun") else None
+    changes: dict[str, Any] = {"num_steps": options.steps, "sampler": options.sampler, "grid": grid}
     decoder = loaded.unclip.decoder
     sampling = dataclasses.replace(decoder.sampling, **{k: v for k, v in changes.items() if v is not None})
     decoder = dataclasses.replace(decoder, sampling=sampling)
@@ -142,7 +173,8 @@ def draw(loaded: LoadedUnCLIP, prompts: list[str], options: Options) -> Iterator
 def main(argv: list[str]) -> None:
     options = tyro.cli(Options, args=argv, prog="sample.py")
     check(options)
-    prompts = read_prompts(options)
+    name = edits.chosen(options)
+    prompts = [] if name else read_prompts(options)
 
     from tqdm import tqdm
 
@@ -150,22 +182,25 @@ def main(argv: list[str]) -> None:
 
     loaded = load(options)
     enable_compilation_cache()
+    edit = edits.prepare(name, options, loaded) if name else None
+    titles = [edit.title] if edit else prompts
     out = output_directory(options.out)
     began = time.perf_counter()
-    rows: list[tuple[str, list[Any]]] = []
-    count = len(prompts) * options.num
+    rows: list[tuple[str, list[Any]]] = [(title, list(edit.originals) if edit else []) for title in titles[:SHEET_ROWS]]
+    count = len(titles) * options.num
     sampling = loaded.unclip.decoder.sampling
     scale = sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale
     settings = {"seed": options.seed, "steps": sampling.num_steps, "sampler": sampling.sampler, "chunk": options.chunk}
     stated = {name: str(value) for name, value in {**settings, "guidance_scale": scale}.items()}
+    if edit:
+        stated = {"edit": f"--{name}", "seed": str(options.seed)}
     with tqdm(total=count, desc="sampling", unit="image", disable=not sys.stderr.isatty()) as progress:
-        for number, index, image in draw(loaded, prompts, options):
-            if index == 0 and number < SHEET_ROWS:
-                rows.append((prompts[number], []))
+        for number, index, image in edits.draw(edit, options) if edit else draw(loaded, prompts, options):
             if number < SHEET_ROWS:
                 rows[number][1].append(image)
-            name = f"{number:03d}-{file_stem(prompts[number])}-{index:02d}.png"
-            save_png(out / name, image, {"prompt": prompts[number], **stated, "index": str(index)})
+            stem = f"{name}-{file_stem(titles[number])}" if edit else file_stem(titles[number])
+            file = out / f"{number:03d}-{stem}-{index:02d}.png"
+            save_png(file, image, {"prompt": titles[number], **stated, "index": str(index)})
             progress.update()
     save_png(out / "sheet.png", contact_sheet(rows))
     seconds = time.perf_counter() - began

@@ -62,10 +62,10 @@ def optim(lr: float, ema_decay: float = 0.995, **rest: Any) -> OptimConfig:
 
 SHAPES = Shapes(
     run=Path("runs/shapes"),
-    clip=StageTraining("shapes", 1300, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=0.1)),
-    prior=StageTraining("shapes-prior", 1000, 64, optim(1e-3)),
-    decoder=StageTraining("shapes-decoder", 1500, 32, optim(2e-3)),
-    upsampler=StageTraining("shapes-upsampler", 1000, 32, optim(2e-3)),
+    clip=StageTraining("shapes", 1200, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=0.1)),
+    prior=StageTraining("shapes-prior", 800, 64, optim(1e-3)),
+    decoder=StageTraining("shapes-decoder", 1600, 16, optim(4e-3, kind="muon")),
+    upsampler=StageTraining("shapes-upsampler", 600, 32, optim(2e-3)),
 )
 
 
@@ -76,7 +76,7 @@ def with_steps(recipe: Shapes, **num_steps: int) -> Shapes:
 
 
 LONG = dataclasses.replace(
-    with_steps(SHAPES, clip=2400, prior=1500, decoder=6000, upsampler=1500),
+    with_steps(SHAPES, clip=2400, prior=1500, decoder=10_000, upsampler=1500),
     run=Path("runs/shapes-long"),
     weights="float16",
 )

@@ -187,7 +187,7 @@ class System:
     def _chunked(self, program: Callable[..., Any], rows: tuple, title: str) -> Any:
         """``program(*rows)`` for pytrees whose leaves have N rows: host arrays of N rows."""
         total = len(jax.tree.leaves(rows)[0])
-        parts = []
+        parts, began = [], time.perf_counter()
         with tqdm(total=total, desc=title, unit="row", disable=None) as progress:
             for start in range(0, total, self.chunk):
                 take = np.minimum(np.arange(start, start + self.chunk), total - 1)
@@ -195,6 +195,8 @@ class System:
                 part = program(*jax.tree.map(lambda leaf, take=take: leaf[take], rows))
                 parts.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], part))
                 progress.update(count)
+        if progress.disable:  # not on a terminal: one line when it is done
+            print(f"{title}: {total} rows in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 

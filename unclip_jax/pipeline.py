@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from clip_jax.tokenizer import Tokenizer
 from clip_jax.weights.native import atomic_path, load_params, save_params
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
+from unclip_jax.diffusion.guidance import Decorator
 from unclip_jax.diffusion.samplers import fold_in_each, sample_keys
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import UNetConfig
@@ -56,12 +58,12 @@ class Generation(NamedTuple):
     """What ``generate`` computed.
 
     Attributes:
-      text: features of the prompts.
+      text: features of the prompts; None for what was made without any.
       image_embed: [B, D] the image embeddings that the pictures were decoded from.
       images: [B, H, W, 3] float32 in [−1, 1].
     """
 
-    text: TextFeatures
+    text: TextFeatures | None
     image_embed: jax.Array
     images: jax.Array
 
@@ -123,8 +125,24 @@ def decode(
     keys: [B], one per sample.
     """
     images = stages.run(unclip.decoder, params["decoder"], cond, fold_in_each(keys, 0), guidance_scale=guidance_scale)
+    return upsample(unclip, params, images, keys)
+
+
+def upsample(
+    unclip: UnCLIP,
+    params: dict[str, Any],
+    images: jax.Array,
+    keys: jax.Array,
+    *,
+    decorate: Callable[[Stage], Decorator | None] = lambda stage: None,
+) -> jax.Array:
+    """Pictures of the decoder [B, h, w, 3] through every upsampler: [B, H, W, 3].
+
+    decorate: what to do to a stage's denoiser, as in ``stage.run``.
+    """
     for i, stage in enumerate(unclip.upsamplers):
-        images = stages.run(stage, params[f"upsampler_{i}"], Cond(low_res=images), fold_in_each(keys, 1 + i))
+        cond, own = Cond(low_res=images), fold_in_each(keys, 1 + i)
+        images = stages.run(stage, params[f"upsampler_{i}"], cond, own, decorate=decorate(stage))
     return images
 
 

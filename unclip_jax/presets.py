@@ -47,14 +47,15 @@ def shapes_decoder(
             patch_size=patch,
             head_width=head,
             groups=16,
-            time_width=levels[0].width,
+            time_width=128,
             image_embed_dim=embed_dim,
             text_width=text_width,
             context_width=64,
+            coordinates=True,
         ),
         prediction="x0",
         weight="capped_v",
-        sampling=Sampling("dpmpp_2m", num_steps=steps, guidance_scale=2.0),
+        sampling=Sampling("dpmpp_2m", num_steps=steps, guidance_scale=3.0),
     )
 
 

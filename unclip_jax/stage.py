@@ -7,20 +7,22 @@ condition holds a smaller one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clip_jax.errors import UserError
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.guidance import classifier_free, clip_x0
-from unclip_jax.diffusion.losses import WEIGHTS, diffusion_loss, noised, variational_bound
-from unclip_jax.diffusion.predict import PREDICTIONS, denoiser, per_sample, split_output
-from unclip_jax.diffusion.samplers import SAMPLERS, fold_in_each, normal, sample
-from unclip_jax.diffusion.schedule import SCHEDULES, NoiseSchedule, spaced_timesteps
+from unclip_jax.diffusion.guidance import Decorator, classifier_free, clip_x0
+from unclip_jax.diffusion.losses import WEIGHTS, add_noise, diffusion_loss, noised, variational_bound
+from unclip_jax.diffusion.predict import PREDICTIONS, CondDenoiser, denoiser, per_sample, split_output
+from unclip_jax.diffusion.samplers import SAMPLERS, Sampler, fold_in_each, normal, sample
+from unclip_jax.diffusion.schedule import GRIDS, SCHEDULES, NoiseSchedule
 from unclip_jax.models.prior import DiffusionPrior, PriorConfig
 from unclip_jax.models.unet import UNet, UNetConfig
 
@@ -31,7 +33,9 @@ class Sampling:
 
     Attributes:
       sampler: row of ``SAMPLERS``.
-      num_steps: S, denoiser calls (twice the network evaluations under guidance).
+      num_steps: S, steps of the sampler: as many denoiser calls, or twice as many with "heun" (and under guidance, two
+        network evaluations per call).
+      grid: row of ``GRIDS``, the times that are visited.
       guidance_scale: of classifier-free guidance, 1.0 is off; None never runs the unconditional branch.
       clip: the estimate of x0 is clamped to ±clip after guidance; None leaves it.
     """
@@ -40,11 +44,14 @@ class Sampling:
     num_steps: int = 16
     guidance_scale: float | None = None
     clip: float | None = 1.0
+    grid: str = "uniform"
 
 
 @dataclass(frozen=True)
 class Stage:
     """Network, noise schedule, parametrisation, loss weight and sampling of one step of the cascade.
+
+    With ``x0_error`` the parameters hold what ``measure_x0_error`` found, as "ddpm_analytic" needs it.
 
     Raises:
       UserError: a name that is no row of its table, or more sampling steps than the schedule has.
@@ -56,18 +63,29 @@ class Stage:
     schedule: str = "cosine"
     num_timesteps: int = 1000
     weight: str = "simple"
+    x0_error: bool = False
 
     def __post_init__(self):
-        rows = (("prediction", PREDICTIONS), ("schedule", SCHEDULES), ("weight", WEIGHTS))
-        for field, value, table in [(name, getattr(self, name), table) for name, table in rows] + [
-            ("sampling.sampler", self.sampling.sampler, SAMPLERS)
-        ]:
+        names: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+            ("prediction", self.prediction, PREDICTIONS),
+            ("schedule", self.schedule, SCHEDULES),
+            ("weight", self.weight, WEIGHTS),
+            ("sampling.sampler", self.sampling.sampler, SAMPLERS),
+            ("sampling.grid", self.sampling.grid, GRIDS),
+        )
+        for field, value, table in names:
             if value not in table:
                 raise UserError(f"{field} is {value!r}; choose one of {', '.join(table)}")
+        if self.sampling.sampler == "ddpm_analytic" and not self.x0_error:
+            raise UserError("sampling.sampler 'ddpm_analytic' needs the x0_error of this stage, which was not measured")
         if not 1 <= self.sampling.num_steps <= self.num_timesteps:
             raise UserError(
                 f"sampling.num_steps is {self.sampling.num_steps}; give 1 to {self.num_timesteps} (num_timesteps)"
             )
+        try:
+            timesteps(self)
+        except ValueError as error:
+            raise UserError(f"sampling.grid {self.sampling.grid!r}: {error}") from error
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -84,6 +102,11 @@ def network(stage: Stage) -> nn.Module:
 
 def noise_schedule(stage: Stage) -> NoiseSchedule:
     return SCHEDULES[stage.schedule](stage.num_timesteps)
+
+
+def timesteps(stage: Stage) -> np.ndarray:
+    """The times a stage is sampled at, decreasing: int32 [S]."""
+    return GRIDS[stage.sampling.grid](noise_schedule(stage), stage.sampling.num_steps)
 
 
 def blank_cond(stage: Stage, batch_size: int = 1) -> Cond:
@@ -111,11 +134,47 @@ def blank_cond(stage: Stage, batch_size: int = 1) -> Cond:
 def init(stage: Stage, key: jax.Array) -> dict[str, Any]:
     """Fresh parameters, a nested dict of float32 arrays."""
     x_t = jnp.zeros((1, *stage.sample_shape))
-    return network(stage).init(key, x_t, jnp.zeros((1,), jnp.int32), blank_cond(stage))["params"]
+    params = network(stage).init(key, x_t, jnp.zeros((1,), jnp.int32), blank_cond(stage))["params"]
+    return params | {"x0_error": jnp.ones(stage.num_timesteps)} if stage.x0_error else params
 
 
 def learned_variance(stage: Stage) -> bool:
     return isinstance(stage.model, UNetConfig) and stage.model.learned_variance
+
+
+def conditional_denoiser(
+    stage: Stage, params: dict[str, Any], *, guidance_scale: float | jax.Array | None = None
+) -> CondDenoiser:
+    """The trained network as what samplers see: predicted, guided and clipped as the stage says.
+
+    ``guidance_scale`` replaces the stage's own; may be traced. Ignored by a stage without guidance. A plain 1.0 spares
+    the unconditional branch.
+    """
+    sampling, module = stage.sampling, network(stage)
+    scale = sampling.guidance_scale if guidance_scale is None else guidance_scale
+
+    def apply(x_t, t, cond):
+        return module.apply({"params": params}, x_t, t, cond)
+
+    denoise = denoiser(
+        apply,
+        noise_schedule(stage),
+        stage.prediction,
+        learned_variance=learned_variance(stage),
+        x0_error=params["x0_error"] if stage.x0_error else None,
+    )
+    off = sampling.guidance_scale is None or (isinstance(guidance_scale, float) and guidance_scale == 1.0)
+    if scale is not None and not off:
+        denoise = classifier_free(scale)(denoise)
+    if sampling.clip is not None:
+        denoise = clip_x0(-sampling.clip, sampling.clip)(denoise)
+    return denoise
+
+
+def starting_noise(stage: Stage, keys: jax.Array) -> jax.Array:
+    """x_T [B, *sample_shape] of [B] keys."""
+    # The loop folds times 0 … T−1 into the keys; T itself is free for the starting noise.
+    return normal(fold_in_each(keys, stage.num_timesteps), stage.sample_shape)
 
 
 def run(
@@ -125,6 +184,9 @@ def run(
     keys: jax.Array,
     *,
     guidance_scale: float | jax.Array | None = None,
+    x_T: jax.Array | None = None,
+    sampler: Sampler | None = None,
+    decorate: Decorator | None = None,
 ) -> jax.Array:
     """Samples the stage.
 
@@ -133,25 +195,40 @@ def run(
       cond: conditioning of B samples.
       keys: [B] keys; sample i depends on its own key and condition alone.
       guidance_scale: instead of the stage's own; may be traced. Ignored by a stage without guidance.
+      x_T: [B, *sample_shape] to start from instead of noise of the keys.
+      sampler: instead of the stage's own.
+      decorate: applied to the denoiser last, outside guidance and clipping.
 
     Returns:
       x0 [B, *sample_shape], float32: standardised embeddings for a prior, pictures in [−1, 1] otherwise.
     """
-    schedule, module, sampling = noise_schedule(stage), network(stage), stage.sampling
+    denoise = conditional_denoiser(stage, params, guidance_scale=guidance_scale)
+    denoise = denoise if decorate is None else decorate(denoise)
+    x_T = starting_noise(stage, keys) if x_T is None else x_T
+    sampler = SAMPLERS[stage.sampling.sampler]() if sampler is None else sampler
+    return sample(lambda x_t, t: denoise(x_t, t, cond), noise_schedule(stage), timesteps(stage), sampler, x_T, keys)
 
-    def apply(x_t, t, cond):
-        return module.apply({"params": params}, x_t, t, cond)
 
-    denoise = denoiser(apply, schedule, stage.prediction, learned_variance=learned_variance(stage))
-    if sampling.guidance_scale is not None:
-        denoise = classifier_free(sampling.guidance_scale if guidance_scale is None else guidance_scale)(denoise)
-    if sampling.clip is not None:
-        denoise = clip_x0(-sampling.clip, sampling.clip)(denoise)
+def measure_x0_error(
+    stage: Stage, params: dict[str, Any], x0: jax.Array, cond: Cond, key: jax.Array, times: int = 50
+) -> jax.Array:
+    """Mean squared error of the estimate of x0 at every time: float32 [T], for ``ddpm("analytic")``.
 
-    # The loop folds times 0 … T−1 into the keys; T itself is free for the starting noise.
-    x_T = normal(fold_in_each(keys, stage.num_timesteps), stage.sample_shape)
-    timesteps = spaced_timesteps(stage.num_timesteps, sampling.num_steps)
-    return sample(lambda x_t, t: denoise(x_t, t, cond), schedule, timesteps, SAMPLERS[sampling.sampler](), x_T, keys)
+    Measured on x0 [N, ...] at evenly spread times and interpolated between them in the log-SNR (Bao et al. 2022, eq. 8,
+    where it is called Γ and measured on eps). It belongs in ``params["x0_error"]`` of a stage with ``x0_error``.
+    """
+    schedule, denoise = noise_schedule(stage), conditional_denoiser(stage, params)
+    measured = jnp.round(jnp.linspace(0, stage.num_timesteps - 1, times)).astype(jnp.int32)
+
+    def error(t):
+        noised_at = jnp.broadcast_to(t, x0.shape[:1])
+        eps = jax.random.normal(jax.random.fold_in(key, t), x0.shape)
+        return jnp.square(denoise(add_noise(schedule, x0, noised_at, eps), noised_at, cond).x0 - x0).mean()
+
+    errors = jax.lax.map(error, measured)
+    # Interpolated as logarithms: the errors span many orders of magnitude.
+    log_snr = schedule.log_snr(jnp.arange(stage.num_timesteps))
+    return jnp.exp(jnp.interp(-log_snr, -log_snr[measured], jnp.log(jnp.maximum(errors, 1e-20))))
 
 
 def loss(

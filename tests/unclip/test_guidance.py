@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.guidance import classifier_free, clip_x0, dynamic_threshold
+from unclip_jax.diffusion.guidance import classifier_free, clip_x0, dynamic_threshold, inpaint
 from unclip_jax.diffusion.predict import PREDICTIONS, Denoised, denoiser, per_sample
 from unclip_jax.diffusion.schedule import cosine
 
@@ -146,3 +146,12 @@ def test_dynamic_threshold_leaves_what_is_in_range():
 def test_dynamic_threshold_of_everything_is_the_maximum():
     got, raw = dynamic_threshold(100.0)(wide)(X_T, T, COND).x0[-1], wide(X_T, T, COND).x0[-1]
     np.testing.assert_allclose(got, raw / jnp.abs(raw).max(), rtol=1e-5)
+
+
+def test_what_is_known_is_the_estimate():
+    known, mask = jnp.full(SHAPE, 0.25), jnp.arange(4)[None, :, None, None] < 2
+    full = COND.with_keep(B)
+    got, plain = inpaint(known, mask)(conditional)(X_T, T, full), conditional(X_T, T, full)
+    np.testing.assert_array_equal(got.x0[:, :2], plain.x0[:, :2])
+    np.testing.assert_array_equal(got.x0[:, 2:], known[:, 2:])
+    np.testing.assert_array_equal(got.var_frac, plain.var_frac)

@@ -33,7 +33,7 @@ from unclip_jax.tasks import similarity, to_uint8
 B = 3
 PROMPTS = ["a small red circle in the top left", "in the bottom right: a large blue star", "a square"]
 KEYS = sample_keys(jax.random.key(0), jnp.arange(B))
-GUIDANCE = Guidance(prior=jnp.float32(1.0), decoder=jnp.float32(2.0))  # the tiny presets' own
+GUIDANCE = Guidance(prior=jnp.float32(1.0), decoder=jnp.float32(3.0))  # the tiny presets' own
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ class TestPrior:
 def test_decoding_runs_every_upsampler_on_the_picture_before(tiny_system, text, monkeypatch):
     seen = []
 
-    def run(stage, params, cond, keys, *, guidance_scale=None):
+    def run(stage, params, cond, keys, *, guidance_scale=None, decorate=None):
         seen.append((stage, params, cond, jax.random.key_data(keys), guidance_scale))
         return jnp.full((B, stage.model.image_size, stage.model.image_size, 3), len(seen), jnp.float32)
 

@@ -58,7 +58,7 @@ def test_unknown_name_lists_the_others():
         ({"prediction": "score"}, "prediction is 'score'; choose one of x0, eps, v"),
         ({"schedule": "quadratic"}, "schedule is 'quadratic'; choose one of cosine, linear"),
         ({"weight": "none"}, "weight is 'none'; choose one of simple"),
-        ({"sampling": Sampling("euler")}, "sampling.sampler is 'euler'; choose one of ddpm"),
+        ({"sampling": Sampling("plms")}, "sampling.sampler is 'plms'; choose one of ddpm"),
         ({"sampling": Sampling("ddim", num_steps=0)}, "sampling.num_steps is 0; give 1 to 1000"),
         ({"sampling": Sampling("ddim", num_steps=1001)}, "sampling.num_steps is 1001; give 1 to 1000"),
         ({"num_timesteps": 3}, "sampling.num_steps is 4; give 1 to 3"),

@@ -11,8 +11,21 @@ import numpy as np
 import pytest
 
 from unclip_jax.diffusion.predict import Denoised, per_sample
-from unclip_jax.diffusion.samplers import SAMPLERS, Step, ddim, ddpm, fold_in_each, normal, sample, sample_keys
-from unclip_jax.diffusion.schedule import cosine, spaced_timesteps
+from unclip_jax.diffusion.samplers import (
+    SAMPLERS,
+    Sampler,
+    Step,
+    ddim,
+    ddpm,
+    fold_in_each,
+    heun,
+    invert,
+    normal,
+    resampled,
+    sample,
+    sample_keys,
+)
+from unclip_jax.diffusion.schedule import cosine, karras_timesteps, spaced_timesteps
 
 T = 1000
 COSINE = cosine(T)
@@ -26,7 +39,8 @@ def oracle(mean=MEAN, std=STD, var_frac=0.0):
     def denoise(x_t, t):
         alpha, sigma = (per_sample(f(t), x_t) for f in (COSINE.alpha, COSINE.sigma))
         x0 = mean + std**2 * alpha / (alpha**2 * std**2 + sigma**2) * (x_t - alpha * mean)
-        return Denoised(x0, jnp.full_like(x_t, var_frac))
+        x0_error = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)
+        return Denoised(x0, jnp.full_like(x_t, var_frac), x0_error)
 
     return denoise
 
@@ -81,6 +95,91 @@ def test_ddim_is_of_first_order_and_dpmpp_of_second():
     assert (dpmpp_errors[2] < ddim_errors[2]).all()
     # Over data of unit variance, where a handful of steps can do, 20 of the one are worth more than 40 of the other.
     assert dpmpp_errors[0, 0] < ddim_errors[0, 0]
+
+
+def test_heun_is_of_second_order_on_the_grid_it_is_meant_for():
+    """Sigma falls from 80, where the data is still a point to it, to a start that the exact solution is known from."""
+    std = 0.3
+
+    def error(num_steps):
+        times = karras_timesteps(COSINE, num_steps)
+        x_T = normal(sample_keys(jax.random.key(0), jnp.arange(6)), (3,)) * COSINE.sigma(times[0])
+        alpha, sigma = COSINE.alpha(times[0]), COSINE.sigma(times[0])
+        want = MEAN + std * (x_T - alpha * MEAN) / jnp.sqrt(alpha**2 * std**2 + sigma**2)
+        got = sample(oracle(std=std), COSINE, times, heun(), x_T, start()[1])
+        return np.sqrt(np.square(got - want).mean())
+
+    errors = [error(n) for n in (10, 20, 40)]
+    assert errors[0] / errors[1] > 2.8
+    assert errors[1] / errors[2] > 2.8
+    assert errors[2] < 5e-3
+
+
+def test_eulers_method_is_ddim():
+    """In the variables x/alpha and sigma/alpha (Song et al. 2021, §4.3)."""
+    x_t, keys = start()
+    t, s = np.int32(700), np.int32(650)
+    x0 = oracle()(x_t, jnp.full(6, t)).x0
+    y, noise, less = x_t / COSINE.alpha(t), COSINE.sigma(t) / COSINE.alpha(t), COSINE.sigma(s) / COSINE.alpha(s)
+    want = COSINE.alpha(s) * (y + (less - noise) * (y - x0) / noise)
+    np.testing.assert_allclose(one_step("euler", x_t, (), t, s, keys)[0], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [2, 10])
+def test_the_analytic_variance_is_right_at_any_number_of_steps(num_steps):
+    """Over Gaussian data q(x_s | x_t) is Gaussian: with its own variance every step is exact, however long."""
+    x_T, keys = start(4, (1000, 3))
+    n = 4 * 1000
+    found = loop("ddpm_analytic", num_steps, x_T, keys).reshape(n, 3)
+    # The last step returns the mean alone: what is left of the spread is that of the estimate at t = 0.
+    kept = STD**2 / jnp.sqrt(STD**2 + (COSINE.sigma(0) / COSINE.alpha(0)) ** 2)
+    np.testing.assert_allclose(found.std(0) / kept, 1.0, atol=4.5 / np.sqrt(2 * n))
+    too_little = loop("ddpm", num_steps, x_T, keys).reshape(n, 3)
+    assert (np.abs(too_little.std(0) / kept - 1) > np.abs(found.std(0) / kept - 1)).all()
+
+
+def test_the_analytic_variance_needs_an_error():
+    with pytest.raises(ValueError, match="x0_error"):
+        sample(lambda x_t, t: Denoised(x_t), COSINE, np.array([9, 0]), ddpm("analytic"), *start())
+
+
+@pytest.mark.parametrize("num_steps", [10, 50])
+def test_inversion_finds_the_noise_that_ddim_came_from(num_steps):
+    """There and back, at the very same grid; DDIM's own way up (one iteration) misses it."""
+    x_T, keys = start()
+    timesteps = spaced_timesteps(T, num_steps)
+    x0 = sample(oracle(), COSINE, timesteps, ddim(), x_T, keys)
+    exact, plain = (invert(oracle(), COSINE, timesteps, x0, iterations=n) for n in (20, 1))
+    back, missed = (sample(oracle(), COSINE, timesteps, ddim(), x, keys) for x in (exact, plain))
+    np.testing.assert_allclose(back, x0, atol=5e-3)
+    assert np.abs(missed - x0).max() > 4 * np.abs(back - x0).max()
+    np.testing.assert_allclose(exact, x_T, atol=0.05)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_resampling_keeps_the_distribution(times):
+    """However often a step is taken, it ends at the same mean and spread; taken once it is the sampler's own."""
+    x_T, keys = start(4, (1000, 3))
+    plain, again = (
+        np.asarray(sample(oracle(), COSINE, spaced_timesteps(T, 40), sampler, x_T, keys)).reshape(-1, 3)
+        for sampler in (ddpm("analytic"), resampled(ddpm("analytic"), times))
+    )
+    assert not np.array_equal(plain, again)
+    np.testing.assert_allclose(again.std(0) / plain.std(0), 1.0, atol=0.1)
+    np.testing.assert_allclose(again.mean(0), plain.mean(0), atol=0.1)
+
+
+def test_resampling_takes_every_step_so_often():
+    seen = []
+
+    def step(denoise, schedule, x_t, state, step):
+        jax.debug.callback(lambda s: seen.append(int(s)), step.s)
+        return x_t, state
+
+    counted = resampled(Sampler(lambda x_T: (), step), 3)
+    sample(oracle(), COSINE, spaced_timesteps(T, 4), counted, *start()).block_until_ready()
+    jax.effects_barrier()
+    assert sorted(seen) == sorted([666, 333, 0, -1] * 3)
 
 
 @pytest.mark.parametrize(("name", "var_frac"), [("ddpm", 0.0), ("ddpm_learned", 0.5)])

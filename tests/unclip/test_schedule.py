@@ -3,7 +3,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.diffusion.schedule import SCHEDULES, NoiseSchedule, cosine, from_betas, linear, spaced_timesteps
+from unclip_jax.diffusion.schedule import (
+    GRIDS,
+    SCHEDULES,
+    NoiseSchedule,
+    cosine,
+    fast27_timesteps,
+    from_betas,
+    karras_timesteps,
+    leading_timesteps,
+    linear,
+    spaced_timesteps,
+)
 
 T = 1000
 ALL = [pytest.param(build(length), id=f"{name}-{length}") for name, build in SCHEDULES.items() for length in (50, T)]
@@ -113,6 +124,42 @@ def test_published_seven_step_grid():
 def test_grid_longer_than_the_schedule_is_refused(num_steps):
     with pytest.raises(ValueError, match="num_steps"):
         spaced_timesteps(T, num_steps)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("schedule", ALL)
+def test_every_grid_falls_to_zero(schedule, name):
+    grid = GRIDS[name](schedule, 27)
+    assert grid.dtype == np.int32
+    assert len(grid) == 27
+    assert (np.diff(grid) < 0).all()
+    assert grid[-1] == 0
+    assert grid[0] < schedule.num_timesteps
+
+
+def test_leading_grid_of_diffusers():
+    assert leading_timesteps(T, 25).tolist() == list(range(960, -1, -40))
+    assert leading_timesteps(T, 3).tolist() == [666, 333, 0]
+
+
+def test_fast27_is_glides():
+    """Its own list: the five fifths hold 10, 10, 3, 2 and 2 times, and 999 gives way to 997."""
+    want = [0, 22, 44, 66, 88, 111, 133, 155, 177, 199, 200, 222, 244, 266, 288, 311, 333, 355, 377, 399]
+    want += [400, 500, 599, 600, 799, 800, 997]
+    assert fast27_timesteps(T, 27)[::-1].tolist() == want
+    with pytest.raises(ValueError, match="27 steps"):
+        fast27_timesteps(T, 26)
+
+
+def test_karras_grid_is_even_in_the_seventh_root_of_sigma():
+    schedule, grid = cosine(T), karras_timesteps(cosine(T), 8)
+    sigma = np.exp(-0.5 * np.asarray(schedule.log_snr(jnp.asarray(grid)), np.float64))
+    assert 64 < sigma[0] <= 80
+    roots = sigma ** (1 / 7)
+    np.testing.assert_allclose(np.diff(roots), np.full(7, (roots[-1] - roots[0]) / 7), rtol=0.05)
+    assert karras_timesteps(from_betas(np.linspace(1e-4, 5e-3, T)), 10)[0] == T - 1  # never as noisy as 80
+    with pytest.raises(ValueError, match="sigma of 80"):
+        karras_timesteps(cosine(50), 50)
 
 
 def test_a_schedule_is_one_array():

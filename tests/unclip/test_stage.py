@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clip_jax.errors import UserError
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.losses import diffusion_loss, noised
-from unclip_jax.diffusion.samplers import SAMPLERS, fold_in_each, normal, sample_keys
+from unclip_jax.diffusion.guidance import inpaint
+from unclip_jax.diffusion.losses import add_noise, diffusion_loss, noised
+from unclip_jax.diffusion.samplers import SAMPLERS, ddim, fold_in_each, normal, sample_keys
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import Level, UNetConfig
 from unclip_jax.stage import Sampling, Stage
@@ -125,9 +127,43 @@ def test_pictures_are_clipped(fill, clip):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_runs_a_network_with_learned_variance(fill, name):
-    out = run(with_sampling(LEARNED, sampler=name), fill(LEARNED), IMAGE, KEYS)
+    stage = dataclasses.replace(LEARNED, x0_error=True)
+    out = run(with_sampling(stage, sampler=name), fill(stage), IMAGE, KEYS)
     assert np.isfinite(out).all()
     assert np.abs(out).max() <= 1
+
+
+def test_the_analytic_sampler_needs_a_stage_that_was_measured():
+    with pytest.raises(UserError, match="x0_error"):
+        with_sampling(PIXELS, sampler="ddpm_analytic")
+
+
+def test_the_measured_error_is_the_networks_own(fill):
+    """At the times measured: the plain error of x0 over many samples; between them it is interpolated."""
+    params, x0 = fill(PIXELS), np.tile(gaussian(5, B, 8, 8, 3), (16, 1, 1, 1))
+    cond = IMAGE.repeat(16)
+    table = np.asarray(stages.measure_x0_error(PIXELS, params, x0, cond, jax.random.key(0), times=10))
+    assert table.shape == (PIXELS.num_timesteps,)
+    schedule, denoise = stages.noise_schedule(PIXELS), stages.conditional_denoiser(PIXELS, params)
+    for t in (0, 333, 999):
+        at = jnp.full(len(x0), t)
+        x_t = add_noise(schedule, x0, at, gaussian(t, *x0.shape))
+        want = np.square(denoise(x_t, at, cond.with_keep(len(x0))).x0 - x0).mean()
+        assert table[t] == pytest.approx(float(want), rel=0.1)
+    assert table[300] == pytest.approx(np.exp(np.interp(300, [222, 333], np.log(table[[222, 333]]))), rel=0.3)
+
+
+def test_other_noise_other_samplers_and_decorators_can_be_given(fill):
+    params, x_T = fill(PIXELS), gaussian(9, B, 8, 8, 3)
+    given = run(PIXELS, params, IMAGE, KEYS, x_T=x_T)
+    own = stages.starting_noise(PIXELS, KEYS)
+    np.testing.assert_allclose(run(PIXELS, params, IMAGE, KEYS, x_T=own), run(PIXELS, params, IMAGE, KEYS), atol=1e-5)
+    assert np.abs(given - run(PIXELS, params, IMAGE, KEYS)).max() > 1e-3
+    sampled = stages.run(PIXELS, params, IMAGE, KEYS, x_T=x_T, sampler=ddim(1.0))
+    assert np.abs(given - sampled).max() > 1e-3
+    half = inpaint(jnp.zeros_like(x_T), jnp.arange(8)[None, :, None, None] < 4)
+    known = stages.run(PIXELS, params, IMAGE, KEYS, x_T=x_T, decorate=half)
+    np.testing.assert_array_equal(known[:, 4:], 0.0)
 
 
 def test_loss_is_that_of_the_network_at_its_own_noise(fill):

@@ -17,6 +17,7 @@ from unclip_jax.models.unet import (
     UNet,
     UNetConfig,
     average_pool,
+    coordinates,
     depth_to_space,
     enlarge,
     nearest_double,
@@ -75,6 +76,13 @@ class TestRearrangements:
     def test_a_patch_becomes_the_channels_of_its_place(self):
         x = gaussian(0, 1, 4, 6, 3)
         np.testing.assert_array_equal(space_to_depth(x, 2)[0, 1, 2], x[0, 2:4, 4:6].reshape(-1))
+
+    def test_coordinates_say_where_a_cell_is(self):
+        grid = np.asarray(coordinates(3, 5))
+        assert grid.shape == (3, 5, 10)
+        np.testing.assert_allclose(grid[2, 0, :2], [1.0, -1.0])
+        np.testing.assert_allclose(grid[1, 2], [0, 0, 0, 0, 1, 1, 0, 0, 1, 1], atol=1e-6)
+        np.testing.assert_allclose(grid[..., 3], np.tile(np.sin(np.pi * np.linspace(-1, 1, 5)), (3, 1)), atol=1e-6)
 
     def test_pool_undoes_doubling(self):
         x = gaussian(0, 2, 3, 5, 4)

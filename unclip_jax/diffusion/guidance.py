@@ -21,7 +21,7 @@ def classifier_free(guidance_scale: float | jax.Array) -> Decorator:
     """Classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6).
 
     ``guidance_scale`` is a scalar or [B] and may be traced; 1.0 is off. Both branches run as one batch of 2B. The
-    learned variance is the conditional branch's: extrapolating it has no meaning.
+    learned variance and the error are the conditional branch's: extrapolating them has no meaning.
     """
 
     def decorate(denoise: CondDenoiser) -> CondDenoiser:
@@ -30,8 +30,8 @@ def classifier_free(guidance_scale: float | jax.Array) -> Decorator:
             both = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), concatenate(cond, cond.null()))
             conditional, unconditional = jnp.split(both.x0, 2)
             scale = per_sample(jnp.broadcast_to(guidance_scale, t.shape), x_t)
-            var_frac = None if both.var_frac is None else jnp.split(both.var_frac, 2)[0]
-            return Denoised(unconditional + scale * (conditional - unconditional), var_frac)
+            var_frac, x0_error = (None if a is None else jnp.split(a, 2)[0] for a in both[1:])
+            return Denoised(unconditional + scale * (conditional - unconditional), var_frac, x0_error)
 
         return guided
 
@@ -47,6 +47,22 @@ def clip_x0(low: float, high: float) -> Decorator:
             return estimate._replace(x0=jnp.clip(estimate.x0, low, high))
 
         return clipped
+
+    return decorate
+
+
+def inpaint(known: jax.Array, mask: jax.Array) -> Decorator:
+    """The estimate of clean data is ``known`` [B, ...] wherever ``mask`` (broadcasts against it) is False.
+
+    Samplers then carry the known part down at its right noise, and end at it exactly. Outermost of the decorators.
+    """
+
+    def decorate(denoise: CondDenoiser) -> CondDenoiser:
+        def inpainted(x_t: jax.Array, t: jax.Array, cond: Cond) -> Denoised:
+            estimate = denoise(x_t, t, cond)
+            return estimate._replace(x0=jnp.where(mask, estimate.x0, known))
+
+        return inpainted
 
     return decorate
 

@@ -1,16 +1,10 @@
 """From what a network outputs to what a sampler needs: x0.
 
-With x_t = alpha·x0 + sigma·eps the usual parametrisations are
+With x_t = alpha·x0 + sigma·eps the parametrisations are
 
     x0        eps        v = alpha·eps − sigma·x0   (Salimans & Ho 2022)
 
-and that of EDM (Karras et al. 2022, table 1 and appendix B.6), whose output F has variance 1 for data of standard
-deviation s = ``SIGMA_DATA`` and is added to the best linear estimate of x0 from x_t alone:
-
-    x0 = c_skip·x_t + c_out·F,   c_skip = alpha·s² / (alpha²s² + sigma²),   c_out = sigma·s / √(alpha²s² + sigma²)
-
-For s = 1 it is −v. Each is one row of ``PREDICTIONS``: how to read x0 out of it, and what the network is trained to
-match.
+Each is one row of ``PREDICTIONS``: how to read x0 out of it, and what the network is trained to match.
 """
 
 from __future__ import annotations
@@ -32,10 +26,12 @@ class Denoised(NamedTuple):
       x0: estimate of clean data, the shape of x_t.
       var_frac: None, or the learned position of the reverse variance between its bounds (Nichol & Dhariwal 2021, eq.
         15): 0 is β̃_t, 1 is β_t. The network is free to leave [0, 1].
+      x0_error: None, or the mean squared error expected of ``x0``; broadcasts against it.
     """
 
     x0: jax.Array
     var_frac: jax.Array | None = None
+    x0_error: jax.Array | None = None
 
 
 Denoiser = Callable[[jax.Array, jax.Array], Denoised]
@@ -52,19 +48,6 @@ class Prediction(NamedTuple):
     target: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-SIGMA_DATA = 0.5
-
-
-def _to_x0_edm(output: jax.Array, x_t: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-    total = alpha**2 * SIGMA_DATA**2 + sigma**2
-    return alpha * SIGMA_DATA**2 / total * x_t + sigma * SIGMA_DATA * jax.lax.rsqrt(total) * output
-
-
-def _target_edm(x0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-    total = alpha**2 * SIGMA_DATA**2 + sigma**2
-    return (sigma * x0 / SIGMA_DATA - alpha * SIGMA_DATA * eps) * jax.lax.rsqrt(total)
-
-
 PREDICTIONS: dict[str, Prediction] = {
     "x0": Prediction(
         to_x0=lambda output, x_t, alpha, sigma: output,
@@ -78,7 +61,6 @@ PREDICTIONS: dict[str, Prediction] = {
         to_x0=lambda output, x_t, alpha, sigma: alpha * x_t - sigma * output,
         target=lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
     ),
-    "edm": Prediction(_to_x0_edm, _target_edm),
 }
 
 
@@ -104,8 +86,11 @@ def denoiser(
     prediction: str,
     *,
     learned_variance: bool = False,
+    x0_error: jax.Array | None = None,
 ) -> CondDenoiser:
     """Wraps ``network(x_t, t, cond)`` of the given parametrisation as a denoiser that returns x0.
+
+    ``x0_error`` [T] is its mean squared error at each time, where it has been measured.
 
     Raises:
       KeyError: ``prediction`` is not a row of ``PREDICTIONS``.
@@ -115,6 +100,7 @@ def denoiser(
     def denoise(x_t: jax.Array, t: jax.Array, cond: Cond) -> Denoised:
         output, var_frac = split_output(network(x_t, t, cond), learned_variance)
         alpha, sigma = (per_sample(f(t), x_t) for f in (schedule.alpha, schedule.sigma))
-        return Denoised(to_x0(output, x_t, alpha, sigma), var_frac)
+        error = None if x0_error is None else per_sample(x0_error[t], x_t)
+        return Denoised(to_x0(output, x_t, alpha, sigma), var_frac, error)
 
     return denoise

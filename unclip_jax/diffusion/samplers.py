@@ -88,6 +88,44 @@ def _no_state(x_T: jax.Array) -> tuple[()]:
     return ()
 
 
+def invert(
+    denoise: Denoiser, schedule: NoiseSchedule, timesteps: np.ndarray, x0: jax.Array, *, iterations: int = 5
+) -> jax.Array:
+    """The noise from which ``ddim()`` draws ``x0`` on the same grid, found upwards in one ``lax.scan``.
+
+    DDIM inversion (Song et al. 2021, §4.3) takes the estimate at the wrong end of each step, and errs. Here each step
+    is solved for the x_t that leads down to x_s (Pan et al. 2023): x_t = F(x_t), by relaxed fixed-point iteration.
+
+    Args:
+      denoise: (x_t, t [B]) -> Denoised, as the sampling will use it: same condition, same guidance.
+      timesteps: int [S], decreasing, as for ``sample``.
+      x0: [B, ...], clean data.
+      iterations: denoiser calls per step.
+
+    Returns:
+      x_T [B, ...], at ``timesteps[0]``.
+    """
+    times = jnp.asarray(timesteps, jnp.int32)[::-1]
+    # Down from t = 0, ddim returns the estimate alone, whatever noise x_t had: the way up starts without any.
+    x_s = schedule.alpha(times[0]) * x0
+
+    def body(x_s, step):
+        s, t = step
+        ratio = schedule.sigma(t) / schedule.sigma(s)
+        # dF/dx_t = (alpha_t − ratio·alpha_s)·D lies between 0 (D removes) and about 1 − ratio (D keeps): the best
+        # relaxation for that interval.
+        relaxation = 2.0 / (1.0 + ratio)
+
+        def improve(_, x_t):
+            estimate = _denoise_all_at(denoise, x_t, t).x0
+            image = ratio * (x_s - schedule.alpha(s) * estimate) + schedule.alpha(t) * estimate
+            return x_t + relaxation * (image - x_t)
+
+        return jax.lax.fori_loop(0, iterations, improve, x_s), None
+
+    return jax.lax.scan(body, x_s, (times[:-1], times[1:]))[0]
+
+
 def learned_log_variance(reverse: Posterior, var_frac: jax.Array) -> jax.Array:
     """log Σ between β̃ (``var_frac`` 0) and β (1), Nichol & Dhariwal 2021, eq. 15; the bounds broadcast."""
     return var_frac * reverse.log_large + (1.0 - var_frac) * reverse.log_small
@@ -97,11 +135,12 @@ def ddpm(variance: str = "small") -> Sampler:
     """Ancestral sampling (Ho et al. 2020, eq. 6–7) between any two times of the grid.
 
     Args:
-      variance: ``"small"`` (β̃, the posterior's), ``"large"`` (β), or ``"learned"`` (log-linear between the two by the
-        denoiser's ``var_frac``, Nichol & Dhariwal 2021, eq. 15; the bounds are those of the strided grid).
+      variance: ``"small"`` (β̃, the posterior's), ``"large"`` (β), ``"learned"`` (log-linear between the two by the
+        denoiser's ``var_frac``, Nichol & Dhariwal 2021, eq. 15; the bounds are those of the strided grid), or
+        ``"analytic"`` (the best one for this denoiser, by its mean squared error ``x0_error``, Bao et al. 2022).
     """
-    if variance not in ("small", "large", "learned"):
-        raise ValueError(f"variance is {variance!r}; give 'small', 'large' or 'learned'")
+    if variance not in ("small", "large", "learned", "analytic"):
+        raise ValueError(f"variance is {variance!r}; give 'small', 'large', 'learned' or 'analytic'")
 
     def step(denoise, schedule, x_t, state, step):
         t, s, keys = step
@@ -112,6 +151,11 @@ def ddpm(variance: str = "small") -> Sampler:
             if estimate.var_frac is None:
                 raise ValueError("ddpm('learned') needs a denoiser with a learned variance; use 'small' or 'large'")
             log_variance = learned_log_variance(reverse, estimate.var_frac)
+        elif variance == "analytic":
+            if estimate.x0_error is None:
+                raise ValueError("ddpm('analytic') needs a denoiser that knows its x0_error; use 'small' or 'large'")
+            # Law of total variance: that of x_s given x0, and that of its mean by what is not known of x0.
+            log_variance = jnp.log(jnp.exp(reverse.log_small) + reverse.coef_x0**2 * estimate.x0_error)
         else:
             log_variance = reverse.log_large if variance == "large" else reverse.log_small
         noise = jnp.where(s < 0, 0.0, normal(keys, x_t.shape[1:]))
@@ -133,6 +177,48 @@ def ddim(eta: float = 0.0) -> Sampler:
         return (x_s + std * normal(keys, x_t.shape[1:]) if eta else x_s), state
 
     return Sampler(_no_state, step)
+
+
+def heun() -> Sampler:
+    """Heun's second-order method on dx/dσ in the variables x/alpha, sigma/alpha (Karras et al. 2022, algorithm 1).
+
+    Two denoiser calls per step; the last, to clean data, is Euler's. Meant for ``karras_timesteps``. Euler's method
+    itself is ``ddim(0)``: in these variables they are the same step.
+    """
+
+    def step(denoise, schedule, x_t, state, step):
+        t, s, _ = step
+        x0 = _denoise_all_at(denoise, x_t, t).x0
+        clean, s = s < 0, jnp.maximum(s, 0)
+        # r = (sigma_s/alpha_s) / (sigma_t/alpha_t) < 1
+        ratio = schedule.sigma(s) / schedule.alpha(s) * schedule.alpha(t) / schedule.sigma(t)
+        euler = schedule.sigma(s) / schedule.sigma(t) * x_t + schedule.alpha(s) * (1.0 - ratio) * x0
+        # The mean of both slopes, written with x0: x/alpha − x0 shrinks by r on Euler's way.
+        correction = 0.5 * (1.0 / ratio - 1.0) * (_denoise_all_at(denoise, euler, s).x0 - x0)
+        return jnp.where(clean, x0, euler + schedule.alpha(s) * correction), state
+
+    return Sampler(_no_state, step)
+
+
+def resampled(sampler: Sampler, times: int) -> Sampler:
+    """Every step taken ``times`` times, with the noise of that step added again in between (RePaint, Lugmayr 2022).
+
+    What is drawn in an inpainting thus gets to fit its surroundings. For samplers without a memory.
+    """
+
+    def step(denoise, schedule, x_t, state, step):
+        t, s, keys = step
+        up = schedule.alpha(t) / schedule.alpha(s), jnp.sqrt(schedule.variance_between(t, s))
+
+        def once(i, x_t):
+            own = fold_in_each(keys, i)
+            x_s, _ = sampler.step(denoise, schedule, x_t, state, Step(t, s, fold_in_each(own, 0)))
+            again = up[0] * x_s + up[1] * normal(fold_in_each(own, 1), x_t.shape[1:])
+            return jnp.where(i < times - 1, again, x_s)
+
+        return jax.lax.fori_loop(0, times, once, x_t), state
+
+    return Sampler(sampler.init, step)
 
 
 class _Multistep(NamedTuple):
@@ -171,6 +257,9 @@ def dpmpp_2m() -> Sampler:
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "ddpm": ddpm,
     "ddpm_learned": lambda: ddpm("learned"),
+    "ddpm_analytic": lambda: ddpm("analytic"),
     "ddim": ddim,
+    "euler": ddim,  # the same step: see ``heun``
     "dpmpp_2m": dpmpp_2m,
+    "heun": heun,
 }

@@ -112,8 +112,68 @@ def spaced_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
     """``num_steps`` times from T−1 down to 0, evenly spaced and rounded, both ends included: int32 [S].
 
     The last step then goes from t = 0 to clean data, so no residual noise is left. Equal to Karlo's published
-    respacing. One step is T−1 alone.
+    respacing and to guided-diffusion's. One step is T−1 alone.
+
+    Raises:
+      ValueError: as every grid here, when T has no such ``num_steps`` times.
     """
+    _check_num_steps(num_timesteps, num_steps)
+    return np.round(np.linspace(num_timesteps - 1, 0, num_steps)).astype(np.int32)
+
+
+def leading_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
+    """Multiples of T // S from the largest down to 0 (diffusers' "leading" spacing, that of Kandinsky): int32 [S].
+
+    It never visits the noisiest times: with S = 25 of 1000 it starts at 960.
+    """
+    _check_num_steps(num_timesteps, num_steps)
+    return (np.arange(num_steps, dtype=np.int32) * (num_timesteps // num_steps))[::-1].copy()
+
+
+def karras_timesteps(schedule: NoiseSchedule, num_steps: int, *, rho: float = 7.0) -> np.ndarray:
+    """The times nearest to evenly spaced sigma^(1/rho), sigma being the noise per signal (Karras et al. 2022, eq. 5).
+
+    From sigma = 80 or the noisiest time's, whichever is less, to that of t = 0: int32 [S] without repetitions. Where
+    two would fall on one time, the later moves on to the next free one.
+    """
+    _check_num_steps(schedule.num_timesteps, num_steps)
+    log_snr = np.asarray(schedule.log_snr(jnp.arange(schedule.num_timesteps)), np.float64)
+    log_sigma = -0.5 * log_snr
+    first = int(np.searchsorted(log_sigma, min(np.log(80.0), log_sigma[-1]), side="right")) - 1
+    ends = np.exp(log_sigma[[first, 0]] / rho)
+    wanted = rho * np.log(np.linspace(ends[0], ends[1], num_steps))
+    times = np.abs(log_sigma[None, :] - wanted[:, None]).argmin(axis=1)
+    if first + 1 < num_steps:
+        raise ValueError(f"num_steps is {num_steps}; {first + 1} times have a sigma of 80 or less")
+    # Strictly decreasing, and with room below for the steps that follow.
+    times = np.minimum.accumulate(times + np.arange(num_steps)) - np.arange(num_steps)
+    return np.maximum(times, np.arange(num_steps)[::-1]).astype(np.int32)
+
+
+def fast27_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
+    """GLIDE's "fast27", the 27 times of its upsampler and of the paper's first: int32 [27].
+
+    10, 10, 3, 2 and 2 times in the five fifths of the schedule, counted from the clean end; the noisiest time gives way
+    to one two before it.
+    """
+    counts = (10, 10, 3, 2, 2)
+    if num_steps != sum(counts) or num_timesteps % len(counts) or num_timesteps < 50:
+        raise ValueError(f"fast27 has 27 steps of a schedule of 50, 55, …; here are {num_steps} of {num_timesteps}")
+    size = num_timesteps // len(counts)
+    times = np.concatenate([i * size + np.round(np.linspace(0, size - 1, count)) for i, count in enumerate(counts)])
+    times[-1] = num_timesteps - 3
+    return times[::-1].astype(np.int32)
+
+
+def _check_num_steps(num_timesteps: int, num_steps: int) -> None:
     if not 1 <= num_steps <= num_timesteps:
         raise ValueError(f"num_steps is {num_steps}; give 1 to {num_timesteps}, the length of the schedule")
-    return np.round(np.linspace(num_timesteps - 1, 0, num_steps)).astype(np.int32)
+
+
+GRIDS: dict[str, Callable[[NoiseSchedule, int], np.ndarray]] = {
+    # (schedule, num_steps) -> decreasing times that end at 0
+    "uniform": lambda schedule, num_steps: spaced_timesteps(schedule.num_timesteps, num_steps),
+    "leading": lambda schedule, num_steps: leading_timesteps(schedule.num_timesteps, num_steps),
+    "karras": lambda schedule, num_steps: karras_timesteps(schedule, num_steps),
+    "fast27": lambda schedule, num_steps: fast27_timesteps(schedule.num_timesteps, num_steps),
+}

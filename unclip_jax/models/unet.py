@@ -44,6 +44,8 @@ class UNetConfig:
       image_tokens: extra context tokens made of z_i.
       text_width: width of the text encodings, or None for a network without text.
       context_width: width of the tokens that attention reads.
+      coordinates: the stem reads where each patch lies (``coordinates``). Only for a network that always sees whole
+        pictures: on a crop the coordinates would be wrong.
       low_res: the network reads ``Cond.low_res`` (an upsampler).
       learned_variance: the output holds the variance beside the prediction.
     """
@@ -61,6 +63,7 @@ class UNetConfig:
     image_tokens: int = 4
     text_width: int | None = None
     context_width: int = 256
+    coordinates: bool = False
     low_res: bool = False
     learned_variance: bool = False
 
@@ -93,6 +96,17 @@ def depth_to_space(x: jax.Array, factor: int) -> jax.Array:
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, factor, factor, c // factor**2)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, c // factor**2)
+
+
+def coordinates(height: int, width: int) -> jax.Array:
+    """Where each cell of a grid lies, [H, W, 10]: x and y from −1 to 1, and their sine and cosine at π and 2π.
+
+    After Liu et al. 2018 (CoordConv). Convolutions know where they are from the borders only; with these channels a
+    modulation by z can place a thing in one step: cos(x)·cos(a) + sin(x)·sin(a) = cos(x − a).
+    """
+    y, x = jnp.meshgrid(jnp.linspace(-1.0, 1.0, height), jnp.linspace(-1.0, 1.0, width), indexing="ij")
+    yx = jnp.stack([y, x], axis=-1)
+    return jnp.concatenate([yx] + [f(jnp.pi * k * yx) for k in (1, 2) for f in (jnp.sin, jnp.cos)], axis=-1)
 
 
 def average_pool(x: jax.Array) -> jax.Array:
@@ -234,7 +248,11 @@ class UNet(nn.Module):
             return ContextAttention(config, name=name)
 
         h = x_t if not config.low_res else jnp.concatenate([x_t, enlarge(cond.low_res, x_t.shape[1:3])], axis=-1)
-        h = nn.Conv(config.levels[0].width, (3, 3), name="conv_in")(space_to_depth(h, config.patch_size))
+        h = space_to_depth(h, config.patch_size)
+        if config.coordinates:
+            where = coordinates(*h.shape[1:3]).astype(h.dtype)
+            h = jnp.concatenate([h, jnp.broadcast_to(where, (*h.shape[:3], where.shape[-1]))], axis=-1)
+        h = nn.Conv(config.levels[0].width, (3, 3), name="conv_in")(h)
         skips = [h]
         last = len(config.levels) - 1
         for i, level in enumerate(config.levels):

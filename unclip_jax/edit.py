@@ -1,0 +1,289 @@
+"""The paper's manipulations of pictures (Ramesh et al. 2022, §3) and two that users expect beside them.
+
+A picture is encoded as the pair (z_i, x_T): what CLIP sees of it, and the noise from which the decoder draws exactly
+that picture, found by inverting DDIM. Every edit moves one of the two, or keeps part of the picture, and decodes again.
+
+    latent = encode(unclip, params, images, tokens)          # the pair, and the caption it was inverted with
+    variations(unclip, params, latent, keys).images          # the same meaning, other details
+
+Pictures are [B, H, W, 3] in [−1, 1], of the size that the system draws. All functions are pure and compile.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from clip_jax.images import normalise
+from clip_jax.model import CLIP, unit_norm
+from clip_jax.text import TextFeatures
+from unclip_jax import stage as stages
+from unclip_jax.conditioning import Cond
+from unclip_jax.degrade import box_reduce
+from unclip_jax.diffusion import guidance
+from unclip_jax.diffusion.losses import add_noise
+from unclip_jax.diffusion.samplers import SAMPLERS, ddim, ddpm, fold_in_each, invert, resampled, sample
+from unclip_jax.pipeline import Generation, UnCLIP, encode_text, sample_prior, upsample
+from unclip_jax.stage import Stage
+
+Params = dict[str, Any]
+
+
+class Latent(NamedTuple):
+    """A picture as the paper's pair: image embedding z_i [B, D] and decoder noise x_T [B, h, w, 3]."""
+
+    image_embed: jax.Array
+    x_T: jax.Array
+
+
+def slerp(first: jax.Array, second: jax.Array, weight: jax.Array) -> jax.Array:
+    """Spherical interpolation of vectors [..., D]; their lengths are interpolated linearly.
+
+    weight: broadcasts against [..., 1]; 0 gives ``first``, 1 ``second``, both exactly.
+    """
+    lengths = [jnp.linalg.norm(a, axis=-1, keepdims=True) for a in (first, second)]
+    cosine = jnp.sum(unit_norm(first) * unit_norm(second), axis=-1, keepdims=True)
+    angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
+    # Between vectors of one direction the sphere is flat, and sin(angle) no divisor.
+    flat = angle < 1e-3
+    sine = jnp.where(flat, 1.0, jnp.sin(angle))
+    a = jnp.where(flat, 1.0 - weight, jnp.sin((1.0 - weight) * angle) / sine)
+    b = jnp.where(flat, weight, jnp.sin(weight * angle) / sine)
+    length = (1.0 - weight) * lengths[0] + weight * lengths[1]
+    between = (a * unit_norm(first) + b * unit_norm(second)) * length
+    return jnp.where(weight == 0, first, jnp.where(weight == 1, second, between))
+
+
+def embed_images(unclip: UnCLIP, params: Params, images: jax.Array) -> jax.Array:
+    """CLIP's image embeddings [B, D], not normalised."""
+    size = unclip.clip.vision.image_size
+    if images.shape[1:3] != (size, size):
+        images = jax.image.resize(images, (len(images), size, size, images.shape[-1]), "cubic")
+    images = normalise(images, unclip.clip.preprocess)
+    return CLIP(unclip.clip).apply({"params": params["clip"]}, images, method="encode_image")
+
+
+def encode(
+    unclip: UnCLIP, params: Params, images: jax.Array, *, image_embed: jax.Array | None = None, iterations: int = 5
+) -> Latent:
+    """The pair (z_i, x_T) of pictures: ``decode`` of it gives them back, as far as the decoder can draw them.
+
+    Args:
+      image_embed: [B, D] to pair the noise with, instead of what CLIP sees.
+      iterations: denoiser calls per step of the inversion; see ``samplers.invert``.
+    """
+    image_embed = embed_images(unclip, params, images) if image_embed is None else image_embed
+    stage, cond = unclip.decoder, _meaning(unclip, image_embed)
+    denoise = stages.conditional_denoiser(stage, params["decoder"], guidance_scale=1.0)
+    x_T = invert(
+        lambda x_t, t: denoise(x_t, t, cond),
+        stages.noise_schedule(stage),
+        stages.timesteps(stage),
+        _reduced(stage, images),
+        iterations=iterations,
+    )
+    return Latent(image_embed, x_T)
+
+
+def decode(
+    unclip: UnCLIP,
+    params: Params,
+    latent: Latent,
+    keys: jax.Array,
+    *,
+    eta: float = 0.0,
+    guidance_scale: float | jax.Array = 1.0,
+) -> Generation:
+    """Pictures of pairs (z_i, x_T), by DDIM and without a caption.
+
+    Args:
+      keys: [B], for the noise of ``eta`` > 0 and of the upsamplers.
+      eta: 0 draws the one picture that x_T stands for; up to 1, ever freer of it.
+      guidance_scale: 1.0, off, is what pictures are inverted with.
+    """
+    cond = _meaning(unclip, latent.image_embed)
+    small = stages.run(
+        unclip.decoder,
+        params["decoder"],
+        cond,
+        fold_in_each(keys, 0),
+        guidance_scale=guidance_scale,
+        x_T=latent.x_T,
+        sampler=ddim(eta),
+    )
+    return Generation(None, latent.image_embed, upsample(unclip, params, small, keys))
+
+
+def variations(
+    unclip: UnCLIP,
+    params: Params,
+    latent: Latent,
+    keys: jax.Array,
+    *,
+    eta: float = 1.0,
+    guidance_scale: float | jax.Array = 1.0,
+) -> Generation:
+    """Other pictures with the meaning of this one (§3.1): its z_i is kept, its x_T the less the larger ``eta`` is.
+
+    latent: of one picture or of as many as there are ``keys`` [B].
+    """
+    latent = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(keys), *a.shape[1:])), latent)
+    return decode(unclip, params, latent, keys, eta=eta, guidance_scale=guidance_scale)
+
+
+def interpolate(
+    unclip: UnCLIP, params: Params, first: Latent, second: Latent, weights: jax.Array, keys: jax.Array
+) -> Generation:
+    """Pictures on the way from one to another (§3.2): z_i and x_T both turn along the great circle.
+
+    Args:
+      first, second: of one picture each.
+      weights: [B] in [0, 1]; 0 is ``first``, 1 is ``second``.
+      keys: [B].
+    """
+    between = [
+        slerp(a.reshape(1, -1), b.reshape(1, -1), weights[:, None]).reshape(-1, *a.shape[1:])
+        for a, b in zip(first, second, strict=True)
+    ]
+    return decode(unclip, params, Latent(*between), keys)
+
+
+def text_diff(
+    unclip: UnCLIP,
+    params: Params,
+    latent: Latent,
+    tokens_from: jax.Array,
+    tokens_to: jax.Array,
+    strength: jax.Array,
+    keys: jax.Array,
+) -> Generation:
+    """A picture changed as one caption differs from another (§3.3), with its x_T kept.
+
+    z_i turns towards z_d = (z_t − z_t0) / |z_t − z_t0| by the share ``strength`` of the angle between them. The paper
+    uses 0.25 to 0.5.
+
+    Args:
+      latent: of one picture or of B.
+      tokens_from, tokens_to: int32 [1, L] or [B, L], what the picture shows and what it should.
+      strength: [B] in [0, 1].
+      keys: [B].
+    """
+    before, after = (unit_norm(encode_text(unclip, params, t).embed) for t in (tokens_from, tokens_to))
+    length = jnp.linalg.norm(latent.image_embed, axis=-1, keepdims=True)
+    towards = unit_norm(after - before) * length
+    image_embed = slerp(latent.image_embed, jnp.broadcast_to(towards, latent.image_embed.shape), strength[:, None])
+    x_T = jnp.broadcast_to(latent.x_T, (len(keys), *latent.x_T.shape[1:]))
+    return decode(unclip, params, Latent(image_embed, x_T), keys)
+
+
+def image_to_image(
+    unclip: UnCLIP,
+    params: Params,
+    images: jax.Array,
+    tokens: jax.Array,
+    keys: jax.Array,
+    *,
+    strength: float = 0.6,
+    image_embed: jax.Array | None = None,
+    guidance_scale: float | jax.Array | None = None,
+) -> Generation:
+    """Pictures redrawn to a prompt from some way up: noise hides their details and leaves their layout (SDEdit).
+
+    Args:
+      tokens: int32 [B, L].
+      strength: share of the decoder's steps that are taken, in (0, 1]; at 1 nothing of the picture is left.
+      image_embed: [B, D], what to draw; by default the prior's for the prompt.
+
+    Raises:
+      ValueError: ``strength`` is out of range.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength is {strength}; give more than 0 and at most 1")
+    stage = unclip.decoder
+    times = stages.timesteps(stage)
+    times = times[len(times) - max(1, round(strength * len(times))) :]
+    text, image_embed = _asked(unclip, params, tokens, keys, image_embed)
+    own = fold_in_each(keys, 0)
+    at = jnp.full(len(images), times[0])
+    x_t = add_noise(stages.noise_schedule(stage), _reduced(stage, images), at, stages.starting_noise(stage, own))
+    cond = Cond(text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed)
+    denoise = stages.conditional_denoiser(stage, params["decoder"], guidance_scale=guidance_scale)
+    small = sample(
+        lambda x_t, t: denoise(x_t, t, cond),
+        stages.noise_schedule(stage),
+        times,
+        SAMPLERS[stage.sampling.sampler](),
+        x_t,
+        own,
+    )
+    return Generation(text, image_embed, upsample(unclip, params, small, keys))
+
+
+def inpaint(
+    unclip: UnCLIP,
+    params: Params,
+    images: jax.Array,
+    mask: jax.Array,
+    tokens: jax.Array,
+    keys: jax.Array,
+    *,
+    resamples: int = 4,
+    image_embed: jax.Array | None = None,
+    guidance_scale: float | jax.Array | None = None,
+) -> Generation:
+    """Pictures drawn anew to a prompt where ``mask`` is True; every other pixel is left as it was, exactly.
+
+    The decoder samples by DDPM and takes each step ``resamples`` times (RePaint, Lugmayr et al. 2022), so that what it
+    draws fits its surroundings.
+
+    Args:
+      mask: bool [B, H, W, 1].
+      tokens: int32 [B, L].
+      image_embed: [B, D], what to draw; by default the prior's for the prompt.
+    """
+    text, image_embed = _asked(unclip, params, tokens, keys, image_embed)
+
+    def decorate(stage: Stage) -> guidance.Decorator:
+        small = mask.shape[1] // stage.model.image_size
+        # A pixel of the small picture is free if any of those under it is.
+        free = mask.reshape(len(mask), mask.shape[1] // small, small, mask.shape[2] // small, small, 1).any(axis=(2, 4))
+        return guidance.inpaint(_reduced(stage, images), free)
+
+    small = stages.run(
+        unclip.decoder,
+        params["decoder"],
+        Cond(text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed),
+        fold_in_each(keys, 0),
+        guidance_scale=guidance_scale,
+        sampler=resampled(ddpm(), resamples),
+        decorate=decorate(unclip.decoder),
+    )
+    return Generation(text, image_embed, upsample(unclip, params, small, keys, decorate=decorate))
+
+
+def _meaning(unclip: UnCLIP, image_embed: jax.Array) -> Cond:
+    """The image embedding alone: a caption that is dropped."""
+    batch, width = len(image_embed), unclip.clip.text.width
+    return Cond(
+        image_embed=image_embed,
+        text_encodings=jnp.zeros((batch, 1, width)),
+        text_mask=jnp.ones((batch, 1), bool),
+        keep_text=jnp.zeros(batch, bool),
+    )
+
+
+def _asked(
+    unclip: UnCLIP, params: Params, tokens: jax.Array, keys: jax.Array, image_embed: jax.Array | None
+) -> tuple[TextFeatures, jax.Array]:
+    """Text features of a prompt and the image embedding to draw: the one given, or the prior's."""
+    text = encode_text(unclip, params, tokens)
+    # The decoder folds 0 and the upsamplers 1, 2, … into the keys.
+    own = fold_in_each(keys, 1 + len(unclip.upsamplers))
+    return text, sample_prior(unclip, params, text, own) if image_embed is None else image_embed
+
+
+def _reduced(stage: Stage, images: jax.Array) -> jax.Array:
+    """Pictures at the size of a stage."""
+    return box_reduce(images, images.shape[1] // stage.model.image_size)

@@ -1,0 +1,54 @@
+"""Principal components of CLIP image embeddings: what the autoregressive prior writes down, and what can be left out.
+
+Ramesh et al. 2022, §2.2: of the 1,024 dimensions 319 keep nearly all of the information.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class PCA(NamedTuple):
+    """Axes of the data by decreasing variance: row k of ``components`` [K, D] is the k-th, of unit norm.
+
+    mean: [D]. variances: [K], of the data along each axis.
+    """
+
+    mean: jax.Array
+    components: jax.Array
+    variances: jax.Array
+
+
+def principal_components(embeds: np.ndarray, num_components: int | None = None) -> PCA:
+    """The principal components of embeddings [N, D], all D or the first ``num_components``.
+
+    Computed in float64; the sign of an axis is that which makes its largest entry positive.
+
+    Raises:
+      ValueError: fewer embeddings than two, or more components than dimensions are asked for.
+    """
+    count, width = embeds.shape
+    wanted = width if num_components is None else num_components
+    if count < 2 or not 1 <= wanted <= width:
+        raise ValueError(f"num_components is {wanted} of {count} embeddings of {width} dimensions")
+    data = np.asarray(embeds, np.float64)
+    mean = data.mean(axis=0)
+    variances, axes = np.linalg.eigh(np.cov(data.T).reshape(width, width))
+    components = axes.T[::-1][:wanted]
+    signs = np.sign(components[np.arange(wanted), np.abs(components).argmax(axis=1)])
+    arrays = mean, components * signs[:, None], np.maximum(variances[::-1][:wanted], 0.0)
+    return PCA(*(jnp.asarray(a, jnp.float32) for a in arrays))
+
+
+def project(pca: PCA, embeds: jax.Array) -> jax.Array:
+    """Embeddings [..., D] -> coordinates [..., K]."""
+    return (embeds - pca.mean) @ pca.components.T
+
+
+def reconstruct(pca: PCA, coordinates: jax.Array) -> jax.Array:
+    """Coordinates [..., K] -> embeddings [..., D] in the span of the components."""
+    return coordinates @ pca.components + pca.mean
