@@ -51,7 +51,8 @@ class Sampling:
 class Stage:
     """Network, noise schedule, parametrisation, loss weight and sampling of one step of the cascade.
 
-    With ``x0_error`` the parameters hold what ``measure_x0_error`` found, as "ddpm_analytic" needs it.
+    ``weight`` is a row of ``WEIGHTS`` and ``weight_cap`` its γ. With ``x0_error`` the parameters hold what
+    ``measure_x0_error`` found, as "ddpm_analytic" needs it.
 
     Raises:
       UserError: a name that is no row of its table, or more sampling steps than the schedule has.
@@ -63,6 +64,7 @@ class Stage:
     schedule: str = "cosine"
     num_timesteps: int = 1000
     weight: str = "simple"
+    weight_cap: float = 5.0
     x0_error: bool = False
 
     def __post_init__(self):
@@ -240,7 +242,8 @@ def loss(
     at = noised(schedule, x0, key_noise)
     output = network(stage).apply({"params": params}, at.x_t, at.t, cond, train=train, rngs={"dropout": key_dropout})
     prediction, var_frac = split_output(output, learned_variance(stage))
-    mean = diffusion_loss(prediction, x0, at, schedule, prediction=stage.prediction, weight=stage.weight).mean()
+    weighting: dict[str, Any] = {"weight": stage.weight, "cap": stage.weight_cap}
+    mean = diffusion_loss(prediction, x0, at, schedule, prediction=stage.prediction, **weighting).mean()
     if var_frac is None:
         return mean, {}
     alpha, sigma = (per_sample(f(at.t), x0) for f in (schedule.alpha, schedule.sigma))

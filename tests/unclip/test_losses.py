@@ -54,7 +54,7 @@ def test_simple_is_the_plain_error_of_the_output(prediction):
 @pytest.mark.parametrize("weight", sorted(WEIGHTS.keys() - {"simple"}))
 def test_the_same_error_of_x0_costs_the_same_whatever_is_predicted(weight):
     error = 0.3 * gaussian(3)
-    want = np.asarray(WEIGHTS[weight](SNR, "x0")) * np.square(error).mean(axis=(1, 2, 3))
+    want = np.asarray(WEIGHTS[weight](SNR, "x0", 5.0)) * np.square(error).mean(axis=(1, 2, 3))
     for prediction in PREDICTIONS:
         output = saying(X0 + error, prediction)
         loss = diffusion_loss(output, X0, AT, SCHEDULE, prediction=prediction, weight=weight)
@@ -71,13 +71,16 @@ def test_min_snr_is_the_published_table():
         np.testing.assert_allclose(loss / plain, factor, rtol=1e-4)
 
 
-def test_capped_v_is_the_plain_error_of_v_where_it_is_noisy():
-    output = gaussian(2)
+@pytest.mark.parametrize("cap", [5.0, 40.0])
+def test_capped_v_is_the_plain_error_of_v_where_it_is_noisy(cap):
     plain, capped = (
-        diffusion_loss(output, X0, AT, SCHEDULE, prediction="v", weight=weight) for weight in ("simple", "capped_v")
+        diffusion_loss(gaussian(2), X0, AT, SCHEDULE, prediction="v", weight=weight, cap=cap)
+        for weight in ("simple", "capped_v")
     )
-    np.testing.assert_allclose((capped / plain)[SNR < 4], 1.0, rtol=1e-4)
-    np.testing.assert_allclose((capped / plain)[SNR > 4], 5 / (SNR[SNR > 4] + 1), rtol=1e-4)
+    noisy = cap > SNR + 1
+    assert 0 < noisy.sum() < len(noisy)
+    np.testing.assert_allclose((capped / plain)[noisy], 1.0, rtol=1e-4)
+    np.testing.assert_allclose((capped / plain)[~noisy], cap / (SNR[~noisy] + 1), rtol=1e-4)
 
 
 def test_times_of_a_batch_are_spread_evenly_and_each_is_uniform():

@@ -52,20 +52,27 @@ _X0_PER_OUTPUT: dict[str, Callable[[jax.Array], jax.Array]] = {
     "v": lambda snr: 1.0 / (snr + 1.0),
 }
 
-WEIGHTS: dict[str, Callable[[jax.Array, str], jax.Array]] = {
-    # (snr, prediction) -> weight on the squared error of x0.
+WEIGHTS: dict[str, Callable[[jax.Array, str, float], jax.Array]] = {
+    # (snr, prediction, cap) -> weight on the squared error of x0.
     # "simple" is the plain mean squared error of whatever the network outputs (Ho et al. 2020, eq. 14).
-    "simple": lambda snr, prediction: 1.0 / _X0_PER_OUTPUT[prediction](snr),
-    # min-SNR-γ with γ = 5 (Hang et al. 2023).
-    "min_snr": lambda snr, prediction: jnp.minimum(snr, 5.0),
+    "simple": lambda snr, prediction, cap: 1.0 / _X0_PER_OUTPUT[prediction](snr),
+    # min-SNR-γ, where γ = 5 is usual (Hang et al. 2023).
+    "min_snr": lambda snr, prediction, cap: jnp.minimum(snr, cap),
     # The plain error of v, capped in the same way: unlike min-SNR it keeps the noisiest times, where the condition
     # decides the picture.
-    "capped_v": lambda snr, prediction: jnp.minimum(snr + 1.0, 5.0),
+    "capped_v": lambda snr, prediction, cap: jnp.minimum(snr + 1.0, cap),
 }
 
 
 def diffusion_loss(
-    output: jax.Array, x0: jax.Array, at: Noised, schedule: NoiseSchedule, *, prediction: str, weight: str = "simple"
+    output: jax.Array,
+    x0: jax.Array,
+    at: Noised,
+    schedule: NoiseSchedule,
+    *,
+    prediction: str,
+    weight: str = "simple",
+    cap: float = 5.0,
 ) -> jax.Array:
     """Weighted mean squared error per sample, [B].
 
@@ -73,12 +80,13 @@ def diffusion_loss(
       output: the network's output at ``at.x_t``, ``at.t``; [B, ...] like x0.
       prediction: row of ``PREDICTIONS``.
       weight: row of ``WEIGHTS``.
+      cap: γ, the largest weight of the rows that are capped.
     """
     alpha, sigma = (per_sample(f(at.t), x0) for f in (schedule.alpha, schedule.sigma))
     target = PREDICTIONS[prediction].target(x0, at.eps, alpha, sigma)
     error = jnp.square(output - target).mean(axis=tuple(range(1, x0.ndim)))
     snr = jnp.exp(schedule.log_snr(at.t))
-    return error * WEIGHTS[weight](snr, prediction) * _X0_PER_OUTPUT[prediction](snr)
+    return error * WEIGHTS[weight](snr, prediction, cap) * _X0_PER_OUTPUT[prediction](snr)
 
 
 def variational_bound(
