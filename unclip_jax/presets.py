@@ -20,8 +20,8 @@ def shapes_prior(
 ) -> Stage:
     """A prior over the embeddings of the CLIP of the same name; it predicts x0, as in the paper (§2.2).
 
-    Pictures of one caption differ by a hundredth of the variance of all: noise hides that until the SNR is about 100. With
-    equal weights the prior never learns to look for it, and draws the mean.
+    Pictures of one caption differ by a hundredth of the variance of all: noise hides that until the SNR is about 100.
+    With equal weights the prior never learns to look for it, and draws the mean.
     """
     return Stage(
         model=PriorConfig(embed_dim, text_width, context, width, layers, heads),
