@@ -125,11 +125,14 @@ def evaluated(tiny_run, tmp_path_factory):
     file = tmp_path_factory.mktemp("evaluated") / "new" / "report.json"
     small = {"--num": 3, "--chunk": 4, "--diversity-captions": 1, "--diversity-samples": 2, "--train-images": 4}
     options = [str(word) for pair in ({"--run": tiny_run, "--out": file} | small).items() for word in pair]
-    printed = []
+    printed, said = [], []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("builtins.print", lambda *values, **_: printed.append(" ".join(map(str, values))))
+        patch.setattr(
+            "builtins.print",
+            lambda *values, file=None, **_: (said if file else printed).append(" ".join(map(str, values))),
+        )
         assert command(options) == 0
-    return SimpleNamespace(report=json.loads(file.read_text()), file=file, printed="\n".join(printed))
+    return SimpleNamespace(report=json.loads(file.read_text()), file=file, printed="\n".join(printed), said=said)
 
 
 def test_report_has_everything(evaluated):
@@ -158,6 +161,12 @@ def test_report_has_everything(evaluated):
 def test_report_names_no_directory(evaluated, tiny_run):
     assert evaluated.report["run"] == tiny_run.name
     assert str(tiny_run.parent) not in evaluated.file.read_text()
+
+
+def test_command_says_how_far_it_is(evaluated):
+    """On stderr, a line per part where there is no terminal for a progress bar."""
+    assert [line.partition(":")[0] for line in evaluated.said][:4] == ["captions", "images", "prior", "full pipeline"]
+    assert all(line.split(": ")[1].startswith("6 rows in ") for line in evaluated.said[:4])
 
 
 def test_command_prints_the_report(evaluated):
