@@ -349,7 +349,10 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("name", EDITS)
+QUICK = ("vary", "inpaint")  # the others compile programs like theirs
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EDITS])
 def test_every_edit_writes_its_pictures(command, untrained_run, photos, monkeypatch, name):
     argv = [photos / a if str(a).endswith(".png") else a for a in EDITS[name]]
     ended = command("sample.py", *argv, "--run", untrained_run, "--num", 2, "--steps", 4, "--out", "out")

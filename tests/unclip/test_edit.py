@@ -29,10 +29,13 @@ LATENT = Latent(gaussian(2, 3, 16), gaussian(3, 3, 16, 16, 3))
 def system(tiny_system):
     """(`do("name", ...)`, an edit of the tiny system compiled; unclip; params; tokens of three prompts)."""
     unclip, params, tokenize = tiny_system
+    compiled = {}
 
     def do(name, *args, **static):
-        run = jax.jit(partial(getattr(edit, name), unclip, **static))
-        return jax.tree.map(np.asarray, run(params, *args))
+        plain = {key: value for key, value in static.items() if not hasattr(value, "shape")}
+        arrays = {key: value for key, value in static.items() if key not in plain}
+        run = compiled.setdefault((name, *plain.items()), jax.jit(partial(getattr(edit, name), unclip, **plain)))
+        return jax.tree.map(np.asarray, run(params, *args, **arrays))
 
     return do, unclip, params, tokenize(["a red star", "a blue square", "a green circle"])
 
