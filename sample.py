@@ -96,7 +96,7 @@ class Options:
     """For --inpaint: white is drawn anew, black is kept."""
     redraw: Annotated[Path | None, shown("IMAGE", "none")] = None
     """Draw the prompt starting from this picture under noise."""
-    strength: Annotated[float | None, shown("FLOAT", "0.6")] = None
+    strength: Annotated[float | None, shown("FLOAT", "0.5 for --edit, 0.6 for --redraw")] = None
     """How much --redraw changes, or how far --edit goes at most: from 0 to 1."""
 
 

@@ -3,7 +3,7 @@
 A picture is encoded as the pair (z_i, x_T): what CLIP sees of it, and the noise from which the decoder draws exactly
 that picture, found by inverting DDIM. Every edit moves one of the two, or keeps part of the picture, and decodes again.
 
-    latent = encode(unclip, params, images, tokens)          # the pair, and the caption it was inverted with
+    latent = encode(unclip, params, images)
     variations(unclip, params, latent, keys).images          # the same meaning, other details
 
 Pictures are [B, H, W, 3] in [−1, 1], of the size that the system draws. All functions are pure and compile.
@@ -24,7 +24,7 @@ from unclip_jax.conditioning import Cond
 from unclip_jax.degrade import box_reduce
 from unclip_jax.diffusion import guidance
 from unclip_jax.diffusion.losses import add_noise
-from unclip_jax.diffusion.samplers import SAMPLERS, ddim, ddpm, fold_in_each, invert, resampled, sample
+from unclip_jax.diffusion.samplers import ddim, ddpm, fold_in_each, invert, resampled
 from unclip_jax.pipeline import Generation, UnCLIP, encode_text, sample_prior, upsample
 from unclip_jax.stage import Stage
 
@@ -209,15 +209,7 @@ def image_to_image(
     at = jnp.full(len(images), times[0])
     x_t = add_noise(stages.noise_schedule(stage), _reduced(stage, images), at, stages.starting_noise(stage, own))
     cond = Cond(text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed)
-    denoise = stages.conditional_denoiser(stage, params["decoder"], guidance_scale=guidance_scale)
-    small = sample(
-        lambda x_t, t: denoise(x_t, t, cond),
-        stages.noise_schedule(stage),
-        times,
-        SAMPLERS[stage.sampling.sampler](),
-        x_t,
-        own,
-    )
+    small = stages.run(stage, params["decoder"], cond, own, guidance_scale=guidance_scale, x_T=x_t, times=times)
     return Generation(text, image_embed, upsample(unclip, params, small, keys))
 
 

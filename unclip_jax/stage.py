@@ -153,7 +153,6 @@ def conditional_denoiser(
     the unconditional branch.
     """
     sampling, module = stage.sampling, network(stage)
-    scale = sampling.guidance_scale if guidance_scale is None else guidance_scale
 
     def apply(x_t, t, cond):
         return module.apply({"params": params}, x_t, t, cond)
@@ -165,9 +164,9 @@ def conditional_denoiser(
         learned_variance=learned_variance(stage),
         x0_error=params["x0_error"] if stage.x0_error else None,
     )
-    off = sampling.guidance_scale is None or (isinstance(guidance_scale, float) and guidance_scale == 1.0)
-    if scale is not None and not off:
-        denoise = classifier_free(scale)(denoise)
+    off = isinstance(guidance_scale, float) and guidance_scale == 1.0
+    if sampling.guidance_scale is not None and not off:
+        denoise = classifier_free(sampling.guidance_scale if guidance_scale is None else guidance_scale)(denoise)
     if sampling.clip is not None:
         denoise = clip_x0(-sampling.clip, sampling.clip)(denoise)
     return denoise
@@ -187,6 +186,7 @@ def run(
     *,
     guidance_scale: float | jax.Array | None = None,
     x_T: jax.Array | None = None,
+    times: np.ndarray | None = None,
     sampler: Sampler | None = None,
     decorate: Decorator | None = None,
 ) -> jax.Array:
@@ -198,6 +198,7 @@ def run(
       keys: [B] keys; sample i depends on its own key and condition alone.
       guidance_scale: instead of the stage's own; may be traced. Ignored by a stage without guidance.
       x_T: [B, *sample_shape] to start from instead of noise of the keys.
+      times: int [S], decreasing, to visit instead of the stage's own; ``x_T`` belongs to the first of them.
       sampler: instead of the stage's own.
       decorate: applied to the denoiser last, outside guidance and clipping.
 
@@ -208,7 +209,8 @@ def run(
     denoise = denoise if decorate is None else decorate(denoise)
     x_T = starting_noise(stage, keys) if x_T is None else x_T
     sampler = SAMPLERS[stage.sampling.sampler]() if sampler is None else sampler
-    return sample(lambda x_t, t: denoise(x_t, t, cond), noise_schedule(stage), timesteps(stage), sampler, x_T, keys)
+    times = timesteps(stage) if times is None else times
+    return sample(lambda x_t, t: denoise(x_t, t, cond), noise_schedule(stage), times, sampler, x_T, keys)
 
 
 def measure_x0_error(
@@ -216,8 +218,8 @@ def measure_x0_error(
 ) -> jax.Array:
     """Mean squared error of the estimate of x0 at every time: float32 [T], for ``ddpm("analytic")``.
 
-    Measured on x0 [N, ...] at evenly spread times and interpolated between them in the log-SNR (Bao et al. 2022, eq. 8,
-    where it is called Γ and measured on eps). It belongs in ``params["x0_error"]`` of a stage with ``x0_error``.
+    Measured on x0 [N, ...] at evenly spread times and interpolated between them in the log-SNR (the Γ of Bao
+    et al. 2022, which they measure on eps). It belongs in ``params["x0_error"]`` of a stage with ``x0_error``.
     """
     schedule, denoise = noise_schedule(stage), conditional_denoiser(stage, params)
     measured = jnp.round(jnp.linspace(0, stage.num_timesteps - 1, times)).astype(jnp.int32)
@@ -242,8 +244,10 @@ def loss(
     at = noised(schedule, x0, key_noise)
     output = network(stage).apply({"params": params}, at.x_t, at.t, cond, train=train, rngs={"dropout": key_dropout})
     prediction, var_frac = split_output(output, learned_variance(stage))
-    weighting: dict[str, Any] = {"weight": stage.weight, "cap": stage.weight_cap}
-    mean = diffusion_loss(prediction, x0, at, schedule, prediction=stage.prediction, **weighting).mean()
+    error = diffusion_loss(
+        prediction, x0, at, schedule, prediction=stage.prediction, weight=stage.weight, cap=stage.weight_cap
+    )
+    mean = error.mean()
     if var_frac is None:
         return mean, {}
     alpha, sigma = (per_sample(f(at.t), x0) for f in (schedule.alpha, schedule.sigma))
