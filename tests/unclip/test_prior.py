@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +125,32 @@ def test_every_token_reads_only_what_comes_before_it(params):
     for name, place in (("text_embed", L), ("t", L + 1), ("x_t", L + 2)):
         moved = np.abs(states(INPUTS | {name: OTHER[name]}) - before).max(axis=(0, 2)) > 1e-5
         assert moved.tolist() == [i >= place for i in range(L + EXTRA_TOKENS)], name
+
+
+@pytest.mark.parametrize("time_token", [True, False])
+def test_a_caption_read_once_is_the_caption_read_again(fill, time_token):
+    """From the keys and values of captions short, full and dropped."""
+    module = DiffusionPrior(dataclasses.replace(MODULE.config, time_token=time_token))
+    t, cond = T if time_token else None, cond_of(INPUTS | {"keep_text": np.array([True, False, True])})
+    params = fill(lambda key: module.init(key, INPUTS["x_t"], t, cond))["params"]
+    prefix = jax.jit(lambda p: module.apply({"params": p}, cond, method="encode_prefix"))(params)
+
+    @jax.jit
+    def both(x_t):
+        again, once = (module.apply({"params": params}, x_t, t, given) for given in (cond, prefix))
+        return again, once
+
+    for x_t in (INPUTS["x_t"], OTHER["x_t"]):
+        again, once = both(x_t)
+        np.testing.assert_allclose(once, again, atol=1e-5)
+        assert np.abs(again).max() > 0.1
+
+
+def test_without_a_time_nothing_of_it_is_left(fill):
+    module = DiffusionPrior(dataclasses.replace(MODULE.config, time_token=False))
+    params = jax.eval_shape(lambda: module.init(jax.random.key(0), INPUTS["x_t"], None, cond_of(INPUTS)))["params"]
+    assert "time_embedding" not in params
+    assert params["positional_embedding"].shape == (L + 3, WIDTH)  # text embedding, noise, query
 
 
 def test_standardise_and_restore_are_inverse(params):
