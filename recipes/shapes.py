@@ -63,7 +63,7 @@ def optim(lr: float, ema_decay: float = 0.995, **rest: Any) -> OptimConfig:
 SHAPES = Shapes(
     run=Path("runs/shapes"),
     clip=StageTraining("shapes", 1200, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=0.1)),
-    prior=StageTraining("shapes-prior", 800, 64, optim(1e-3)),
+    prior=StageTraining("shapes-prior", 800, 64, optim(2e-3, kind="muon")),
     decoder=StageTraining("shapes-decoder", 1600, 16, optim(4e-3, kind="muon")),
     upsampler=StageTraining("shapes-upsampler", 600, 32, optim(2e-3)),
 )

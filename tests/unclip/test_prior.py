@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,14 +127,23 @@ def test_every_token_reads_only_what_comes_before_it(params):
         assert moved.tolist() == [i >= place for i in range(L + EXTRA_TOKENS)], name
 
 
-def test_standardise_and_restore_are_inverse(params):
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_standardise_and_restore_are_inverse(params, scale):
+    module = DiffusionPrior(dataclasses.replace(MODULE.config, scale=scale))
     mean, std = gaussian(3, D), np.abs(gaussian(4, D)) + 0.1
     variables = {"params": params | {"embed_mean": mean, "embed_std": std}}
     embeds = mean + std * gaussian(5, 500, D)
-    standard = MODULE.apply(variables, embeds, method="standardise")
-    np.testing.assert_allclose(np.mean(standard, axis=0), 0.0, atol=0.2)
-    np.testing.assert_allclose(np.std(standard, axis=0), 1.0, atol=0.15)
-    np.testing.assert_allclose(MODULE.apply(variables, standard, method="restore"), embeds, atol=1e-5)
+    standard = module.apply(variables, embeds, method="standardise")
+    np.testing.assert_allclose(np.mean(standard, axis=0), 0.0, atol=0.2 * scale)
+    np.testing.assert_allclose(np.std(standard, axis=0), scale, rtol=0.15)
+    np.testing.assert_allclose(module.apply(variables, standard, method="restore"), embeds, atol=1e-5)
+
+
+def test_the_skip_adds_x_t_times_a_gate(params, predict):
+    module = DiffusionPrior(dataclasses.replace(MODULE.config, skip=True))
+    gate = {"kernel": np.zeros((WIDTH, D), np.float32), "bias": gaussian(6, D)}
+    with_skip = module.apply({"params": params | {"skip_gate": gate}}, INPUTS["x_t"], T, cond_of(INPUTS))
+    np.testing.assert_allclose(with_skip, predict() + gate["bias"] * INPUTS["x_t"], atol=1e-5)
 
 
 def test_a_fresh_prior_does_not_move_embeddings():
