@@ -97,6 +97,28 @@ def attend(
     return out.reshape(*out.shape[:2], -1)
 
 
+class KeysValues(NamedTuple):
+    """What an attention layer has read of a sequence: its keys and values, with room for what is still to come.
+
+    A token that is not there yet holds zeros, and the mask must hide it.
+    """
+
+    keys: Float[Array, "B S N K"]
+    values: Float[Array, "B S N K"]
+
+
+Memory = tuple[KeysValues, ...] | KeysValues
+"""`KeysValues` of every layer of a `Transformer`; with `scan_layers` they are one, with a leading layer axis."""
+
+
+def empty_memory(config: TransformerConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Memory:
+    """The memory of a `Transformer` that has read nothing yet of `batch` sequences of `length` tokens."""
+    shape = batch, length, config.heads, config.width // config.heads
+    if config.scan_layers:
+        return KeysValues(*(jnp.zeros((config.layers, *shape), dtype) for _ in range(2)))
+    return tuple(KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.layers))
+
+
 def split_heads(x: Float[Array, "B L C"], heads: int) -> Float[Array, "B L N K"]:
     return x.reshape(*x.shape[:-1], heads, -1)
 
@@ -106,6 +128,9 @@ class Attention(nn.Module):
 
     `mask` is True where a query (next-to-last axis) may look at a key (last axis). The queries come from `x` itself,
     or from `query` [B, Q, C].
+
+    With a `memory` the keys are those it holds, with those of `x` written from place `start` (may be traced) on, and
+    the result is (output, memory).
     """
 
     config: TransformerConfig
@@ -116,9 +141,11 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L C"],
-        mask: Bool[Array, "*M Q L"] | None = None,
+        mask: Bool[Array, "*M Q S"] | None = None,
         query: Float[Array, "B Q C"] | None = None,
-    ) -> Float[Array, "B Q C"]:
+        memory: KeysValues | None = None,
+        start: int | Array = 0,
+    ) -> Any:
         width, heads = self.config.width, self.config.heads
         in_proj = nn.Dense(3 * width, kernel_init=self.inits.in_proj, dtype=self.dtype, name="in_proj")
 
@@ -127,8 +154,13 @@ class Attention(nn.Module):
 
         qkv = project(x)
         q = (qkv if query is None else project(query))[:, :, 0]  # [B, Q, N, K]
-        out = attend(q, qkv[:, :, 1], qkv[:, :, 2], mask)
-        return nn.Dense(width, kernel_init=self.inits.out_proj, dtype=self.dtype, name="out_proj")(out)
+        keys_values = KeysValues(qkv[:, :, 1], qkv[:, :, 2])
+        if memory is not None:
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
+            keys_values = KeysValues(*map(write, memory, keys_values))
+        out = attend(q, *keys_values, mask)
+        out = nn.Dense(width, kernel_init=self.inits.out_proj, dtype=self.dtype, name="out_proj")(out)
+        return out if memory is None else (out, keys_values)
 
 
 class MLP(nn.Module):
@@ -151,17 +183,28 @@ class MLP(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """x + attn(ln_1(x)), then x + mlp(ln_2(x))."""
+    """x + attn(ln_1(x)), then x + mlp(ln_2(x)); with a `memory`, as `Attention` has it, (x, memory)."""
 
     config: TransformerConfig
     inits: BlockInit
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L C"], mask: Bool[Array, "*M L L"] | None = None) -> Float[Array, "B L C"]:
+    def __call__(
+        self,
+        x: Float[Array, "B L C"],
+        mask: Bool[Array, "*M L S"] | None = None,
+        memory: KeysValues | None = None,
+        start: int | Array = 0,
+    ) -> Any:
         eps = self.config.ln_eps
-        x = x + Attention(self.config, self.inits, self.dtype, name="attn")(LayerNorm(eps, name="ln_1")(x), mask)
-        return x + MLP(self.config, self.inits, self.dtype, name="mlp")(LayerNorm(eps, name="ln_2")(x))
+        attention = Attention(self.config, self.inits, self.dtype, name="attn")
+        read = attention(LayerNorm(eps, name="ln_1")(x), mask, memory=memory, start=start)
+        if memory is not None:
+            read, memory = read
+        x = x + read
+        x = x + MLP(self.config, self.inits, self.dtype, name="mlp")(LayerNorm(eps, name="ln_2")(x))
+        return x if memory is None else (x, memory)
 
 
 def run_blocks(
@@ -192,10 +235,39 @@ def run_blocks(
     return tuple(states) if hidden_states else (states[-1],)
 
 
+def read_on(
+    block: Callable[..., nn.Module],
+    name: str,
+    config: TransformerConfig,
+    x: Float[Array, "B L C"],
+    memory: Memory,
+    mask: Bool[Array, "*M L S"] | None,
+    start: int | Array,
+) -> tuple[Float[Array, "B L C"], Memory]:
+    """As `run_blocks`, for blocks `x, memory = block(name=…)(x, mask, memory, start)`."""
+    if config.scan_layers:
+        scan = nn.scan(
+            lambda layer, h, own: layer(h, mask, own, start),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=config.layers,
+        )
+        return scan(block(name=name), x, memory)
+    written = []
+    for i, own in enumerate(memory):
+        x, own = block(name=f"{name}_{i}")(x, mask, own, start)
+        written.append(own)
+    return x, tuple(written)
+
+
 class Transformer(nn.Module):
     """The stack: `resblocks_0`, `resblocks_1`…; with `scan_layers` one `resblocks` with a leading layer axis.
 
     Returns the last state, or with `hidden_states` a tuple of all of them, the input first.
+
+    A sequence can also be read piece by piece. `memory`, from `empty_memory` or an earlier piece, then holds what came
+    before; `x` are the tokens from place `start` on, `mask` says which of the S places of the memory each of them may
+    look at, and the result is (last state, memory).
     """
 
     config: TransformerConfig
@@ -204,10 +276,18 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L C"], mask: Bool[Array, "*M L L"] | None = None, *, hidden_states: bool = False
+        self,
+        x: Float[Array, "B L C"],
+        mask: Bool[Array, "*M L S"] | None = None,
+        *,
+        hidden_states: bool = False,
+        memory: Memory | None = None,
+        start: int | Array = 0,
     ) -> Any:
         block = nn.remat(ResidualAttentionBlock) if self.config.remat else ResidualAttentionBlock
         block = functools.partial(block, self.config, self.inits, self.dtype)
+        if memory is not None:
+            return read_on(block, "resblocks", self.config, x, memory, mask, start)
         states = run_blocks(block, "resblocks", self.config, x, mask, hidden_states=hidden_states)
         return states if hidden_states else states[-1]
 

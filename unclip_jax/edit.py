@@ -76,9 +76,9 @@ def encode(
     """
     image_embed = embed_images(unclip, params, images) if image_embed is None else image_embed
     stage, cond = unclip.decoder, _meaning(unclip, image_embed)
-    denoise = stages.conditional_denoiser(stage, params["decoder"], guidance_scale=1.0)
+    denoise = stages.conditional_denoiser(stage, params["decoder"], cond, guidance_scale=1.0)
     x_T = invert(
-        lambda x_t, t: denoise(x_t, t, cond),
+        denoise,
         stages.noise_schedule(stage),
         stages.timesteps(stage),
         _reduced(stage, images),

@@ -18,12 +18,12 @@ import numpy as np
 
 from clip_jax.errors import UserError
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.guidance import Decorator, classifier_free, clip_x0
+from unclip_jax.diffusion.guidance import CondDenoiser, Decorator, classifier_free, clip_x0
 from unclip_jax.diffusion.losses import WEIGHTS, add_noise, diffusion_loss, noised, variational_bound
-from unclip_jax.diffusion.predict import PREDICTIONS, CondDenoiser, denoiser, per_sample, split_output
+from unclip_jax.diffusion.predict import PREDICTIONS, Denoiser, denoiser, per_sample, split_output
 from unclip_jax.diffusion.samplers import SAMPLERS, Sampler, fold_in_each, normal, sample
 from unclip_jax.diffusion.schedule import GRIDS, SCHEDULES, NoiseSchedule
-from unclip_jax.models.prior import DiffusionPrior, PriorConfig
+from unclip_jax.models.prior import DiffusionPrior, PriorConfig, blank_caption
 from unclip_jax.models.unet import UNet, UNetConfig
 
 
@@ -80,6 +80,8 @@ class Stage:
                 raise UserError(f"{field} is {value!r}; choose one of {', '.join(table)}")
         if self.sampling.sampler == "ddpm_analytic" and not self.x0_error:
             raise UserError("sampling.sampler 'ddpm_analytic' needs the x0_error of this stage, which was not measured")
+        if isinstance(self.model, PriorConfig) and not self.model.time_token:
+            raise UserError("model.time_token is False: a diffusion prior has to know the time; set it to True")
         if not 1 <= self.sampling.num_steps <= self.num_timesteps:
             raise UserError(
                 f"sampling.num_steps is {self.sampling.num_steps}; give 1 to {self.num_timesteps} (num_timesteps)"
@@ -97,7 +99,7 @@ class Stage:
         return (self.model.image_size, self.model.image_size, self.model.channels)
 
 
-def network(stage: Stage) -> nn.Module:
+def network(stage: Any) -> nn.Module:
     """The linen module of a stage: ``apply(variables, x_t, t, cond, train=False)``."""
     return DiffusionPrior(stage.model) if isinstance(stage.model, PriorConfig) else UNet(stage.model)
 
@@ -115,11 +117,7 @@ def blank_cond(stage: Stage, batch_size: int = 1) -> Cond:
     """A ``Cond`` of zeros with the fields and shapes that the stage's network reads."""
     model = stage.model
     if isinstance(model, PriorConfig):
-        return Cond(
-            text_embed=jnp.zeros((batch_size, model.embed_dim)),
-            text_encodings=jnp.zeros((batch_size, model.context_length, model.text_width)),
-            text_mask=jnp.ones((batch_size, model.context_length), bool),
-        )
+        return blank_caption(model, batch_size)
     cond = Cond(keep_text=jnp.ones((batch_size,), bool))
     if model.image_embed_dim is not None:
         cond = cond.replace(image_embed=jnp.zeros((batch_size, model.image_embed_dim)))
@@ -145,28 +143,30 @@ def learned_variance(stage: Stage) -> bool:
 
 
 def conditional_denoiser(
-    stage: Stage, params: dict[str, Any], *, guidance_scale: float | jax.Array | None = None
-) -> CondDenoiser:
-    """The trained network as what samplers see: predicted, guided and clipped as the stage says.
+    stage: Stage, params: dict[str, Any], cond: Cond, *, guidance_scale: float | jax.Array | None = None
+) -> Denoiser:
+    """The trained network as what samplers see: given its condition, predicted, guided and clipped as the stage says.
 
-    ``guidance_scale`` replaces the stage's own; may be traced. Ignored by a stage without guidance. A plain 1.0 spares
-    the unconditional branch.
+    A prior reads its captions here, and not again at every step. ``guidance_scale`` replaces the stage's own; may be
+    traced. Ignored by a stage without guidance. A plain 1.0 spares the unconditional branch.
     """
-    sampling, module = stage.sampling, network(stage)
+    sampling, module, variables = stage.sampling, network(stage), {"params": params}
 
-    def apply(x_t, t, cond):
-        return module.apply({"params": params}, x_t, t, cond)
+    def bind(cond: Cond) -> Denoiser:
+        seen = module.apply(variables, cond, method="encode_prefix") if isinstance(stage.model, PriorConfig) else cond
+        return denoiser(
+            lambda x_t, t: module.apply(variables, x_t, t, seen),
+            noise_schedule(stage),
+            stage.prediction,
+            learned_variance=learned_variance(stage),
+            x0_error=params["x0_error"] if stage.x0_error else None,
+        )
 
-    denoise = denoiser(
-        apply,
-        noise_schedule(stage),
-        stage.prediction,
-        learned_variance=learned_variance(stage),
-        x0_error=params["x0_error"] if stage.x0_error else None,
-    )
+    guided: CondDenoiser = bind
     off = isinstance(guidance_scale, float) and guidance_scale == 1.0
     if sampling.guidance_scale is not None and not off:
-        denoise = classifier_free(sampling.guidance_scale if guidance_scale is None else guidance_scale)(denoise)
+        guided = classifier_free(sampling.guidance_scale if guidance_scale is None else guidance_scale)(bind)
+    denoise = guided(cond)
     if sampling.clip is not None:
         denoise = clip_x0(-sampling.clip, sampling.clip)(denoise)
     return denoise
@@ -205,12 +205,12 @@ def run(
     Returns:
       x0 [B, *sample_shape], float32: standardised embeddings for a prior, pictures in [−1, 1] otherwise.
     """
-    denoise = conditional_denoiser(stage, params, guidance_scale=guidance_scale)
+    denoise = conditional_denoiser(stage, params, cond, guidance_scale=guidance_scale)
     denoise = denoise if decorate is None else decorate(denoise)
     x_T = starting_noise(stage, keys) if x_T is None else x_T
     sampler = SAMPLERS[stage.sampling.sampler]() if sampler is None else sampler
     times = timesteps(stage) if times is None else times
-    return sample(lambda x_t, t: denoise(x_t, t, cond), noise_schedule(stage), times, sampler, x_T, keys)
+    return sample(denoise, noise_schedule(stage), times, sampler, x_T, keys)
 
 
 def measure_x0_error(
@@ -221,13 +221,13 @@ def measure_x0_error(
     Measured on x0 [N, ...] at evenly spread times and interpolated between them in the log-SNR (the Γ of Bao
     et al. 2022, which they measure on eps). It belongs in ``params["x0_error"]`` of a stage with ``x0_error``.
     """
-    schedule, denoise = noise_schedule(stage), conditional_denoiser(stage, params)
+    schedule, denoise = noise_schedule(stage), conditional_denoiser(stage, params, cond)
     measured = jnp.round(jnp.linspace(0, stage.num_timesteps - 1, times)).astype(jnp.int32)
 
     def error(t):
         noised_at = jnp.broadcast_to(t, x0.shape[:1])
         eps = jax.random.normal(jax.random.fold_in(key, t), x0.shape)
-        return jnp.square(denoise(add_noise(schedule, x0, noised_at, eps), noised_at, cond).x0 - x0).mean()
+        return jnp.square(denoise(add_noise(schedule, x0, noised_at, eps), noised_at).x0 - x0).mean()
 
     errors = jax.lax.map(error, measured)
     # Interpolated as logarithms: the errors span many orders of magnitude.

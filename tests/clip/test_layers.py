@@ -13,6 +13,7 @@ from clip_jax.layers import (
     Attention,
     LayerNorm,
     Transformer,
+    empty_memory,
     scaled_init,
     stack_layers,
     torch_init,
@@ -80,6 +81,27 @@ def test_scan_is_the_loop(stack, remat):
         unstack_layers(gradient(scanned, stacked)),
         gradient(module, params),
     )
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_read_piece_by_piece_is_read_at_once(stack, scan_layers):
+    """Three tokens and then one by one, at places that are data of the program."""
+    x, module, params = stack
+    if scan_layers:
+        module = Transformer(dataclasses.replace(CONFIG, scan_layers=True), scaled_init(CONFIG))
+        params = stack_layers(params)
+    whole = jax.jit(module.apply)({"params": params}, x, jnp.tril(jnp.ones((5, 5), bool)))
+
+    @jax.jit
+    def read(tokens, memory, start):
+        mask = jnp.arange(5) <= start + jnp.arange(tokens.shape[1])[:, None]
+        return module.apply({"params": params}, tokens, mask, memory=memory, start=start)
+
+    memory, pieces = empty_memory(module.config, 2, 5), []
+    for start, stop in ((0, 3), (3, 4), (4, 5)):
+        states, memory = read(x[:, start:stop], memory, start)
+        pieces.append(states)
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=1e-5)
 
 
 def test_stacking_is_undone(stack):

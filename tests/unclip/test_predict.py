@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.predict import PREDICTIONS, denoiser, per_sample, split_output
 from unclip_jax.diffusion.schedule import SCHEDULES, cosine
 
@@ -91,15 +90,13 @@ def test_denoiser_reads_the_network_at_its_own_time(name, learned):
     alpha, sigma = (per_sample(f(TIMES), x0) for f in (schedule.alpha, schedule.sigma))
     seen = {}
 
-    def network(x_t, t, cond):
-        seen.update(t=t, cond=cond)
+    def network(x_t, t):
+        seen.update(t=t)
         target = PREDICTIONS[name].target(x0, eps, alpha, sigma)
         return jnp.concatenate([target, jnp.ones_like(target)], axis=-1) if learned else target
 
-    cond = Cond(low_res=x0)
-    estimate = denoiser(network, schedule, name, learned_variance=learned)(alpha * x0 + sigma * eps, TIMES, cond)
+    estimate = denoiser(network, schedule, name, learned_variance=learned)(alpha * x0 + sigma * eps, TIMES)
     close(estimate.x0, x0, 1 / alpha)
-    assert seen["cond"] is cond
     assert seen["t"] is TIMES
     if learned:
         np.testing.assert_array_equal(estimate.var_frac, jnp.ones_like(x0))
@@ -109,7 +106,7 @@ def test_denoiser_reads_the_network_at_its_own_time(name, learned):
 
 def test_unknown_prediction_is_refused():
     with pytest.raises(KeyError):
-        denoiser(lambda x_t, t, cond: x_t, cosine(10), "score")
+        denoiser(lambda x_t, t: x_t, cosine(10), "score")
 
 
 def test_per_sample_broadcasts_from_the_left():

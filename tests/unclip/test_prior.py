@@ -127,6 +127,32 @@ def test_every_token_reads_only_what_comes_before_it(params):
         assert moved.tolist() == [i >= place for i in range(L + EXTRA_TOKENS)], name
 
 
+@pytest.mark.parametrize("time_token", [True, False])
+def test_a_caption_read_once_is_the_caption_read_again(fill, time_token):
+    """From the keys and values of captions short, full and dropped."""
+    module = DiffusionPrior(dataclasses.replace(MODULE.config, time_token=time_token))
+    t, cond = T if time_token else None, cond_of(INPUTS | {"keep_text": np.array([True, False, True])})
+    params = fill(lambda key: module.init(key, INPUTS["x_t"], t, cond))["params"]
+    prefix = jax.jit(lambda p: module.apply({"params": p}, cond, method="encode_prefix"))(params)
+
+    @jax.jit
+    def both(x_t):
+        again, once = (module.apply({"params": params}, x_t, t, given) for given in (cond, prefix))
+        return again, once
+
+    for x_t in (INPUTS["x_t"], OTHER["x_t"]):
+        again, once = both(x_t)
+        np.testing.assert_allclose(once, again, atol=1e-5)
+        assert np.abs(again).max() > 0.1
+
+
+def test_without_a_time_nothing_of_it_is_left(fill):
+    module = DiffusionPrior(dataclasses.replace(MODULE.config, time_token=False))
+    params = jax.eval_shape(lambda: module.init(jax.random.key(0), INPUTS["x_t"], None, cond_of(INPUTS)))["params"]
+    assert "time_embedding" not in params
+    assert params["positional_embedding"].shape == (L + 3, WIDTH)  # text embedding, noise, query
+
+
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_standardise_and_restore_are_inverse(params, scale):
     module = DiffusionPrior(dataclasses.replace(MODULE.config, scale=scale))
@@ -155,3 +181,8 @@ def test_heads_must_divide_the_width():
     module = DiffusionPrior(PriorConfig(D, C, L, width=16, layers=1, heads=3))
     with pytest.raises(UserError, match="heads 3 does not divide width 16"):
         jax.eval_shape(lambda: module.init(jax.random.key(0), INPUTS["x_t"], T, cond_of(INPUTS)))
+
+
+def test_a_skip_needs_a_time():
+    with pytest.raises(UserError, match="the gate of the skip is learned of the time"):
+        PriorConfig(D, C, L, WIDTH, layers=1, heads=2, skip=True, time_token=False)

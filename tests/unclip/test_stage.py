@@ -100,7 +100,7 @@ def test_a_sample_depends_on_its_key_and_condition_alone(prior_params):
     assert (np.abs(np.asarray(other) - together)[1:].max(axis=1) > 1e-3).all()
 
 
-def test_samples_start_from_noise_of_their_own(monkeypatch):
+def test_samples_start_from_noise_of_their_own(prior_params, monkeypatch):
     """And the noise of the start is none of the noises of the steps."""
     started = {}
 
@@ -109,7 +109,7 @@ def test_samples_start_from_noise_of_their_own(monkeypatch):
         return x_T
 
     monkeypatch.setattr(stages, "sample", spy)
-    stages.run(PRIOR, {}, TEXT, KEYS)
+    stages.run(PRIOR, prior_params, TEXT, KEYS)
     assert started["timesteps"].tolist() == [999, 666, 333, 0]
     flat = started["x_T"].reshape(-1)
     assert len(np.unique(flat)) == flat.size
@@ -144,11 +144,11 @@ def test_the_measured_error_is_the_networks_own(fill):
     cond = IMAGE.repeat(16)
     table = np.asarray(stages.measure_x0_error(PIXELS, params, x0, cond, jax.random.key(0), times=10))
     assert table.shape == (PIXELS.num_timesteps,)
-    schedule, denoise = stages.noise_schedule(PIXELS), stages.conditional_denoiser(PIXELS, params)
+    schedule, denoise = stages.noise_schedule(PIXELS), stages.conditional_denoiser(PIXELS, params, cond)
     for t in (0, 333, 999):
         at = jnp.full(len(x0), t)
         x_t = add_noise(schedule, x0, at, gaussian(t, *x0.shape))
-        want = np.square(denoise(x_t, at, cond.with_keep(len(x0))).x0 - x0).mean()
+        want = np.square(denoise(x_t, at).x0 - x0).mean()
         assert table[t] == pytest.approx(float(want), rel=0.1)
     assert table[300] == pytest.approx(np.exp(np.interp(300, [222, 333], np.log(table[[222, 333]]))), rel=0.3)
 

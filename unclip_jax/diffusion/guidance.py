@@ -1,7 +1,7 @@
 """Decorators of a denoiser, applied inside out: predict, then guide, then clip.
 
-Guiding x0 is the same as guiding eps or v, because each is linear in the other at a fixed x_t, but only before
-clipping.
+Guidance comes before the condition is bound, the others after it. Guiding x0 is the same as guiding eps or v, because
+each is linear in the other at a fixed x_t, but only before clipping.
 """
 
 from __future__ import annotations
@@ -12,26 +12,34 @@ import jax
 import jax.numpy as jnp
 
 from unclip_jax.conditioning import Cond, concatenate
-from unclip_jax.diffusion.predict import CondDenoiser, Denoised, per_sample
+from unclip_jax.diffusion.predict import Denoised, Denoiser, per_sample
 
-Decorator = Callable[[CondDenoiser], CondDenoiser]
+CondDenoiser = Callable[[Cond], Denoiser]
+"""Binds a condition. What can be computed of the condition alone is computed here, once for all steps of a sampler."""
+
+Decorator = Callable[[Denoiser], Denoiser]
 
 
-def classifier_free(guidance_scale: float | jax.Array) -> Decorator:
+def classifier_free(guidance_scale: float | jax.Array) -> Callable[[CondDenoiser], CondDenoiser]:
     """Classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6).
 
     ``guidance_scale`` is a scalar or [B] and may be traced; 1.0 is off. Both branches run as one batch of 2B. The
     learned variance and the error are the conditional branch's: extrapolating them has no meaning.
     """
 
-    def decorate(denoise: CondDenoiser) -> CondDenoiser:
-        def guided(x_t: jax.Array, t: jax.Array, cond: Cond) -> Denoised:
-            cond = cond.with_keep(x_t.shape[0])
-            both = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), concatenate(cond, cond.null()))
-            conditional, unconditional = jnp.split(both.x0, 2)
-            scale = per_sample(jnp.broadcast_to(guidance_scale, t.shape), x_t)
-            var_frac, x0_error = (None if a is None else jnp.split(a, 2)[0] for a in both[1:])
-            return Denoised(unconditional + scale * (conditional - unconditional), var_frac, x0_error)
+    def decorate(bind: CondDenoiser) -> CondDenoiser:
+        def guided(cond: Cond) -> Denoiser:
+            cond = cond.with_keep(cond.batch_size)
+            denoise = bind(concatenate(cond, cond.null()))
+
+            def denoise_guided(x_t: jax.Array, t: jax.Array) -> Denoised:
+                both = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]))
+                conditional, unconditional = jnp.split(both.x0, 2)
+                scale = per_sample(jnp.broadcast_to(guidance_scale, t.shape), x_t)
+                var_frac, x0_error = (None if a is None else jnp.split(a, 2)[0] for a in both[1:])
+                return Denoised(unconditional + scale * (conditional - unconditional), var_frac, x0_error)
+
+            return denoise_guided
 
         return guided
 
@@ -41,9 +49,9 @@ def classifier_free(guidance_scale: float | jax.Array) -> Decorator:
 def clip_x0(low: float, high: float) -> Decorator:
     """Clamps the estimate of clean data to [low, high], the range of the data."""
 
-    def decorate(denoise: CondDenoiser) -> CondDenoiser:
-        def clipped(x_t: jax.Array, t: jax.Array, cond: Cond) -> Denoised:
-            estimate = denoise(x_t, t, cond)
+    def decorate(denoise: Denoiser) -> Denoiser:
+        def clipped(x_t: jax.Array, t: jax.Array) -> Denoised:
+            estimate = denoise(x_t, t)
             return estimate._replace(x0=jnp.clip(estimate.x0, low, high))
 
         return clipped
@@ -57,9 +65,9 @@ def inpaint(known: jax.Array, mask: jax.Array) -> Decorator:
     Samplers then carry the known part down at its right noise, and end at it exactly. Outermost of the decorators.
     """
 
-    def decorate(denoise: CondDenoiser) -> CondDenoiser:
-        def inpainted(x_t: jax.Array, t: jax.Array, cond: Cond) -> Denoised:
-            estimate = denoise(x_t, t, cond)
+    def decorate(denoise: Denoiser) -> Denoiser:
+        def inpainted(x_t: jax.Array, t: jax.Array) -> Denoised:
+            estimate = denoise(x_t, t)
             return estimate._replace(x0=jnp.where(mask, estimate.x0, known))
 
         return inpainted
@@ -70,9 +78,9 @@ def inpaint(known: jax.Array, mask: jax.Array) -> Decorator:
 def dynamic_threshold(percentile: float) -> Decorator:
     """Scales each sample's x0 into [−1, 1] by its own ``percentile`` (0 to 100) of |x0|, at least 1 (Imagen, §2.3)."""
 
-    def decorate(denoise: CondDenoiser) -> CondDenoiser:
-        def thresholded(x_t: jax.Array, t: jax.Array, cond: Cond) -> Denoised:
-            estimate = denoise(x_t, t, cond)
+    def decorate(denoise: Denoiser) -> Denoiser:
+        def thresholded(x_t: jax.Array, t: jax.Array) -> Denoised:
+            estimate = denoise(x_t, t)
             magnitude = jnp.abs(estimate.x0).reshape(x_t.shape[0], -1)
             limit = per_sample(jnp.maximum(jnp.percentile(magnitude, percentile, axis=1), 1.0), x_t)
             return estimate._replace(x0=jnp.clip(estimate.x0, -limit, limit) / limit)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.schedule import NoiseSchedule
 
 
@@ -36,9 +35,6 @@ class Denoised(NamedTuple):
 
 Denoiser = Callable[[jax.Array, jax.Array], Denoised]
 """(x_t [B, ...], t int32 [B]) -> Denoised; the condition is already bound. All that a sampler ever sees."""
-
-CondDenoiser = Callable[[jax.Array, jax.Array, Cond], Denoised]
-"""(x_t [B, ...], t int32 [B], cond) -> Denoised. What guidance transforms."""
 
 
 class Prediction(NamedTuple):
@@ -81,14 +77,14 @@ def split_output(output: jax.Array, learned_variance: bool) -> tuple[jax.Array, 
 
 
 def denoiser(
-    network: Callable[[jax.Array, jax.Array, Cond], jax.Array],
+    network: Callable[[jax.Array, jax.Array], jax.Array],
     schedule: NoiseSchedule,
     prediction: str,
     *,
     learned_variance: bool = False,
     x0_error: jax.Array | None = None,
-) -> CondDenoiser:
-    """Wraps ``network(x_t, t, cond)`` of the given parametrisation as a denoiser that returns x0.
+) -> Denoiser:
+    """Wraps ``network(x_t, t)`` of the given parametrisation as a denoiser that returns x0.
 
     ``x0_error`` [T] is its mean squared error at each time, where it has been measured.
 
@@ -97,8 +93,8 @@ def denoiser(
     """
     to_x0 = PREDICTIONS[prediction].to_x0
 
-    def denoise(x_t: jax.Array, t: jax.Array, cond: Cond) -> Denoised:
-        output, var_frac = split_output(network(x_t, t, cond), learned_variance)
+    def denoise(x_t: jax.Array, t: jax.Array) -> Denoised:
+        output, var_frac = split_output(network(x_t, t), learned_variance)
         alpha, sigma = (per_sample(f(t), x_t) for f in (schedule.alpha, schedule.sigma))
         error = None if x0_error is None else per_sample(x0_error[t], x_t)
         return Denoised(to_x0(output, x_t, alpha, sigma), var_frac, error)

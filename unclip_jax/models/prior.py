@@ -2,19 +2,24 @@
 
 The sequence is [text encodings (L), text embedding, time, noised image embedding, learned query]; the prediction is
 read at the query. The prior works on standardised embeddings, and the mean and deviation it was trained with are
-parameters of the checkpoint.
+parameters of the checkpoint. Without the time it is the one-step prior of ECLIPSE (Patel et al. 2023,
+arXiv:2312.04655), which makes the embedding of noise in one forward pass.
+
+Text comes first and no token reads what follows it: whatever is drawn behind a caption, the caption is read once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from clip_jax.config import TransformerConfig
-from clip_jax.layers import LayerNorm, Transformer, scaled_init
+from clip_jax.errors import UserError
+from clip_jax.layers import LayerNorm, Memory, Transformer, empty_memory, scaled_init
 from unclip_jax.conditioning import Cond
 from unclip_jax.models.embeddings import TimestepMLP
 
@@ -22,18 +27,14 @@ EXTRA_TOKENS = 4  # text embedding, time, noised image embedding, query
 
 
 @dataclass(frozen=True)
-class PriorConfig:
-    """Architecture of a diffusion prior.
+class CaptionConfig:
+    """What all priors have: a transformer behind a caption.
 
     Attributes:
       embed_dim: width D of the CLIP embeddings.
       text_width: width C of the text encodings.
       context_length: L, tokens of the text encodings.
       width, layers, heads: of the transformer.
-      scale: deviation of the embeddings that the diffusion runs on (``standardise``). The paper multiplies by 17.2 what
-        has no mean and deviation taken away.
-      skip: the output is x_t times a gate learned of t, plus what is read at the query. The best estimate of Gaussian
-        data has this form, and where little noise is left a narrow transformer need not carry x_t through its blocks.
     """
 
     embed_dim: int
@@ -42,35 +43,142 @@ class PriorConfig:
     width: int
     layers: int
     heads: int
-    scale: float = 1.0
-    skip: bool = False
 
     @property
     def transformer(self) -> TransformerConfig:
         """The stack of blocks; checks that the heads divide the width."""
         return TransformerConfig(width=self.width, layers=self.layers, heads=self.heads, activation="gelu")
 
+    @property
+    def prefix_length(self) -> int:
+        """Tokens that come of the caption: its encodings and its embedding."""
+        return self.context_length + 1
 
-class DiffusionPrior(nn.Module):
-    """(x_t [B, D], t int [B], cond) -> [B, D], in the standardised space of ``standardise``."""
+    @property
+    def length(self) -> int:
+        """Tokens of the whole sequence."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class PriorConfig(CaptionConfig):
+    """Architecture of a diffusion prior, or of a one-step prior.
+
+    Attributes:
+      time_token: whether the sequence has a token for the time; a one-step prior has none.
+      scale: deviation of the embeddings that the diffusion runs on (``standardise``). The paper multiplies by 17.2 what
+        has no mean and deviation taken away.
+      skip: the output is x_t times a gate learned of t, plus what is read at the query. The best estimate of Gaussian
+        data has this form, and where little noise is left a narrow transformer need not carry x_t through its blocks.
+
+    Raises:
+      UserError: there is a skip and no time that its gate could be learned of.
+    """
+
+    time_token: bool = True
+    scale: float = 1.0
+    skip: bool = False
+
+    def __post_init__(self):
+        if self.skip and not self.time_token:
+            raise UserError("skip is True and time_token False: the gate of the skip is learned of the time")
+
+    @property
+    def length(self) -> int:
+        return self.context_length + EXTRA_TOKENS - (not self.time_token)
+
+
+def blank_caption(config: CaptionConfig, batch_size: int = 1) -> Cond:
+    """A ``Cond`` of zeros with the fields and shapes that a prior reads."""
+    return Cond(
+        text_embed=jnp.zeros((batch_size, config.embed_dim)),
+        text_encodings=jnp.zeros((batch_size, config.context_length, config.text_width)),
+        text_mask=jnp.ones((batch_size, config.context_length), bool),
+    )
+
+
+class Prefix(NamedTuple):
+    """Captions that a prior has read.
+
+    Attributes:
+      memory: keys and values of the S tokens of a sequence, of which only the caption's are there yet.
+      readable: [B, S] bool, False for the padding behind a caption.
+    """
+
+    memory: Memory
+    readable: jax.Array
+
+
+class CaptionReader(nn.Module):
+    """The transformer of a prior and how captions enter it; the modules below add what stands behind a caption."""
+
+    config: Any  # a CaptionConfig
+
+    def setup(self) -> None:
+        config = self.config
+        small = nn.initializers.normal(0.02)
+        self.null_text_token = self.param("null_text_token", small, (config.width,))
+        self.null_text_embed = self.param("null_text_embed", small, (config.width,))
+        self.positions = self.param("positional_embedding", small, (config.length, config.width))
+        self.encodings_proj = nn.Dense(config.width)
+        self.text_embed_proj = nn.Dense(config.width)
+        self.transformer = Transformer(config.transformer, scaled_init(config.transformer))
+        self.norm_out = LayerNorm()
+
+    def caption_tokens(self, cond: Cond) -> tuple[jax.Array, jax.Array]:
+        """Tokens [B, L + 1, W] of captions, without positions, and which of all S tokens are readable, bool [B, S]."""
+        batch, length = cond.text_encodings.shape[:2]
+        keep = cond.with_keep(batch).keep_text[:, None]  # [B, 1]
+        encodings = jnp.where(keep[..., None], self.encodings_proj(cond.text_encodings), self.null_text_token)
+        text_embed = jnp.where(keep, self.text_embed_proj(cond.text_embed), self.null_text_embed)
+        # A dropped caption is one learned token; the padding behind a caption is never read.
+        text_mask = jnp.where(keep, cond.text_mask, jnp.arange(length) == 0)
+        rest = jnp.ones((batch, self.config.length - length), bool)
+        return jnp.concatenate([encodings, text_embed[:, None]], axis=1), jnp.concatenate([text_mask, rest], axis=1)
+
+    def encode_prefix(self, cond: Cond) -> Prefix:
+        """Reads captions, for ``read_on`` to go on from."""
+        return self.read_caption(cond)[1]
+
+    def read_caption(self, cond: Cond) -> tuple[jax.Array, Prefix]:
+        """(state at the last token of a caption [B, W], what was read)."""
+        tokens, readable = self.caption_tokens(cond)
+        empty = Prefix(empty_memory(self.config.transformer, len(tokens), self.config.length, tokens.dtype), readable)
+        states, memory = self.read_on(tokens, empty, 0)
+        return states[:, -1], Prefix(memory, readable)
+
+    def read_on(self, tokens: jax.Array, prefix: Prefix, start: int | jax.Array) -> tuple[jax.Array, Memory]:
+        """Goes on reading with ``tokens`` [B, Q, W], whose first is at place ``start``: (states [B, Q, W], memory)."""
+        length = tokens.shape[1]
+        positions = jax.lax.dynamic_slice_in_dim(self.positions, start, length)
+        causal = jnp.arange(self.config.length) <= start + jnp.arange(length)[:, None]  # [Q, S]
+        mask = causal & prefix.readable[:, None, None, :]
+        return self.transformer(tokens + positions, mask, memory=prefix.memory, start=start)
+
+    def read_all(self, tokens: jax.Array, readable: jax.Array) -> jax.Array:
+        """States [B, S, W] of whole sequences, read at once as training does."""
+        causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
+        return self.transformer(tokens + self.positions, causal & readable[:, None, None, :])
+
+
+class DiffusionPrior(CaptionReader):
+    """(x_t [B, D], t int [B], cond) -> [B, D], in the standardised space of ``standardise``.
+
+    ``cond`` may also be what ``encode_prefix`` made of it, to spare reading the same caption again. Without a
+    ``time_token`` t is not read and may be None.
+    """
 
     config: PriorConfig
 
     def setup(self) -> None:
+        super().setup()
         config = self.config
         self.embed_mean = self.param("embed_mean", nn.initializers.zeros, (config.embed_dim,))
         self.embed_std = self.param("embed_std", nn.initializers.ones, (config.embed_dim,))
-        small = nn.initializers.normal(0.02)
-        self.null_text_token = self.param("null_text_token", small, (config.width,))
-        self.null_text_embed = self.param("null_text_embed", small, (config.width,))
-        self.query = self.param("query", small, (config.width,))
-        self.positions = self.param("positional_embedding", small, (config.context_length + EXTRA_TOKENS, config.width))
-        self.encodings_proj = nn.Dense(config.width)
-        self.text_embed_proj = nn.Dense(config.width)
+        self.query = self.param("query", nn.initializers.normal(0.02), (config.width,))
         self.image_embed_proj = nn.Dense(config.width)
-        self.time_embedding = TimestepMLP(config.width, config.width)
-        self.transformer = Transformer(config.transformer, scaled_init(config.transformer))
-        self.norm_out = LayerNorm()
+        if config.time_token:
+            self.time_embedding = TimestepMLP(config.width, config.width)
         self.out_proj = nn.Dense(config.embed_dim)
         if config.skip:
             self.skip_gate = nn.Dense(config.embed_dim, kernel_init=nn.initializers.zeros)
@@ -83,27 +191,14 @@ class DiffusionPrior(nn.Module):
         """Inverse of ``standardise``."""
         return x0 * (self.embed_std / self.config.scale) + self.embed_mean
 
-    def __call__(self, x_t: jax.Array, t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
-        batch, length = cond.text_encodings.shape[:2]
-        cond = cond.with_keep(batch)
-        keep = cond.keep_text[:, None]  # [B, 1]
-
-        encodings = jnp.where(keep[..., None], self.encodings_proj(cond.text_encodings), self.null_text_token)
-        text_embed = jnp.where(keep, self.text_embed_proj(cond.text_embed), self.null_text_embed)
-        time = self.time_embedding(t)
-        extra = [
-            text_embed,
-            time,
-            self.image_embed_proj(x_t),
-            jnp.broadcast_to(self.query, text_embed.shape),
-        ]
-        h = jnp.concatenate([encodings, jnp.stack(extra, axis=1)], axis=1)  # [B, L + 4, W]
-        h = h + self.positions
-
-        # A dropped caption is one learned token; the padding behind a caption is never read.
-        text_mask = jnp.where(keep, cond.text_mask, jnp.arange(length) == 0)
-        readable = jnp.concatenate([text_mask, jnp.ones((batch, EXTRA_TOKENS), bool)], axis=1)
-        causal = jnp.tril(jnp.ones((length + EXTRA_TOKENS,) * 2, bool))
-        h = self.transformer(h, causal & readable[:, None, None, :])
-        out = self.out_proj(self.norm_out(h[:, -1]))
-        return out + self.skip_gate(nn.silu(time)) * x_t if self.config.skip else out
+    def __call__(self, x_t: jax.Array, t: jax.Array | None, cond: Cond | Prefix, *, train: bool = False) -> jax.Array:
+        image_embed = self.image_embed_proj(x_t)
+        time = [self.time_embedding(t)] if self.config.time_token else []
+        tokens = jnp.stack([*time, image_embed, jnp.broadcast_to(self.query, image_embed.shape)], axis=1)
+        if isinstance(cond, Prefix):
+            states, _ = self.read_on(tokens, cond, self.config.prefix_length)
+        else:
+            caption, readable = self.caption_tokens(cond)
+            states = self.read_all(jnp.concatenate([caption, tokens], axis=1), readable)
+        out = self.out_proj(self.norm_out(states[:, -1]))
+        return out + self.skip_gate(nn.silu(time[0])) * x_t if self.config.skip else out
