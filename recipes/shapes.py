@@ -188,7 +188,7 @@ def plan_decoder(model: str, config: Shapes | OneStage, world: World) -> tuple[A
 
     clip, stage = clip_jax.load(config.run / "clip"), preset(model)
     task = DecoderTask(stage, clip.model.config, clip.variables["params"])
-    evaluate = decoded_examples(task, world.images[:16], clip.tokenize(world.captions[:16]))
+    evaluate = decoded_examples(stage, clip, world.images[:16], clip.tokenize(world.captions[:16]))
     return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("decoder", stage, config), evaluate)
 
 
@@ -214,7 +214,7 @@ def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[Train
 PLANS = {"clip": plan_clip, "prior": plan_prior, "decoder": plan_decoder, "upsampler": plan_upsampler}
 
 
-def decoded_examples(task: Any, images: Any, tokens: Any) -> Callable[[Any], dict[str, Any]]:
+def decoded_examples(stage: Any, clip: Any, images: Any, tokens: Any) -> Callable[[Any], dict[str, Any]]:
     """An evaluation that decodes a few training examples from their own embeddings: a grid, real above decoded."""
     import jax
     import jax.numpy as jnp
@@ -224,11 +224,11 @@ def decoded_examples(task: Any, images: Any, tokens: Any) -> Callable[[Any], dic
     from unclip_jax.diffusion.samplers import sample_keys
     from unclip_jax.tasks import encode, to_uint8
 
-    size = task.stage.model.image_size
-    cond = encode(task.clip, task.clip_params, jnp.asarray(images), jnp.asarray(tokens))
+    size = stage.model.image_size
+    cond = encode(clip.model.config, clip.variables["params"], jnp.asarray(images), jnp.asarray(tokens))
     keys = sample_keys(jax.random.key(0), jnp.arange(len(images)))
     real = images.reshape(len(images), size, images.shape[1] // size, size, images.shape[1] // size, 3).mean((2, 4))
-    draw = jax.jit(lambda params: to_uint8(stages.run(task.stage, params, cond, keys)))
+    draw = jax.jit(lambda params: to_uint8(stages.run(stage, params, cond, keys)))
 
     def evaluate(state: Any) -> dict[str, Any]:
         rows = [np.hstack(list(pictures)) for pictures in (real.astype(np.uint8), np.asarray(draw(state.ema_params)))]

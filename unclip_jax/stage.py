@@ -18,7 +18,7 @@ import numpy as np
 
 from clip_jax.errors import UserError
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.guidance import CondDenoiser, Decorator, classifier_free, clip_x0
+from unclip_jax.diffusion.guidance import CondDenoiser, Decorator, classifier_free, clip_x0, dynamic_threshold
 from unclip_jax.diffusion.losses import WEIGHTS, add_noise, diffusion_loss, noised, variational_bound
 from unclip_jax.diffusion.predict import PREDICTIONS, Denoiser, denoiser, per_sample, split_output
 from unclip_jax.diffusion.samplers import SAMPLERS, Sampler, fold_in_each, normal, sample
@@ -38,6 +38,8 @@ class Sampling:
       grid: row of ``GRIDS``, the times that are visited.
       guidance_scale: of classifier-free guidance, 1.0 is off; None never runs the unconditional branch.
       clip: the estimate of x0 is clamped to ±clip after guidance; None leaves it.
+      threshold: percentile (0 to 100; 99.5, say) of Imagen's dynamic thresholding, which takes the place of ``clip``;
+        None is off.
     """
 
     sampler: str = "dpmpp_2m"
@@ -45,14 +47,15 @@ class Sampling:
     guidance_scale: float | None = None
     clip: float | None = 1.0
     grid: str = "uniform"
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
     """Network, noise schedule, parametrisation, loss weight and sampling of one step of the cascade.
 
-    ``weight`` is a row of ``WEIGHTS`` and ``weight_cap`` its γ. With ``x0_error`` the parameters hold what
-    ``measure_x0_error`` found, as "ddpm_analytic" needs it.
+    ``weight`` is a row of ``WEIGHTS`` and ``weight_cap`` its γ (above 2, "p2" leaves fine noise in the pictures).
+    With ``x0_error`` the parameters hold what ``measure_x0_error`` found, as "ddpm_analytic" needs it.
 
     Raises:
       UserError: a name that is no row of its table, or more sampling steps than the schedule has.
@@ -82,6 +85,11 @@ class Stage:
             raise UserError("sampling.sampler 'ddpm_analytic' needs the x0_error of this stage, which was not measured")
         if isinstance(self.model, PriorConfig) and not self.model.time_token:
             raise UserError("model.time_token is False: a diffusion prior has to know the time; set it to True")
+        threshold = self.sampling.threshold
+        if threshold is not None and not 0 < threshold <= 100:
+            raise UserError(f"sampling.threshold is {threshold}; give a percentile above 0 and up to 100")
+        if self.weight == "p2" and not 0 <= self.weight_cap <= 2:
+            raise UserError(f"weight_cap is {self.weight_cap}; as the exponent of weight 'p2' give 0 to 2, 1 is usual")
         if not 1 <= self.sampling.num_steps <= self.num_timesteps:
             raise UserError(
                 f"sampling.num_steps is {self.sampling.num_steps}; give 1 to {self.num_timesteps} (num_timesteps)"
@@ -167,7 +175,9 @@ def conditional_denoiser(
     if sampling.guidance_scale is not None and not off:
         guided = classifier_free(sampling.guidance_scale if guidance_scale is None else guidance_scale)(bind)
     denoise = guided(cond)
-    if sampling.clip is not None:
+    if sampling.threshold is not None:
+        denoise = dynamic_threshold(sampling.threshold)(denoise)
+    elif sampling.clip is not None:
         denoise = clip_x0(-sampling.clip, sampling.clip)(denoise)
     return denoise
 

@@ -61,6 +61,8 @@ def test_unknown_name_lists_the_others():
         ({"sampling": Sampling("plms")}, "sampling.sampler is 'plms'; choose one of ddpm"),
         ({"sampling": Sampling("ddim", num_steps=0)}, "sampling.num_steps is 0; give 1 to 1000"),
         ({"sampling": Sampling("ddim", num_steps=1001)}, "sampling.num_steps is 1001; give 1 to 1000"),
+        ({"sampling": Sampling(threshold=0.0)}, "sampling.threshold is 0.0; give a percentile"),
+        ({"weight": "p2"}, "weight_cap is 5.0; as the exponent of weight 'p2' give 0 to 2"),
         ({"num_timesteps": 3}, "sampling.num_steps is 4; give 1 to 3"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from clip_jax.errors import UserError
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.guidance import inpaint
+from unclip_jax.diffusion.guidance import dynamic_threshold, inpaint
 from unclip_jax.diffusion.losses import add_noise, diffusion_loss, noised
 from unclip_jax.diffusion.samplers import SAMPLERS, ddim, fold_in_each, normal, sample_keys
 from unclip_jax.models.prior import PriorConfig
@@ -123,6 +123,23 @@ def test_pictures_are_clipped(fill, clip):
     largest = np.abs(run(stage, params, IMAGE, KEYS)).max()
     assert np.isfinite(largest)
     assert largest <= clip if clip else largest > 1
+
+
+def test_dynamic_thresholding_takes_the_place_of_clipping(fill):
+    """Each sample is scaled by its own percentile, inside the one program; a picture does not feel its neighbours."""
+    params = jax.tree.map(lambda a: 3 * a, fill(PIXELS))
+    stage = with_sampling(PIXELS, threshold=80.0)
+    together, clipped = np.asarray(run(stage, params, IMAGE, KEYS)), run(PIXELS, params, IMAGE, KEYS)
+    assert np.abs(together).max() <= 1
+    assert np.abs(together - clipped).max() > 1e-2
+    others = jax.tree.map(lambda a: a.at[1:].set(7 * a[1:]), Cond(image_embed=jnp.asarray(IMAGE.image_embed)))
+    np.testing.assert_allclose(run(stage, params, others, KEYS)[0], together[0], atol=1e-5)
+    denoise = stages.conditional_denoiser(stage, params, IMAGE)
+    raw = stages.conditional_denoiser(with_sampling(PIXELS, clip=None), params, IMAGE)
+    x_t, t = 5 * gaussian(3, B, 8, 8, 3), jnp.full(B, 500)
+    want = dynamic_threshold(80.0)(raw)(x_t, t)
+    assert np.abs(raw(x_t, t).x0).max() > 1
+    np.testing.assert_allclose(denoise(x_t, t).x0, want.x0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
