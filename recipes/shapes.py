@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -97,6 +98,14 @@ TINY = Shapes(
 
 STAGES = ("clip", "prior", "decoder", "upsampler")
 
+# A second upsampler, 64 → 128, is trained on a world of its own size when asked for.
+SHAPES_128 = OneStage(
+    "shapes-upsampler_1", 600, 16, optim(2e-3), run=SHAPES.run, data=Data(resolution=128, train_examples=4000)
+)
+TINY_64 = OneStage(
+    **vars(tiny("tiny-upsampler_1", 8)), run=TINY.run, data=Data(resolution=64, train_examples=TINY.data.train_examples)
+)
+
 
 def one_stage(recipe: Shapes, name: str) -> OneStage:
     shared: dict[str, Any] = {"run": recipe.run, "seed": recipe.seed, "weights": recipe.weights, "data": recipe.data}
@@ -111,7 +120,9 @@ PRESETS: dict[str, tuple[str, Shapes | OneStage]] = {
     ),
     "tiny": ("the same in a minute or two, to see that it runs: the pictures are noise", TINY),
     **{f"shapes-{name}": (f"the {name} stage of shapes alone", one_stage(SHAPES, name)) for name in STAGES},
+    "shapes-upsampler_1": ("a second upsampler for shapes, to 128 pixels", SHAPES_128),
     **{f"tiny-{name}": (f"the {name} stage of tiny alone", one_stage(TINY, name)) for name in STAGES},
+    "tiny-upsampler_1": ("a second upsampler for tiny, to 64 pixels", TINY_64),
 }
 
 
@@ -192,7 +203,9 @@ def plan_decoder(model: str, config: Shapes | OneStage, world: World) -> tuple[A
     return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("decoder", stage, config), evaluate)
 
 
-def plan_upsampler(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
+def plan_upsampler(
+    model: str, config: Shapes | OneStage, world: World, folder: str = "upsampler_0"
+) -> tuple[Any, Plan]:
     import clip_jax
     from unclip_jax.presets import preset
     from unclip_jax.tasks import UpsamplerTask
@@ -201,7 +214,7 @@ def plan_upsampler(model: str, config: Shapes | OneStage, world: World) -> tuple
     size = stage.model.image_size
     task = UpsamplerTask(stage, low_res_size=size // 2, crop_size=size // 2)
     tokenize = clip_jax.load(config.run / "clip").tokenize
-    return tokenize, Plan(task, dataclasses.asdict(stage), save_as("upsampler_0", stage, config))
+    return tokenize, Plan(task, dataclasses.asdict(stage), save_as(folder, stage, config))
 
 
 def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[TrainState], None]:
@@ -211,7 +224,13 @@ def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[Train
     return lambda state: save_stage(config.run / name, stage, state.ema_params, dtype=config.weights)
 
 
-PLANS = {"clip": plan_clip, "prior": plan_prior, "decoder": plan_decoder, "upsampler": plan_upsampler}
+PLANS: dict[str, Callable[..., tuple[Any, Plan]]] = {
+    "clip": plan_clip,
+    "prior": plan_prior,
+    "decoder": plan_decoder,
+    "upsampler": plan_upsampler,
+    "upsampler_1": partial(plan_upsampler, folder="upsampler_1"),
+}
 
 
 def decoded_examples(stage: Any, clip: Any, images: Any, tokens: Any) -> Callable[[Any], dict[str, Any]]:

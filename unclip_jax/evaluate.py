@@ -288,8 +288,8 @@ def evaluate(system: System, options: Options) -> dict[str, Any]:
     if "cosines" in sections:
         report["cosines"] = by_split(cosines, predicted, image_embed, sources["text"], system.encode_images(twins))
     if "clip_score" in sections:
-        embeds = {"real": image_embed} | {name: system.encode_images(images) for name, images in drawn.items()}
-        report["clip_score"] = clip_scores(embeds, sources["text"])
+        shown = {"real": image_embed} | {name: system.encode_images(images) for name, images in drawn.items()}
+        report["clip_score"] = clip_scores(shown, sources["text"])
     if "fid" in sections:
         with timed(seconds, "fid"):
             seen = {name: system.features(images) for name, images in ({"floor": twins} | drawn).items()}

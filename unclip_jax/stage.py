@@ -18,6 +18,7 @@ import numpy as np
 
 from clip_jax.errors import UserError
 from unclip_jax.conditioning import Cond
+from unclip_jax.degrade import add_level
 from unclip_jax.diffusion.guidance import CondDenoiser, Decorator, classifier_free, clip_x0, dynamic_threshold
 from unclip_jax.diffusion.losses import WEIGHTS, add_noise, diffusion_loss, noised, variational_bound
 from unclip_jax.diffusion.predict import PREDICTIONS, Denoiser, denoiser, per_sample, split_output
@@ -38,6 +39,7 @@ class Sampling:
       grid: row of ``GRIDS``, the times that are visited.
       guidance_scale: of classifier-free guidance, 1.0 is off; None never runs the unconditional branch.
       clip: the estimate of x0 is clamped to ±clip after guidance; None leaves it.
+      low_res_level: noise that an upsampler which is told its level mixes into its input (``degrade.add_level``).
       threshold: percentile (0 to 100; 99.5, say) of Imagen's dynamic thresholding, which takes the place of ``clip``;
         None is off.
     """
@@ -48,6 +50,7 @@ class Sampling:
     clip: float | None = 1.0
     grid: str = "uniform"
     threshold: float | None = None
+    low_res_level: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,12 @@ class Stage:
         threshold = self.sampling.threshold
         if threshold is not None and not 0 < threshold <= 100:
             raise UserError(f"sampling.threshold is {threshold}; give a percentile above 0 and up to 100")
+        if not 0 <= self.sampling.low_res_level <= 1:
+            raise UserError(
+                f"sampling.low_res_level is {self.sampling.low_res_level}; give 0 (none) to 1 (noise alone)"
+            )
+        if self.sampling.low_res_level and not (isinstance(self.model, UNetConfig) and self.model.low_res_level):
+            raise UserError("sampling.low_res_level: this network was not trained to be told one; leave it 0")
         if self.weight == "p2" and not 0 <= self.weight_cap <= 2:
             raise UserError(f"weight_cap is {self.weight_cap}; as the exponent of weight 'p2' give 0 to 2, 1 is usual")
         if not 1 <= self.sampling.num_steps <= self.num_timesteps:
@@ -136,6 +145,8 @@ def blank_cond(stage: Stage, batch_size: int = 1) -> Cond:
         )
     if model.low_res:
         cond = cond.replace(low_res=jnp.zeros((batch_size, *stage.sample_shape)))
+    if model.low_res_level:
+        cond = cond.replace(low_res_level=jnp.zeros((batch_size,)))
     return cond
 
 
@@ -188,6 +199,16 @@ def starting_noise(stage: Stage, keys: jax.Array) -> jax.Array:
     return normal(fold_in_each(keys, stage.num_timesteps), stage.sample_shape)
 
 
+def with_level(stage: Stage, cond: Cond, keys: jax.Array) -> Cond:
+    """What an upsampler reads: its input with the noise of ``sampling.low_res_level``, unless ``cond`` has a level."""
+    if not (isinstance(stage.model, UNetConfig) and stage.model.low_res_level) or cond.low_res_level is not None:
+        return cond
+    level = jnp.full(keys.shape, stage.sampling.low_res_level)
+    # Beside the times of the loop and the number of the starting noise.
+    noise = normal(fold_in_each(keys, stage.num_timesteps + 1), cond.low_res.shape[1:])
+    return cond.replace(low_res=add_level(cond.low_res, level, noise), low_res_level=level)
+
+
 def run(
     stage: Stage,
     params: dict[str, Any],
@@ -215,6 +236,7 @@ def run(
     Returns:
       x0 [B, *sample_shape], float32: standardised embeddings for a prior, pictures in [−1, 1] otherwise.
     """
+    cond = with_level(stage, cond, keys)
     denoise = conditional_denoiser(stage, params, cond, guidance_scale=guidance_scale)
     denoise = denoise if decorate is None else decorate(denoise)
     x_T = starting_noise(stage, keys) if x_T is None else x_T

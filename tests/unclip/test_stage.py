@@ -183,6 +183,31 @@ def test_other_noise_other_samplers_and_decorators_can_be_given(fill):
     np.testing.assert_array_equal(known[:, 4:], 0.0)
 
 
+def test_an_upsampler_is_told_how_noisy_its_input_is(fill):
+    """The level of `Sampling` unless the condition brings its own, with noise of each sample's own key."""
+    model = UNetConfig(image_size=8, levels=(Level(8, 1),), groups=4, time_width=8, low_res=True, low_res_level=True)
+    stage = Stage(model, Sampling("ddim", num_steps=2, low_res_level=0.3), prediction="x0")
+    cond = Cond(low_res=gaussian(3, B, 4, 4, 3))
+    seen = stages.with_level(stage, cond, KEYS)
+    np.testing.assert_allclose(seen.low_res_level, 0.3)
+    noise = (np.asarray(seen.low_res) - np.sqrt(1 - 0.09) * cond.low_res) / 0.3
+    assert abs(noise.std() - 1) < 0.2
+    one = stages.with_level(stage, Cond(low_res=cond.low_res[2:3]), KEYS[2:3])
+    np.testing.assert_allclose(one.low_res[0], seen.low_res[2], atol=1e-6)
+    given = cond.replace(low_res_level=jnp.full(B, 0.1))
+    assert stages.with_level(stage, given, KEYS) is given
+    params = fill(stage)
+    quiet, told = (run(stage, params, cond.replace(low_res_level=jnp.full(B, level)), KEYS) for level in (0.0, 0.9))
+    assert np.abs(quiet - told).max() > 1e-3  # the number alone makes a difference
+    for changes in ({"low_res_level": 1.5}, {"low_res_level": -0.1}):
+        with pytest.raises(UserError, match="low_res_level"):
+            with_sampling(stage, **changes)
+    with pytest.raises(UserError, match="not trained to be told"):
+        with_sampling(PIXELS, low_res_level=0.1)
+    with pytest.raises(UserError, match="does not read"):
+        dataclasses.replace(model, low_res=False)
+
+
 def test_loss_is_that_of_the_network_at_its_own_noise(fill):
     params, x0, key = fill(PIXELS), gaussian(5, B, 8, 8, 3), jax.random.key(7)
     got, metrics = loss(PIXELS, params, x0, IMAGE, key)
