@@ -2,6 +2,7 @@
 
     python train.py shapes                                  # all four stages, text to image on the shapes world
     python train.py shapes-decoder --optim.lr 5e-4          # one of them
+    python train.py shapes-distill                          # its decoder in 4 steps, without guidance
     python train.py mini-fashion --data.files fashion       # a small CLIP on Fashion-MNIST
     python train.py resnet50-bert --data.source captions.csv --vocab vocab.txt
     python train.py shapes --help                           # every field and its value
@@ -19,9 +20,9 @@ from train_jax.cli import choose, enable_compilation_cache, run_main, tune_cpu
 if __name__ == "__main__":
     tune_cpu(training=True)
 
-from recipes import image_captions, mini_fashion, shapes
+from recipes import distill, image_captions, mini_fashion, shapes
 
-RECIPES: tuple[Any, ...] = (shapes, mini_fashion, image_captions)
+RECIPES: tuple[Any, ...] = (shapes, distill, mini_fashion, image_captions)
 PRESETS = {name: row for recipe in RECIPES for name, row in recipe.PRESETS.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,7 +64,7 @@ def optim(lr: float, ema_decay: float = 0.995, **rest: Any) -> OptimConfig:
 SHAPES = Shapes(
     run=Path("runs/shapes"),
     clip=StageTraining("shapes", 1200, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=0.1)),
-    prior=StageTraining("shapes-prior", 800, 64, optim(1e-3)),
+    prior=StageTraining("shapes-prior", 800, 64, optim(2e-3, kind="muon")),
     decoder=StageTraining("shapes-decoder", 1600, 16, optim(4e-3, kind="muon")),
     upsampler=StageTraining("shapes-upsampler", 600, 32, optim(2e-3)),
 )
@@ -103,6 +104,14 @@ TINY = Shapes(
 
 STAGES = ("clip", "prior", "decoder", "upsampler")
 
+# A second upsampler, 64 → 128, is trained on a world of its own size when asked for.
+SHAPES_128 = OneStage(
+    "shapes-upsampler_1", 600, 16, optim(2e-3), run=SHAPES.run, data=Data(resolution=128, train_examples=4000)
+)
+TINY_64 = OneStage(
+    **vars(tiny("tiny-upsampler_1", 8)), run=TINY.run, data=Data(resolution=64, train_examples=TINY.data.train_examples)
+)
+
 
 def one_stage(recipe: Shapes, training: StageTraining) -> OneStage:
     shared: dict[str, Any] = {"run": recipe.run, "seed": recipe.seed, "weights": recipe.weights, "data": recipe.data}
@@ -125,8 +134,10 @@ PRESETS: dict[str, tuple[str, Shapes | OneStage]] = {
         "a prior of one forward pass (ECLIPSE), likewise",
         one_stage(SHAPES, OTHER_PRIORS["one-step-prior"]),
     ),
+    "shapes-upsampler_1": ("a second upsampler for shapes, to 128 pixels", SHAPES_128),
     **{f"tiny-{n}": (f"the {n} stage of tiny alone", one_stage(TINY, getattr(TINY, n))) for n in STAGES},
     **{f"tiny-{n}": (f"the {n} of tiny alone", one_stage(TINY, tiny(f"tiny-{n}", 8))) for n in OTHER_PRIORS},
+    "tiny-upsampler_1": ("a second upsampler for tiny, to 64 pixels", TINY_64),
 }
 
 
@@ -229,11 +240,13 @@ def plan_decoder(model: str, config: Shapes | OneStage, world: World) -> tuple[A
 
     clip, stage = clip_jax.load(config.run / "clip"), preset(model)
     task = DecoderTask(stage, clip.model.config, clip.variables["params"])
-    evaluate = decoded_examples(task, world.images[:16], clip.tokenize(world.captions[:16]))
+    evaluate = decoded_examples(stage, clip, world.images[:16], clip.tokenize(world.captions[:16]))
     return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("decoder", stage, config), evaluate)
 
 
-def plan_upsampler(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
+def plan_upsampler(
+    model: str, config: Shapes | OneStage, world: World, folder: str = "upsampler_0"
+) -> tuple[Any, Plan]:
     import clip_jax
     from unclip_jax.presets import preset
     from unclip_jax.tasks import UpsamplerTask
@@ -242,7 +255,7 @@ def plan_upsampler(model: str, config: Shapes | OneStage, world: World) -> tuple
     size = stage.model.image_size
     task = UpsamplerTask(stage, low_res_size=size // 2, crop_size=size // 2)
     tokenize = clip_jax.load(config.run / "clip").tokenize
-    return tokenize, Plan(task, dataclasses.asdict(stage), save_as("upsampler_0", stage, config))
+    return tokenize, Plan(task, dataclasses.asdict(stage), save_as(folder, stage, config))
 
 
 def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[TrainState], None]:
@@ -252,17 +265,18 @@ def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[Train
     return lambda state: save_stage(config.run / name, stage, state.ema_params, dtype=config.weights)
 
 
-PLANS = {
+PLANS: dict[str, Callable[..., tuple[Any, Plan]]] = {
     "clip": plan_clip,
     "prior": plan_prior,
     "ar-prior": plan_ar_prior,
     "one-step-prior": plan_one_step_prior,
     "decoder": plan_decoder,
     "upsampler": plan_upsampler,
+    "upsampler_1": partial(plan_upsampler, folder="upsampler_1"),
 }
 
 
-def decoded_examples(task: Any, images: Any, tokens: Any) -> Callable[[Any], dict[str, Any]]:
+def decoded_examples(stage: Any, clip: Any, images: Any, tokens: Any) -> Callable[[Any], dict[str, Any]]:
     """An evaluation that decodes a few training examples from their own embeddings: a grid, real above decoded."""
     import jax
     import jax.numpy as jnp
@@ -272,11 +286,11 @@ def decoded_examples(task: Any, images: Any, tokens: Any) -> Callable[[Any], dic
     from unclip_jax.diffusion.samplers import sample_keys
     from unclip_jax.tasks import encode, to_uint8
 
-    size = task.stage.model.image_size
-    cond = encode(task.clip, task.clip_params, jnp.asarray(images), jnp.asarray(tokens))
+    size = stage.model.image_size
+    cond = encode(clip.model.config, clip.variables["params"], jnp.asarray(images), jnp.asarray(tokens))
     keys = sample_keys(jax.random.key(0), jnp.arange(len(images)))
     real = images.reshape(len(images), size, images.shape[1] // size, size, images.shape[1] // size, 3).mean((2, 4))
-    draw = jax.jit(lambda params: to_uint8(stages.run(task.stage, params, cond, keys)))
+    draw = jax.jit(lambda params: to_uint8(stages.run(stage, params, cond, keys)))
 
     def evaluate(state: Any) -> dict[str, Any]:
         rows = [np.hstack(list(pictures)) for pictures in (real.astype(np.uint8), np.asarray(draw(state.ema_params)))]

@@ -174,6 +174,10 @@ BERT = ["train.py", "tiny-resnet-bert", "--data.source", "pictures/captions.csv"
         (["train.py", "tiny-clip", "--batch-size", -8], "batch_size: -8 is less than 1"),
         (["train.py", "tiny", "--run", "empty.txt"], "empty.txt is a file; name a directory"),
         (["train.py", "tiny", "--data.directory", "empty.txt"], "empty.txt is a file; name a directory"),
+        (["train.py", "tiny-distill", "--teacher", "unfinished"], "unfinished has no decoder or upsampler of the name"),
+        (["train.py", "shapes-distill", "--model", "prior"], "no decoder or upsampler of the name 'prior'"),
+        (["train.py", "shapes-distill", "--rounds", 8, 3], "rounds: 3 is not half of 8"),
+        (["train.py", "shapes-distill", "--drop-text", 2], "drop_text: 2.0 is not between 0 and 1"),
         (["train.py", "tiny-prior", "--run", "nowhere"], "first run train.py tiny-clip --run nowhere"),
         (
             ["train.py", "mini-fashion", "--data.files", "nowhere"],
@@ -511,6 +515,28 @@ def test_killed_in_every_stage_it_ends_with_the_same_weights(trained_run, data, 
     ended = run(*command[1:])
     assert ended.code == 0, ended.err
     assert weights(directory) == weights(trained_run)
+
+
+@pytest.mark.slow
+def test_a_system_is_distilled_to_few_steps(trained_run, data, tmp_path):
+    """Two rounds of the decoder, continued where they were; the new directory is a whole system that draws in two."""
+    argv = ["tiny-distill", "--teacher", trained_run, "--run", tmp_path / "run", "--data.directory", data]
+    argv += ["--rounds", 4, 2]
+    for _ in range(2):
+        ended = run("train.py", *argv)
+        assert ended.code == 0, ended.err
+    assert ended.err.count("finished at step 4 already") == 2
+    teacher, student = pipeline.load(trained_run), pipeline.load(tmp_path / "run")
+    sampling = student.unclip.decoder.sampling
+    assert (sampling.sampler, sampling.num_steps, sampling.guidance_scale) == ("ddim", 2, None)
+    same = jax.tree.map(np.array_equal, teacher.params, student.params)
+    assert all(jax.tree.leaves([same[name] for name in ("clip", "prior", "upsampler_0")]))
+    assert not all(jax.tree.leaves(same["decoder"]))
+    ended = run("sample.py", PROMPTS[0], "--run", tmp_path / "run", "--out", tmp_path / "pictures")
+    assert ended.code == 0, ended.err
+    ended = run("train.py", *argv[:5], "--data.directory", data, "--model", "upsampler_0", "--rounds", 1)
+    assert ended.code == 0, ended.err
+    assert pipeline.load(tmp_path / "run").unclip.upsamplers[0].sampling.num_steps == 1
 
 
 @pytest.mark.slow

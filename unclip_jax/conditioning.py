@@ -20,6 +20,8 @@ class Cond(struct.PyTreeNode):
       text_mask: [B, L] bool, True for the tokens of the caption up to and including its end.
       image_embed: [B, D] float, CLIP image embedding z_i as the encoder returns it (not normalised).
       low_res: [B, h, w, 3] float in [-1, 1], the picture an upsampler starts from.
+      low_res_level: [B] float in [0, 1], how much noise was mixed into ``low_res`` (``degrade.add_level``). None in
+        sampling means that of the stage's ``Sampling``, which then adds the noise.
       keep_text: [B] bool. None means all True.
       keep_image: [B] bool. None means all True.
     """
@@ -29,6 +31,7 @@ class Cond(struct.PyTreeNode):
     text_mask: jax.Array | None = None
     image_embed: jax.Array | None = None
     low_res: jax.Array | None = None
+    low_res_level: jax.Array | None = None
     keep_text: jax.Array | None = None
     keep_image: jax.Array | None = None
 

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclass(frozen=True)
 class DegradeConfig:
-    """Attributes:
+    """Gaussian blur and a little noise, for the first upsampler.
+
+    Attributes:
     blur_prob: probability in [0, 1] that a sample is blurred at all.
     blur_sigma: range of the standard deviation, in pixels of the low-resolution picture (the paper: 3×3 kernel, σ 0.6).
     noise_std: largest standard deviation of the Gaussian noise that is added, for pictures in [−1, 1]; the draw is
@@ -25,6 +28,31 @@ class DegradeConfig:
     blur_prob: float = 0.5
     blur_sigma: tuple[float, float] = (0.4, 0.6)
     noise_std: float = 0.05
+
+
+@dataclass(frozen=True)
+class BSRConfig:
+    """Much worse treatment, for the upsampler to the largest size: after BSR (Zhang et al. 2021).
+
+    Blur, loss of resolution, noise and JPEG, each sample with its own draw of which of them and how much. Simpler than
+    theirs: the four come in this order, where theirs are shuffled; one blur where there are two; noise that is grey
+    or independent per channel; and no noise of a camera's sensor.
+
+    Attributes:
+      prob: probability of each of the four.
+      blur_sigma: range of the two deviations of the kernel, in pixels. Half of the kernels are round, the others have
+        two different ones and any orientation.
+      scale: smallest size, as a fraction, that a picture is reduced to before it is enlarged again, bilinearly or
+        bicubically.
+      noise_std: largest standard deviation of the noise, for pictures in [−1, 1] (theirs: 25 levels of 255).
+      quality: range of JPEG's quality, 1 to 100.
+    """
+
+    prob: float = 0.8
+    blur_sigma: tuple[float, float] = (0.2, 1.5)
+    scale: float = 0.5
+    noise_std: float = 50 / 255
+    quality: tuple[float, float] = (30.0, 95.0)
 
 
 def box_reduce(images: jax.Array, factor: int) -> jax.Array:
@@ -45,8 +73,10 @@ def gaussian_blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
     return images
 
 
-def degrade(low_res: jax.Array, key: jax.Array, config: DegradeConfig) -> jax.Array:
-    """Blurs and noises each sample of [B, h, w, C] in [−1, 1] by its own random amount."""
+def degrade(low_res: jax.Array, key: jax.Array, config: DegradeConfig | BSRConfig) -> jax.Array:
+    """Spoils each sample of [B, h, w, C] in [−1, 1] by its own random amount, as the config says."""
+    if isinstance(config, BSRConfig):
+        return bsr(low_res, key, config)
     batch = low_res.shape[0]
     keys = jax.random.split(key, 4)
     sigma = jax.random.uniform(keys[0], (batch,), minval=config.blur_sigma[0], maxval=config.blur_sigma[1])
@@ -54,6 +84,148 @@ def degrade(low_res: jax.Array, key: jax.Array, config: DegradeConfig) -> jax.Ar
     low_res = jnp.where(blurred, gaussian_blur(low_res, sigma), low_res)
     std = jax.random.uniform(keys[2], (batch, 1, 1, 1), maxval=config.noise_std)
     return low_res + std * jax.random.normal(keys[3], low_res.shape)
+
+
+def bsr(images: jax.Array, key: jax.Array, config: BSRConfig) -> jax.Array:
+    """Blur, resize, noise, JPEG on each of [B, H, W, 3] in [−1, 1], as ``BSRConfig`` says."""
+    batch = images.shape[0]
+    keys = jax.random.split(key, 12)
+
+    def uniform(i, low, high, shape=(batch,)):
+        return jax.random.uniform(keys[i], shape, minval=low, maxval=high)
+
+    def sometimes(i, changed, images):
+        return jnp.where(jax.random.bernoulli(keys[i], config.prob, (batch, 1, 1, 1)), changed, images)
+
+    sigma = uniform(0, *config.blur_sigma, shape=(batch, 2))
+    sigma = jnp.where(jax.random.bernoulli(keys[1], 0.5, (batch, 1)), sigma[:, :1], sigma)  # a round one
+    images = sometimes(2, blur(images, sigma, uniform(3, 0.0, jnp.pi)), images)
+    reduced = lose_resolution(images, uniform(4, config.scale, 1.0), jax.random.bernoulli(keys[5], 0.5, (batch,)))
+    images = sometimes(6, reduced, images)
+    noise = jax.random.normal(keys[7], images.shape)
+    noise = jnp.where(jax.random.bernoulli(keys[8], 0.5, (batch, 1, 1, 1)), noise[..., :1], noise)  # grey
+    noised = images + uniform(9, 0.0, config.noise_std, shape=(batch, 1, 1, 1)) * noise
+    images = sometimes(10, noised, images)
+    key_quality, key_jpeg = jax.random.split(keys[11])
+    quality = jax.random.uniform(key_quality, (batch,), minval=config.quality[0], maxval=config.quality[1])
+    compressed = jax.random.bernoulli(key_jpeg, config.prob, (batch, 1, 1, 1))
+    return jnp.where(compressed, jpeg(images, quality), images)
+
+
+def blur(images: jax.Array, sigma: jax.Array, angle: jax.Array, radius: int = 3) -> jax.Array:
+    """Gaussian blur with a covariance per sample; edges are repeated.
+
+    Args:
+      images: [B, H, W, C].
+      sigma: [B, 2] > 0, standard deviations along and across ``angle``.
+      angle: [B], in radians from the x to the y axis.
+      radius: the kernel has 2·radius + 1 pixels a side.
+    """
+    offsets = jnp.arange(-radius, radius + 1, dtype=jnp.float32)
+    y, x = jnp.meshgrid(offsets, offsets, indexing="ij")
+    cos, sin = (f(angle)[:, None, None] for f in (jnp.cos, jnp.sin))
+    along, across = cos * x + sin * y, cos * y - sin * x
+    first, second = sigma[:, 0, None, None], sigma[:, 1, None, None]
+    kernel = jnp.exp(-0.5 * (jnp.square(along / first) + jnp.square(across / second)))
+    kernel = kernel / kernel.sum(axis=(1, 2), keepdims=True)
+    padded = jnp.pad(images, ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="edge")
+    _, height, width, _ = images.shape
+    out = jnp.zeros_like(images)
+    for i in range(2 * radius + 1):
+        for j in range(2 * radius + 1):
+            out = out + kernel[:, i, j, None, None, None] * padded[:, i : i + height, j : j + width]
+    return out
+
+
+def lose_resolution(images: jax.Array, scale: jax.Array, cubic: jax.Array) -> jax.Array:
+    """Reduces each picture by ``scale`` [B] in (0, 1], to whole pixels, and enlarges it again: [B, H, W, C].
+
+    Sizes are data here and shapes are not, so both are one matrix per axis. With ``cubic`` [B] bicubic, else bilinear;
+    antialiased on the way down.
+    """
+    rows, columns = (
+        jax.vmap(lambda s, c, n=n: _reduced_and_enlarged(n, s, c))(scale, cubic) for n in images.shape[1:3]
+    )
+    return jnp.einsum("byh,bxw,bhwc->byxc", rows, columns, images)
+
+
+def _reduced_and_enlarged(size: int, scale: jax.Array, cubic: jax.Array) -> jax.Array:
+    """[size, size] matrix that resizes ``size`` pixels to round(scale·size) and back."""
+    small = jnp.maximum(jnp.round(scale * size), 1.0)
+    ratio = small / size
+    index = jnp.arange(size, dtype=jnp.float32)
+
+    def weights(centres, width, columns):
+        distance = jnp.abs(centres[:, None] - index[None, :]) / width
+        linear = jnp.maximum(1.0 - distance, 0.0)
+        near = (1.5 * distance - 2.5) * distance**2 + 1.0  # Keys 1981, with a = −1/2
+        far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+        keys = jnp.where(distance < 1, near, jnp.where(distance < 2, far, 0.0))
+        chosen = jnp.where(cubic, keys, linear) * (index < columns)[None, :]
+        total = chosen.sum(axis=1, keepdims=True)
+        return chosen / jnp.where(total == 0, 1.0, total)
+
+    # Rows of `down` past the small picture, some of them empty, are read by no column of `up`.
+    down = weights((index + 0.5) / ratio - 0.5, 1.0 / ratio, size)
+    up = weights((index + 0.5) * ratio - 0.5, 1.0, small)
+    return up @ down
+
+
+# Tables K.1 and K.2 of the JPEG standard (ITU-T T.81): steps of quality 50.
+_LUMINANCE = np.array(
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ],
+    np.float32,
+)
+_CHROMINANCE = np.full((8, 8), 99, np.float32)
+_CHROMINANCE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
+_TABLES = np.stack([_LUMINANCE, _CHROMINANCE, _CHROMINANCE])  # of Y, Cb and Cr
+# JFIF: R'G'B' -> Y'CbCr, without the offset of the latter two.
+_YCBCR = np.array(
+    [[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]], np.float32
+)
+_DCT = np.sqrt(2 / 8) * np.cos(np.pi * (2 * np.arange(8) + 1) * np.arange(8)[:, None] / 16)
+_DCT[0] /= np.sqrt(2)
+_DCT = _DCT.astype(np.float32)
+
+
+def jpeg(images: jax.Array, quality: jax.Array) -> jax.Array:
+    """What JPEG makes of pictures [B, H, W, 3] in [−1, 1] at ``quality`` [B], 1 to 100: the loss without the file.
+
+    Blocks of 8×8, the standard's tables scaled as libjpeg does, no subsampling of colour.
+    """
+    batch, height, width, _ = images.shape
+    padded = jnp.pad(images, ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0)), mode="edge")
+    levels = jnp.clip(jnp.round(padded * 127.5 + 127.5), 0, 255)
+    colours = jnp.round(levels @ _YCBCR.T - np.array([128.0, 0.0, 0.0], np.float32))
+    blocks = colours.reshape(batch, padded.shape[1] // 8, 8, padded.shape[2] // 8, 8, 3)
+    percent = jnp.where(quality < 50, jnp.floor(5000.0 / quality), 200.0 - 2.0 * quality)
+    steps = jnp.floor((percent[:, None, None, None] * _TABLES + 50.0) / 100.0)
+    steps = jnp.clip(steps, 1.0, 255.0).transpose(0, 2, 3, 1)[:, None, :, None]  # [B, 1, 8, 1, 8, 3]
+    coefficients = jnp.einsum("ui,vj,bhiwjc->bhuwvc", _DCT, _DCT, blocks)
+    kept = jnp.round(coefficients / steps) * steps
+    restored = jnp.round(jnp.einsum("ui,vj,bhuwvc->bhiwjc", _DCT, _DCT, kept)).reshape(colours.shape)
+    restored = jnp.clip(restored, -128, 127)
+    restored = restored + np.array([128.0, 0.0, 0.0], np.float32)
+    levels = jnp.round(restored @ np.linalg.inv(_YCBCR).T.astype(np.float32))
+    return (jnp.clip(levels, 0, 255) / 127.5 - 1.0)[:, :height, :width]
+
+
+def add_level(low_res: jax.Array, level: jax.Array, noise: jax.Array) -> jax.Array:
+    """Noise conditioning augmentation (Ho et al. 2022, §4.2): √(1 − level²)·low_res + level·noise, level [B] in [0, 1].
+
+    The upsampler is told the level, in training and sampling alike, and learns how far to trust its input.
+    """
+    level = level[:, None, None, None]
+    return jnp.sqrt(1.0 - level**2) * low_res + level * noise
 
 
 def random_crops(images: tuple[jax.Array, ...], key: jax.Array, size: int) -> tuple[jax.Array, ...]:

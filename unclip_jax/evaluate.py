@@ -42,6 +42,7 @@ from clip_jax.weights.native import atomic_path
 from unclip_jax import pipeline
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.samplers import fold_in_each, sample_keys
+from unclip_jax.fid import features, frechet_distance
 from unclip_jax.pipeline import LoadedUnCLIP, UnCLIP
 from unclip_jax.report import table
 from unclip_jax.scores import agreement, diversity, matches, nearest, paired_difference
@@ -81,7 +82,7 @@ DIFFERENCES = {
     "oracle_minus_prior": ("oracle_no_text", "prior_no_text", "(a) - (b): what the prior loses"),
     "oracle_minus_full": ("oracle", "full", "real z_i - full, both with caption"),
 }
-SECTIONS = ("checker", "clip", *CONTROLS, "diversity", "cosines")
+SECTIONS = ("checker", "clip", *CONTROLS, "diversity", "cosines", "clip_score", "fid")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Options:
     """Pictures computed together."""
     controls: str = "all"
     """Which to run, separated by commas: all, checker, clip, full, oracle, oracle_no_text, prior_no_text,
-    text_embed_no_text, diversity, cosines."""
+    text_embed_no_text, diversity, cosines, clip_score, fid."""
     diversity_captions: int = 8
     """Captions per split whose pictures are compared with each other."""
     diversity_samples: int = 16
@@ -165,6 +166,10 @@ class System:
     def encode_images(self, images: np.ndarray) -> np.ndarray:
         """Image embeddings [N, D] of pictures uint8 [N, R, R, 3] of CLIP's size."""
         return self._chunked(partial(_encode_images, self.unclip.clip, self.params["clip"]), (images,), "images")
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """What the Fréchet distance compares, [N, F], of pictures uint8 [N, R, R, 3] of CLIP's size."""
+        return self._chunked(partial(features, self.unclip.clip, self.params["clip"]), (images,), "features")
 
     def encode_text(self, tokens: np.ndarray) -> TextFeatures:
         """Features of N captions, int32 [N, L]."""
@@ -240,14 +245,16 @@ def evaluate(system: System, options: Options) -> dict[str, Any]:
       "results": control -> split -> what ``scores.agreement`` says, with "median_iou" where pictures were drawn;
       "differences": name -> split -> ``scores.paired_difference`` of two controls;
       "diversity": see ``measure_diversity``; "cosines": split -> see ``cosines``;
+      "clip_score": split -> see ``clip_scores``; "fid": see ``distances_to_real``;
       "seconds": part -> seconds, compilation included.
     """
     began = time.perf_counter()
     config, sections = system.unclip.clip, options.sections
     report = describe(system, options)
     results, seconds = report["results"], report["seconds"]
+    size = config.vision.image_size
 
-    asked = [ask(system.tokenize, split, options.num, config.vision.image_size) for split in SPLITS]
+    asked = [ask(system.tokenize, split, options.num, size) for split in SPLITS]
     questions = Questions(*(np.concatenate(arrays) for arrays in zip(*asked, strict=True)))
     # The i-th picture of a split has the i-th key in every control.
     keys = sample_keys(jax.random.key(options.seed), jnp.tile(jnp.arange(options.num), len(SPLITS)))
@@ -264,12 +271,13 @@ def evaluate(system: System, options: Options) -> dict[str, Any]:
         for name, embeds in (("clip", image_embed), ("clip_prior", predicted)):
             results[name] = by_split(agreement, read_embeds(embeds, captions), questions.labels)
 
-    found = {}
+    found, drawn = {}, {}
     for name, control in CONTROLS.items():
         if name in sections:
             with timed(seconds, name):
                 images = system.draw(text, sources[control.image_embed], control.keep_text, keys, control.title)
                 results[name], found[name] = score_pictures(images, questions.labels)
+                drawn[name] = fitted(images, size)
     for name, (first, second, _) in DIFFERENCES.items():
         if first in found and second in found:
             hits = [matches(found[control], questions.labels) for control in (first, second)]
@@ -278,9 +286,16 @@ def evaluate(system: System, options: Options) -> dict[str, Any]:
     if "diversity" in sections:
         with timed(seconds, "diversity"):
             report["diversity"] = measure_diversity(system, text, questions.labels, options)
+    twins = render_again(questions.labels, size, options.seed)
     if "cosines" in sections:
-        twins = render_again(questions.labels, config.vision.image_size, options.seed)
         report["cosines"] = by_split(cosines, predicted, image_embed, sources["text"], system.encode_images(twins))
+    if "clip_score" in sections:
+        shown = {"real": image_embed} | {name: system.encode_images(images) for name, images in drawn.items()}
+        report["clip_score"] = clip_scores(shown, sources["text"])
+    if "fid" in sections:
+        with timed(seconds, "fid"):
+            seen = {name: system.features(images) for name, images in ({"floor": twins} | drawn).items()}
+            report["fid"] = distances_to_real(seen, system.features(questions.images))
     seconds["total"] = round(time.perf_counter() - began, 1)
     return report
 
@@ -290,13 +305,7 @@ def describe(system: System, options: Options) -> dict[str, Any]:
     unclip = system.unclip
     stages = {"prior": unclip.prior, "decoder": unclip.decoder}
     stages |= {f"upsampler_{i}": stage for i, stage in enumerate(unclip.upsamplers)}
-    device = jax.devices()[0]
-    return {
-        # Only the last name: where the directory lies is of no interest to a reader elsewhere.
-        "run": options.run if options.run == "shipped" else Path(options.run).resolve().name,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__},
-        "device": {"platform": device.platform, "kind": device.device_kind, "cpu_cores": os.cpu_count()},
+    return environment(options.run) | {
         "parameters": {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in system.params.items()},
         "settings": {
             "prior": options.prior,
@@ -317,6 +326,18 @@ def describe(system: System, options: Options) -> dict[str, Any]:
         "results": {},
         "differences": {},
         "seconds": {},
+    }
+
+
+def environment(run: str) -> dict[str, Any]:
+    """Of what run directory, when, with what and on what a report is."""
+    device = jax.devices()[0]
+    return {
+        # Only the last name: where the directory lies is of no interest to a reader elsewhere.
+        "run": run if run == "shipped" else Path(run).resolve().name,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__},
+        "device": {"platform": device.platform, "kind": device.device_kind, "cpu_cores": os.cpu_count()},
     }
 
 
@@ -392,6 +413,36 @@ def cosines(
     }
 
 
+def clip_scores(embeds: dict[str, np.ndarray], text_embed: np.ndarray) -> dict[str, dict[str, float]]:
+    """Per split, the mean cosine of each set of pictures' embeddings [N, D] with those of their captions.
+
+    Hessel et al. 2021 multiply by 2.5 and cut at 0; this is the bare cosine.
+    """
+    scores = {name: np.asarray(similarity(jnp.asarray(a), jnp.asarray(text_embed))) for name, a in embeds.items()}
+    means = {name: by_split(lambda cosine: float(cosine.mean()), cosine) for name, cosine in scores.items()}
+    return {split: {name: mean[split] for name, mean in means.items()} for split in SPLITS}
+
+
+def distances_to_real(seen: dict[str, np.ndarray], real: np.ndarray) -> dict[str, Any]:
+    """Fréchet distances of sets of features [N, F] to those of as many real pictures, per split.
+
+    "floor" among the sets is other real pictures of the same labels.
+    """
+    distances = {name: by_split(frechet_distance, found, real) for name, found in seen.items()}
+    return {
+        "features": f"mean over positions after each block of this system's CLIP image tower, {real.shape[1]} numbers",
+        "splits": {split: {name: distance[split] for name, distance in distances.items()} for split in SPLITS},
+    }
+
+
+def fitted(images: np.ndarray, size: int) -> np.ndarray:
+    """Pictures uint8 [N, R, R, 3] at another size, by antialiased bicubic interpolation: uint8 [N, size, size, 3]."""
+    if images.shape[1] == size:
+        return images
+    resized = jax.image.resize(images.astype(np.float32), (len(images), size, size, 3), "cubic")
+    return np.asarray(jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8))
+
+
 def render_again(labels: np.ndarray, resolution: int, seed: int) -> np.ndarray:
     """Fresh real pictures of labels int [N, 4]: uint8 [N, R, R, 3]."""
     rng = np.random.default_rng(seed)
@@ -456,15 +507,15 @@ def main(argv: list[str]) -> None:
     print(f"{table(report)}\n\nwritten to {out}")
 
 
-def command(argv: list[str]) -> int:
+def command(argv: list[str], main: Callable[[list[str]], None] = main, name: str = "evaluate") -> int:
     """``main`` as a command: the exit status, 2 for bad input, which is told in one line on stderr."""
     try:
         main(argv)
     except (UserError, OSError) as error:
-        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("evaluate: stopped", file=sys.stderr)
+        print(f"{name}: stopped", file=sys.stderr)
         return 130
     return 0
 

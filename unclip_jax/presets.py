@@ -22,14 +22,14 @@ def shapes_prior(
 ) -> Stage:
     """A prior over the embeddings of the CLIP of the same name; it predicts x0, as in the paper (§2.2).
 
-    Pictures of one caption differ by a hundredth of the variance of all: noise hides that until the SNR is about 100.
-    With equal weights the prior never learns to look for it, and draws the mean.
+    Pictures of one caption differ by a hundredth of the variance of all. At unit deviation noise hides that at all but
+    the last of the times, and the prior draws the mean; at a deviation of 5 half of the times are about it.
     """
     return Stage(
-        model=PriorConfig(embed_dim, text_width, context, width, layers, heads),
+        model=PriorConfig(embed_dim, text_width, context, width, layers, heads, scale=5.0, skip=True),
         prediction="x0",
         weight="capped_v",
-        weight_cap=300.0,
+        weight_cap=100.0,
         sampling=Sampling("dpmpp_2m", num_steps=10, guidance_scale=1.0, clip=None),
     )
 
@@ -100,8 +100,71 @@ def shapes_upsampler(size: int, patch: int, levels: tuple[Level, ...]) -> Stage:
     )
 
 
+def levels(width: int, multiples: tuple[int, ...], blocks: int, attention: tuple[bool, ...]) -> tuple[Level, ...]:
+    """As the paper's tables write them: channels, channel multiples, residual blocks and attention of each level."""
+    return tuple(Level(width * m, blocks, a) for m, a in zip(multiples, attention, strict=True))
+
+
+def published_prior(width: int, layers: int, heads: int, embed_dim: int, text_width: int) -> Stage:
+    """The diffusion prior of Table 3: x0 with equal weights, 64 steps with the analytic variance.
+
+    It reads the 77 token encodings of a CLIP, where the paper's prior has 256 tokens and learns to encode them itself.
+    Guidance is not in the table; it is off until asked for.
+    """
+    return Stage(
+        model=PriorConfig(embed_dim, text_width, 77, width, layers, heads),
+        prediction="x0",
+        sampling=Sampling("ddpm_analytic", num_steps=64, guidance_scale=1.0, clip=None),
+        x0_error=True,
+    )
+
+
+def published_decoder(width: int, blocks: int, embed_dim: int, text_width: int, context: int, dropout: float) -> Stage:
+    """The decoder of Table 3: eps and a learned variance, attention at 32, 16 and 8 pixels, 250 steps.
+
+    The caption comes as CLIP's encodings, where the paper trains GLIDE's text encoder of 1.2 billion parameters along
+    with it. Guidance is not in the table: 1.25 is the scale of the paper's best FID (§5.3).
+    """
+    return Stage(
+        model=UNetConfig(
+            image_size=64,
+            levels=levels(width, (1, 2, 3, 4), blocks, (False, True, True, True)),
+            dropout=dropout,
+            time_width=4 * width,
+            image_embed_dim=embed_dim,
+            text_width=text_width,
+            context_width=context,
+            learned_variance=True,
+        ),
+        sampling=Sampling("ddpm_learned", num_steps=250, guidance_scale=1.25),
+    )
+
+
+def published_upsampler(
+    size: int,
+    width: int,
+    multiples: tuple[int, ...],
+    blocks: int,
+    sampling: Sampling,
+    schedule: str,
+    dropout: float = 0.0,
+) -> Stage:
+    """An upsampler of Table 3: eps, no attention anywhere, no text, no guidance, DDIM."""
+    model = UNetConfig(
+        image_size=size,
+        levels=levels(width, multiples, blocks, (False,) * len(multiples)),
+        dropout=dropout,
+        time_width=4 * width,
+        low_res=True,
+    )
+    return Stage(model=model, sampling=sampling, schedule=schedule)
+
+
+FAST27, DDIM15 = Sampling("ddim", num_steps=27, grid="fast27"), Sampling("ddim", num_steps=15)
 TINY = {"embed_dim": 16, "text_width": 32}
+PAPER = "Ramesh et al. 2022, Table 3"
 OURS = "this project: small enough to train on two CPU cores"
+OURS_SMALLER = "this project: the paper's, small enough to train on one accelerator"
 
 # fmt: off
 PRESETS: dict[str, Preset] = {
@@ -112,12 +175,27 @@ PRESETS: dict[str, Preset] = {
     #                                         size patch width blocks attention   head width
     "shapes-decoder":   Preset(shapes_decoder(  32, 2, (Level(48, 1), Level(96, 1, True)), 48), OURS),
     "shapes-upsampler": Preset(shapes_upsampler(64, 2, (Level(32, 1),)), OURS),
+    "shapes-upsampler_1": Preset(shapes_upsampler(128, 4, (Level(32, 1),)), OURS),
 
     "tiny-prior":       Preset(shapes_prior(32, 1, 2, **TINY), OURS),
     "tiny-ar-prior":         Preset(shapes_ar_prior(32, 1, 2, components=5, buckets=16, **TINY), OURS),
     "tiny-one-step-prior":   Preset(shapes_one_step_prior(32, 1, 2, **TINY), OURS),
     "tiny-decoder":     Preset(shapes_decoder(16, 2, (Level(16, 1), Level(32, 1, True)), 16, steps=4, **TINY), OURS),
     "tiny-upsampler":   Preset(shapes_upsampler(32, 4, (Level(16, 1),)), OURS),
+    "tiny-upsampler_1": Preset(shapes_upsampler(64, 8, (Level(16, 1),)), OURS),
+
+    #                                            width layers heads embedding text: of CLIP ViT-H
+    "dalle2-prior":          Preset(published_prior(2048, 24, 32, 1024, 1024), PAPER),
+    #                                              width blocks embedding text context dropout
+    "dalle2-decoder":        Preset(published_decoder(512, 3, 1024, 1024, 2048, 0.1), PAPER),
+    #                                                size width multiples blocks sampling schedule dropout
+    "dalle2-upsampler-256":  Preset(published_upsampler( 256, 320, (1, 2, 3, 4), 3, FAST27, "cosine", 0.1), PAPER),
+    "dalle2-upsampler-1024": Preset(published_upsampler(1024, 192, (1, 1, 2, 2, 4, 4), 2, DDIM15, "linear"), PAPER),
+
+    # The same for one accelerator, over the embeddings of CLIP ViT-L/14.
+    "small-prior":           Preset(published_prior(512, 16, 8, 768, 768), OURS_SMALLER),
+    "small-decoder":         Preset(published_decoder(128, 3, 768, 768, 512, 0.1), OURS_SMALLER),
+    "small-upsampler-256":   Preset(published_upsampler(256, 96, (1, 2, 3, 4), 2, FAST27, "cosine", 0.1), OURS_SMALLER),
 }
 # fmt: on
 

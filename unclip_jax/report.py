@@ -10,6 +10,7 @@ TITLE_WIDTH, CELL_WIDTH = 38, 26
 def table(report: dict[str, Any]) -> str:
     """What was measured, exact match and its differences, attributes, variety and cosines: one column per split."""
     parts = [_head(report), _exact_match(report), _attributes(report), _diversity(report), _cosines(report)]
+    parts.append(_pictures(report))
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -89,4 +90,22 @@ def _cosines(report: dict[str, Any]) -> list[str]:
     lines = [_row("mean cosine of embeddings", list(report["splits"].values()))]
     for name in splits[0]["cosine"]:
         lines.append(_row("  " + name.replace("_", ", "), [_number(split["cosine"][name]) for split in splits]))
+    return lines
+
+
+def _pictures(report: dict[str, Any]) -> list[str]:
+    """What CLIP says of the pictures themselves."""
+    lines = []
+    titles = {"real": "real pictures", "floor": "other real pictures"} | report["titles"]
+    for name, title, splits in (
+        ("clip_score", "mean cosine of picture and caption", report.get("clip_score")),
+        ("fid", "Fréchet distance to real pictures", report.get("fid", {}).get("splits")),
+    ):
+        if splits is None:
+            continue
+        lines.append(_row(title, list(report["splits"].values())))
+        for row in next(iter(splits.values())):
+            lines.append(_row("  " + titles[row], [f"{split[row]:.3f}" for split in splits.values()]))
+        if name == "fid":
+            lines.append(f"  in: {report['fid']['features']}")
     return lines

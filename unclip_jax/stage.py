@@ -18,7 +18,8 @@ import numpy as np
 
 from clip_jax.errors import UserError
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.guidance import CondDenoiser, Decorator, classifier_free, clip_x0
+from unclip_jax.degrade import add_level
+from unclip_jax.diffusion.guidance import CondDenoiser, Decorator, classifier_free, clip_x0, dynamic_threshold
 from unclip_jax.diffusion.losses import WEIGHTS, add_noise, diffusion_loss, noised, variational_bound
 from unclip_jax.diffusion.predict import PREDICTIONS, Denoiser, denoiser, per_sample, split_output
 from unclip_jax.diffusion.samplers import SAMPLERS, Sampler, fold_in_each, normal, sample
@@ -38,6 +39,9 @@ class Sampling:
       grid: row of ``GRIDS``, the times that are visited.
       guidance_scale: of classifier-free guidance, 1.0 is off; None never runs the unconditional branch.
       clip: the estimate of x0 is clamped to ±clip after guidance; None leaves it.
+      low_res_level: noise that an upsampler which is told its level mixes into its input (``degrade.add_level``).
+      threshold: percentile (0 to 100; 99.5, say) of Imagen's dynamic thresholding, which takes the place of ``clip``;
+        None is off.
     """
 
     sampler: str = "dpmpp_2m"
@@ -45,14 +49,16 @@ class Sampling:
     guidance_scale: float | None = None
     clip: float | None = 1.0
     grid: str = "uniform"
+    threshold: float | None = None
+    low_res_level: float = 0.0
 
 
 @dataclass(frozen=True)
 class Stage:
     """Network, noise schedule, parametrisation, loss weight and sampling of one step of the cascade.
 
-    ``weight`` is a row of ``WEIGHTS`` and ``weight_cap`` its γ. With ``x0_error`` the parameters hold what
-    ``measure_x0_error`` found, as "ddpm_analytic" needs it.
+    ``weight`` is a row of ``WEIGHTS`` and ``weight_cap`` its γ (above 2, "p2" leaves fine noise in the pictures).
+    With ``x0_error`` the parameters hold what ``measure_x0_error`` found, as "ddpm_analytic" needs it.
 
     Raises:
       UserError: a name that is no row of its table, or more sampling steps than the schedule has.
@@ -82,6 +88,17 @@ class Stage:
             raise UserError("sampling.sampler 'ddpm_analytic' needs the x0_error of this stage, which was not measured")
         if isinstance(self.model, PriorConfig) and not self.model.time_token:
             raise UserError("model.time_token is False: a diffusion prior has to know the time; set it to True")
+        threshold = self.sampling.threshold
+        if threshold is not None and not 0 < threshold <= 100:
+            raise UserError(f"sampling.threshold is {threshold}; give a percentile above 0 and up to 100")
+        if not 0 <= self.sampling.low_res_level <= 1:
+            raise UserError(
+                f"sampling.low_res_level is {self.sampling.low_res_level}; give 0 (none) to 1 (noise alone)"
+            )
+        if self.sampling.low_res_level and not (isinstance(self.model, UNetConfig) and self.model.low_res_level):
+            raise UserError("sampling.low_res_level: this network was not trained to be told one; leave it 0")
+        if self.weight == "p2" and not 0 <= self.weight_cap <= 2:
+            raise UserError(f"weight_cap is {self.weight_cap}; as the exponent of weight 'p2' give 0 to 2, 1 is usual")
         if not 1 <= self.sampling.num_steps <= self.num_timesteps:
             raise UserError(
                 f"sampling.num_steps is {self.sampling.num_steps}; give 1 to {self.num_timesteps} (num_timesteps)"
@@ -128,6 +145,8 @@ def blank_cond(stage: Stage, batch_size: int = 1) -> Cond:
         )
     if model.low_res:
         cond = cond.replace(low_res=jnp.zeros((batch_size, *stage.sample_shape)))
+    if model.low_res_level:
+        cond = cond.replace(low_res_level=jnp.zeros((batch_size,)))
     return cond
 
 
@@ -167,7 +186,9 @@ def conditional_denoiser(
     if sampling.guidance_scale is not None and not off:
         guided = classifier_free(sampling.guidance_scale if guidance_scale is None else guidance_scale)(bind)
     denoise = guided(cond)
-    if sampling.clip is not None:
+    if sampling.threshold is not None:
+        denoise = dynamic_threshold(sampling.threshold)(denoise)
+    elif sampling.clip is not None:
         denoise = clip_x0(-sampling.clip, sampling.clip)(denoise)
     return denoise
 
@@ -176,6 +197,16 @@ def starting_noise(stage: Stage, keys: jax.Array) -> jax.Array:
     """x_T [B, *sample_shape] of [B] keys."""
     # The loop folds times 0 … T−1 into the keys; T itself is free for the starting noise.
     return normal(fold_in_each(keys, stage.num_timesteps), stage.sample_shape)
+
+
+def with_level(stage: Stage, cond: Cond, keys: jax.Array) -> Cond:
+    """What an upsampler reads: its input with the noise of ``sampling.low_res_level``, unless ``cond`` has a level."""
+    if not (isinstance(stage.model, UNetConfig) and stage.model.low_res_level) or cond.low_res_level is not None:
+        return cond
+    level = jnp.full(keys.shape, stage.sampling.low_res_level)
+    # Beside the times of the loop and the number of the starting noise.
+    noise = normal(fold_in_each(keys, stage.num_timesteps + 1), cond.low_res.shape[1:])
+    return cond.replace(low_res=add_level(cond.low_res, level, noise), low_res_level=level)
 
 
 def run(
@@ -205,6 +236,7 @@ def run(
     Returns:
       x0 [B, *sample_shape], float32: standardised embeddings for a prior, pictures in [−1, 1] otherwise.
     """
+    cond = with_level(stage, cond, keys)
     denoise = conditional_denoiser(stage, params, cond, guidance_scale=guidance_scale)
     denoise = denoise if decorate is None else decorate(denoise)
     x_T = starting_noise(stage, keys) if x_T is None else x_T

@@ -21,7 +21,7 @@ from clip_jax.model import CLIP, unit_norm
 from unclip_jax import priors
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond, drop
-from unclip_jax.degrade import DegradeConfig, box_reduce, degrade, random_crops
+from unclip_jax.degrade import BSRConfig, DegradeConfig, add_level, box_reduce, degrade, random_crops
 from unclip_jax.models.unet import enlarge
 from unclip_jax.priors import ARStage, OneStepStage
 from unclip_jax.stage import Stage
@@ -210,14 +210,18 @@ class DecoderTask:
         return stages.init(self.stage, key), {"clip": self.clip_params}
 
     def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
-        cond = encode(self.clip, model_state["clip"], batch["image"], batch["tokens"])
         key_drop, key_loss = jax.random.split(key)
-        if train:
-            cond = drop(cond, key_drop, text=self.drop_text, image=self.drop_image)
-        factor = batch["image"].shape[1] // self.stage.model.image_size
-        x0 = box_reduce(to_signed(batch["image"]), factor)
+        x0, cond = self.example(model_state, batch, key_drop, train=train)
         loss, metrics = stages.loss(self.stage, params, x0, cond, key_loss, train=train)
         return loss, (metrics, model_state)
+
+    def example(self, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> tuple[jax.Array, Cond]:
+        """(clean pictures, what they are drawn from), some of it dropped when training."""
+        cond = encode(self.clip, model_state["clip"], batch["image"], batch["tokens"])
+        if train:
+            cond = drop(cond, key, text=self.drop_text, image=self.drop_image)
+        factor = batch["image"].shape[1] // self.stage.model.image_size
+        return box_reduce(to_signed(batch["image"]), factor), cond
 
 
 @dataclass(frozen=True)
@@ -228,25 +232,38 @@ class UpsamplerTask:
       low_res_size: side of the pictures it starts from.
       crop_size: side of the training window (the paper: a quarter of the area).
       degrade: how the low-resolution input is spoilt.
+
+    A network with ``low_res_level`` also gets its input at a level of noise that it is told, uniform from 0 to 1 for
+    each sample (Saharia et al. 2022, §2.4).
     """
 
     stage: Stage
     low_res_size: int
     crop_size: int
-    degrade: DegradeConfig = DegradeConfig()
+    degrade: DegradeConfig | BSRConfig = DegradeConfig()
 
     def init(self, key: jax.Array) -> tuple[Params, Params]:
         return stages.init(self.stage, key), {}
 
     def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
-        key_degrade, key_crop, key_loss = jax.random.split(key, 3)
+        key_example, key_loss = jax.random.split(key)
+        x0, cond = self.example(model_state, batch, key_example, train=train)
+        loss, metrics = stages.loss(self.stage, params, x0, cond, key_loss, train=train)
+        return loss, (metrics, model_state)
+
+    def example(self, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> tuple[jax.Array, Cond]:
+        """(windows of clean pictures, the same windows of their spoilt reductions)."""
+        key_degrade, key_crop, key_level, key_noise = jax.random.split(key, 4)
         size = self.stage.model.image_size
         x0 = box_reduce(to_signed(batch["image"]), batch["image"].shape[1] // size)
         low_res = degrade(box_reduce(x0, size // self.low_res_size), key_degrade, self.degrade)
+        level = None
+        if self.stage.model.low_res_level:
+            level = jax.random.uniform(key_level, low_res.shape[:1])
+            low_res = add_level(low_res, level, jax.random.normal(key_noise, low_res.shape))
         # Enlarged before cropping, so that a window's border sees its neighbours as it does at sampling time.
         x0, low_res = random_crops((x0, enlarge(low_res, (size, size))), key_crop, self.crop_size)
-        loss, metrics = stages.loss(self.stage, params, x0, Cond(low_res=low_res), key_loss, train=train)
-        return loss, (metrics, model_state)
+        return x0, Cond(low_res=low_res, low_res_level=level)
 
 
 def similarity(image_embed: jax.Array, text_embed: jax.Array) -> jax.Array:

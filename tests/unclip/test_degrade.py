@@ -1,11 +1,24 @@
 import dataclasses
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from unclip_jax.degrade import DegradeConfig, box_reduce, degrade, gaussian_blur, random_crops
+from unclip_jax.degrade import (
+    BSRConfig,
+    DegradeConfig,
+    add_level,
+    blur,
+    box_reduce,
+    degrade,
+    gaussian_blur,
+    jpeg,
+    lose_resolution,
+    random_crops,
+)
 
 KEY = jax.random.key(0)
 PICTURES = np.random.default_rng(0).uniform(-1, 1, (3, 6, 8, 3)).astype(np.float32)
@@ -91,6 +104,71 @@ def test_noise_is_drawn_up_to_its_largest():
 
 def test_nothing_asked_is_nothing_done():
     np.testing.assert_array_equal(spoil(blur_prob=0.0, noise_std=0.0), SPOILT)
+
+
+class TestBSR:
+    def test_blur_is_the_gaussian_of_any_orientation(self):
+        """On a point it is the density at each pixel: normalised, centred, with the covariance that was asked for."""
+        point = np.zeros((3, 15, 15, 1), np.float32)
+        point[:, 7, 7] = 1.0
+        sigma, angle = np.array([[1.0, 1.0], [1.6, 0.8], [1.6, 0.8]]), np.array([0.3, 0.0, np.pi / 4])
+        blurred = np.asarray(blur(point, jnp.asarray(sigma), jnp.asarray(angle), radius=7))[..., 0]
+        y, x = np.meshgrid(np.arange(15) - 7, np.arange(15) - 7, indexing="ij")
+        np.testing.assert_allclose(blurred.sum((1, 2)), 1.0, rtol=1e-5)
+        xx, xy, yy = ((blurred * m).sum((1, 2)) for m in (x * x, x * y, y * y))
+        mean, half = (2.56 + 0.64) / 2, (2.56 - 0.64) / 2
+        np.testing.assert_allclose(xx, [1.0, 2.56, mean], atol=0.03)
+        np.testing.assert_allclose(yy, [1.0, 0.64, mean], atol=0.03)
+        np.testing.assert_allclose(xy, [0.0, 0.0, half], atol=0.03)
+
+    @pytest.mark.parametrize("method", ["linear", "cubic"])
+    def test_resolution_is_lost_as_by_resizing_there_and_back(self, method):
+        """As `jax.image.resize` does with sizes that are known beforehand; each sample by its own."""
+        pictures = np.random.default_rng(1).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
+        sizes = (16, 12, 7)
+        got = lose_resolution(pictures, jnp.array([n / 16 for n in sizes]), jnp.full(3, method == "cubic"))
+        for n, picture, reduced in zip(sizes, pictures, got, strict=True):
+            there = jax.image.resize(picture, (n, n, 3), method)
+            np.testing.assert_allclose(reduced, jax.image.resize(there, (16, 16, 3), method), atol=2e-5)
+
+    def test_jpeg_is_pillows(self):
+        """But for coefficients that lie half-way between two steps, which libjpeg's integers may round otherwise."""
+        rng = np.random.default_rng(2)
+        smooth = np.repeat(np.repeat(rng.uniform(0, 255, (4, 5, 5, 3)), 4, axis=1), 4, axis=2)
+        pictures = (
+            np.clip(smooth + rng.normal(0, 8, smooth.shape), 0, 255).round().astype(np.uint8)
+        )  # 20: no whole blocks
+        qualities = (10, 35, 75, 95)
+        got = np.asarray(jpeg(pictures / np.float32(127.5) - 1, jnp.asarray(qualities, jnp.float32)))
+        for quality, picture, compressed in zip(qualities, pictures, got, strict=True):
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, "JPEG", quality=quality, subsampling=0)
+            want = np.asarray(Image.open(file)).astype(np.float64)
+            error = np.abs((compressed + 1) * 127.5 - want)
+            assert error.mean() < 1.0
+            assert np.abs(want - picture).mean() > 2 * error.mean()
+
+    def test_each_sample_is_spoilt_by_its_own_draw_in_one_program(self):
+        pictures = np.broadcast_to(np.random.default_rng(3).uniform(-1, 1, (16, 16, 3)), (32, 16, 16, 3))
+        spoil = jax.jit(lambda key, config: degrade(jnp.float32(pictures), key, config), static_argnums=1)
+        spoilt = np.asarray(spoil(KEY, BSRConfig()))
+        assert spoilt.shape == pictures.shape
+        assert np.isfinite(spoilt).all()
+        change = np.abs(spoilt - pictures).mean(axis=(1, 2, 3))
+        assert len(np.unique(change.round(6))) >= 31
+        assert change.max() > 3 * change.min()
+        other = np.asarray(spoil(jax.random.key(1), BSRConfig()))
+        assert (np.abs(other - spoilt).max(axis=(1, 2, 3)) > 1e-3).sum() >= 31
+        np.testing.assert_array_equal(spoil(KEY, BSRConfig(prob=0.0)), np.float32(pictures))
+
+
+def test_level_is_the_deviation_of_the_noise():
+    """And the variance of what had unit variance stays: level 0 leaves the picture, level 1 nothing of it."""
+    noise = np.random.default_rng(4).normal(size=PICTURES.shape).astype(np.float32)
+    got = add_level(PICTURES, jnp.array([0.0, 0.6, 1.0]), noise)
+    np.testing.assert_array_equal(got[0], PICTURES[0])
+    np.testing.assert_allclose(got[1], 0.8 * PICTURES[1] + 0.6 * noise[1], atol=1e-6)
+    np.testing.assert_array_equal(got[2], noise[2])
 
 
 def test_crops_are_the_same_windows_of_every_picture():

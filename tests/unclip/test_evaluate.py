@@ -45,6 +45,9 @@ class PerfectSystem(System):
     def encode_images(self, images):
         return images.reshape(len(images), -1).astype(np.float32)
 
+    def features(self, images):
+        return images.reshape(len(images), -1)[:, ::97].astype(np.float32)
+
     def encode_text(self, tokens):
         zeros = np.zeros((len(tokens), 3 * self.size**2), np.float32)
         return TextFeatures(zeros, tokens[:, :, None], np.ones(tokens.shape, bool))
@@ -99,10 +102,32 @@ def test_cosines_of_what_belongs_together_are_higher(perfect, split):
     assert cosine["predicted_text"] == cosine["image_text"] == 0
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_distances_of_real_pictures_are_at_the_floor(perfect, split):
+    """The prior of the perfect system draws real pictures, and the text embedding black ones."""
+    distances = perfect["fid"]["splits"][split]
+    assert abs(distances["oracle"]) < 1e-4 * distances["floor"]  # they are the reference itself
+    assert distances["full"] == pytest.approx(distances["floor"], rel=0.3)
+    assert distances["text_embed_no_text"] > 10 * distances["floor"]
+
+
+def test_clip_score_is_the_cosine_of_picture_and_caption():
+    text = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    scores = module.clip_scores({"real": 3 * text, "full": -text}, text)
+    assert scores == {split: pytest.approx({"real": 1.0, "full": -1.0}) for split in SPLITS}
+
+
+def test_pictures_are_fitted_to_clip():
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(module.fitted(images, 32), images)
+    grey = np.full((1, 64, 64, 3), 77, np.uint8)
+    np.testing.assert_array_equal(module.fitted(grey, 16), np.full((1, 16, 16, 3), 77, np.uint8))
+
+
 def test_a_report_of_some_controls_can_be_read(capsys):
     report = evaluate(PerfectSystem(), Options(num=2, controls="checker"))
     assert list(report["results"]) == ["checker"]
-    assert not {"diversity", "cosines"} & report.keys()
+    assert not {"diversity", "cosines", "clip_score", "fid"} & report.keys()
     assert report["differences"] == {}
     assert "checker on real pictures" in table(report)
 
@@ -148,6 +173,8 @@ def test_report_has_everything(evaluated):
         )
         assert set(report["results"]["clip"][split]["attributes"]) == {"size", "colour", "shape", "position"}
         assert report["diversity"]["splits"][split].keys() >= {"ratio", "position", "size", "background", "right"}
+        assert set(report["clip_score"][split]) == {"real", *CONTROLS}
+        assert set(report["fid"]["splits"][split]) == {"floor", *CONTROLS}
         assert report["diversity"]["splits"][split]["nearest_training_image"].keys() == {"generated", "real"}
     assert report["settings"]["candidates"] == 2
     assert report["settings"]["samples_per_caption"] == 1

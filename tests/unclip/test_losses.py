@@ -83,6 +83,26 @@ def test_capped_v_is_the_plain_error_of_v_where_it_is_noisy(cap):
     np.testing.assert_allclose((capped / plain)[~noisy], cap / (SNR[~noisy] + 1), rtol=1e-4)
 
 
+@pytest.mark.parametrize("gamma", [0.5, 1.0])
+def test_p2_divides_the_error_of_eps(gamma):
+    """Choi et al. 2022: λ' = λ / (k + SNR)^γ with k = 1, on the plain error of eps."""
+    plain, weighed = (
+        diffusion_loss(gaussian(2), X0, AT, SCHEDULE, prediction="eps", weight=weight, cap=gamma)
+        for weight in ("simple", "p2")
+    )
+    np.testing.assert_allclose(weighed / plain, (1 + SNR) ** -gamma, rtol=1e-4)
+
+
+def test_truncated_snr_is_the_error_of_x0_or_of_eps_whichever_is_larger():
+    """Salimans & Ho 2022, §4: max(‖x0 − x̂0‖², ‖eps − êps‖²)."""
+    error = 0.3 * gaussian(3)
+    of_x0, of_eps, truncated = (
+        diffusion_loss(saying(X0 + error, prediction), X0, AT, SCHEDULE, prediction=prediction, weight=weight)
+        for prediction, weight in (("x0", "simple"), ("eps", "simple"), ("x0", "truncated_snr"))
+    )
+    np.testing.assert_allclose(truncated, np.maximum(of_x0, of_eps), rtol=2e-3)
+
+
 def test_times_of_a_batch_are_spread_evenly_and_each_is_uniform():
     """One in each of B equal parts of the schedule; over many draws every time of the schedule is as likely."""
     x0 = jnp.zeros((8, 1))

@@ -12,7 +12,7 @@ from unclip_jax.models.prior import blank_caption
 from unclip_jax.presets import PRESETS, preset
 from unclip_jax.stage import Sampling, Stage
 
-FAMILIES = sorted({name.partition("-")[0] for name in PRESETS})
+FAMILIES = ("shapes", "tiny")  # those with a CLIP of their own
 
 
 @functools.cache
@@ -36,7 +36,8 @@ def test_every_row_is_a_network(name):
     x_t = jax.ShapeDtypeStruct((2, *stage.sample_shape), "float32")
     t = jax.ShapeDtypeStruct((2,), "int32")
     out = jax.eval_shape(stages.network(stage).apply, {"params": params}, x_t, t, stages.blank_cond(stage, 2))
-    assert out.shape == x_t.shape
+    channels = 2 if stages.learned_variance(stage) else 1
+    assert out.shape == (*x_t.shape[:-1], channels * x_t.shape[-1])
     assert PRESETS[name].source
 
 
@@ -52,6 +53,60 @@ def test_a_family_fits_its_clip_and_itself(family):
             assert getattr(other, field) == getattr(prior, field)
     assert upsampler.low_res
     assert upsampler.image_size == 2 * decoder.image_size == clip.vision.image_size
+    assert preset(f"{family}-upsampler_1").model.image_size == 2 * upsampler.image_size
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "tolerance"),
+    [
+        ("dalle2-prior", 1.0e9, 0.25),  # 24 layers of width 2048 are 1.21e9: the paper rounds to whole billions
+        ("dalle2-decoder", 3.5e9 - 1.2e9, 0.03),
+        ("dalle2-upsampler-256", 7.0e8, 0.05),
+        ("dalle2-upsampler-1024", 3.0e8, 0.07),
+        ("small-prior", 5.0e7, 0.1),
+        ("small-decoder", 1.5e8, 0.1),
+    ],
+)
+def test_sizes_are_the_papers(name, published, tolerance):
+    """Ramesh et al. 2022, Table 3, gives one digit or two, and leaves open what is counted.
+
+    The decoder's 3.5 billion hold the text encoder that it is trained with, 1.2 billion of 24 blocks of width 2048
+    (Nichol et al. 2022, §4.1, gives both numbers). Here CLIP's takes its place, so the rest is compared. Of the
+    upsamplers it is not said how the time enters; scaled and shifted, as here, they have 4 to 6 % more parameters than
+    with an addition.
+    """
+    count = sum(leaf.size for leaf in jax.tree.leaves(parameters(name)))
+    assert count == pytest.approx(published, rel=tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if "upsampler" in name])
+def test_upsamplers_have_no_attention(name):
+    """Not in the middle either: they run on windows and at any size."""
+    assert not [path for path in parameters(name) if "attention" in path]
+    assert preset(name).model.low_res
+
+
+def test_the_published_rows_are_the_papers_table():
+    """Ramesh et al. 2022, Table 3, cell by cell as far as this package has a field for it."""
+    decoder, first, second = (preset(f"dalle2-{n}") for n in ("decoder", "upsampler-256", "upsampler-1024"))
+    prior = preset("dalle2-prior")
+    assert (prior.model.width, prior.model.layers, prior.model.heads) == (2048, 24, 32)
+    assert (prior.sampling.sampler, prior.sampling.num_steps) == ("ddpm_analytic", 64)
+    assert [level.width for level in decoder.model.levels] == [512, 1024, 1536, 2048]
+    assert [level.width for level in first.model.levels] == [320, 640, 960, 1280]
+    assert [level.width for level in second.model.levels] == [192, 192, 384, 384, 768, 768]
+    assert [{level.blocks for level in s.model.levels} for s in (decoder, first, second)] == [{3}, {3}, {2}]
+    sizes = [64 // 2**i for i, level in enumerate(decoder.model.levels) if level.attention]
+    assert (sizes, decoder.model.head_width) == ([32, 16, 8], 64)
+    assert [s.schedule for s in (prior, decoder, first, second)] == ["cosine", "cosine", "cosine", "linear"]
+    assert [s.num_timesteps for s in (prior, decoder, first, second)] == [1000] * 4
+    assert [(s.sampling.sampler, s.sampling.num_steps) for s in (decoder, first, second)] == [
+        ("ddpm_learned", 250),
+        ("ddim", 27),
+        ("ddim", 15),
+    ]
+    assert [s.model.dropout for s in (decoder, first, second)] == [0.1, 0.1, 0.0]
+    assert [s.prediction for s in (prior, decoder, first, second)] == ["x0", "eps", "eps", "eps"]
 
 
 def test_the_shapes_system_fits_the_repository():
@@ -75,6 +130,8 @@ def test_unknown_name_lists_the_others():
         ({"sampling": Sampling("plms")}, "sampling.sampler is 'plms'; choose one of ddpm"),
         ({"sampling": Sampling("ddim", num_steps=0)}, "sampling.num_steps is 0; give 1 to 1000"),
         ({"sampling": Sampling("ddim", num_steps=1001)}, "sampling.num_steps is 1001; give 1 to 1000"),
+        ({"sampling": Sampling(threshold=0.0)}, "sampling.threshold is 0.0; give a percentile"),
+        ({"weight": "p2"}, "weight_cap is 5.0; as the exponent of weight 'p2' give 0 to 2"),
         ({"num_timesteps": 3}, "sampling.num_steps is 4; give 1 to 3"),
     ],
 )

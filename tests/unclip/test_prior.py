@@ -153,14 +153,23 @@ def test_without_a_time_nothing_of_it_is_left(fill):
     assert params["positional_embedding"].shape == (L + 3, WIDTH)  # text embedding, noise, query
 
 
-def test_standardise_and_restore_are_inverse(params):
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_standardise_and_restore_are_inverse(params, scale):
+    module = DiffusionPrior(dataclasses.replace(MODULE.config, scale=scale))
     mean, std = gaussian(3, D), np.abs(gaussian(4, D)) + 0.1
     variables = {"params": params | {"embed_mean": mean, "embed_std": std}}
     embeds = mean + std * gaussian(5, 500, D)
-    standard = MODULE.apply(variables, embeds, method="standardise")
-    np.testing.assert_allclose(np.mean(standard, axis=0), 0.0, atol=0.2)
-    np.testing.assert_allclose(np.std(standard, axis=0), 1.0, atol=0.15)
-    np.testing.assert_allclose(MODULE.apply(variables, standard, method="restore"), embeds, atol=1e-5)
+    standard = module.apply(variables, embeds, method="standardise")
+    np.testing.assert_allclose(np.mean(standard, axis=0), 0.0, atol=0.2 * scale)
+    np.testing.assert_allclose(np.std(standard, axis=0), scale, rtol=0.15)
+    np.testing.assert_allclose(module.apply(variables, standard, method="restore"), embeds, atol=1e-5)
+
+
+def test_the_skip_adds_x_t_times_a_gate(params, predict):
+    module = DiffusionPrior(dataclasses.replace(MODULE.config, skip=True))
+    gate = {"kernel": np.zeros((WIDTH, D), np.float32), "bias": gaussian(6, D)}
+    with_skip = module.apply({"params": params | {"skip_gate": gate}}, INPUTS["x_t"], T, cond_of(INPUTS))
+    np.testing.assert_allclose(with_skip, predict() + gate["bias"] * INPUTS["x_t"], atol=1e-5)
 
 
 def test_a_fresh_prior_does_not_move_embeddings():
@@ -172,3 +181,8 @@ def test_heads_must_divide_the_width():
     module = DiffusionPrior(PriorConfig(D, C, L, width=16, layers=1, heads=3))
     with pytest.raises(UserError, match="heads 3 does not divide width 16"):
         jax.eval_shape(lambda: module.init(jax.random.key(0), INPUTS["x_t"], T, cond_of(INPUTS)))
+
+
+def test_a_skip_needs_a_time():
+    with pytest.raises(UserError, match="the gate of the skip is learned of the time"):
+        PriorConfig(D, C, L, WIDTH, layers=1, heads=2, skip=True, time_token=False)

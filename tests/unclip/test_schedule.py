@@ -14,6 +14,7 @@ from unclip_jax.diffusion.schedule import (
     leading_timesteps,
     linear,
     spaced_timesteps,
+    trailing_timesteps,
 )
 
 T = 1000
@@ -126,7 +127,7 @@ def test_grid_longer_than_the_schedule_is_refused(num_steps):
         spaced_timesteps(T, num_steps)
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", sorted(GRIDS.keys() - {"trailing"}))
 @pytest.mark.parametrize("schedule", ALL)
 def test_every_grid_falls_to_zero(schedule, name):
     grid = GRIDS[name](schedule, 27)
@@ -140,6 +141,20 @@ def test_every_grid_falls_to_zero(schedule, name):
 def test_leading_grid_of_diffusers():
     assert leading_timesteps(T, 25).tolist() == list(range(960, -1, -40))
     assert leading_timesteps(T, 3).tolist() == [666, 333, 0]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 7, 8, 16, 500])
+def test_trailing_grids_of_half_the_steps_are_every_other_time(num_steps):
+    fine = trailing_timesteps(T, 2 * num_steps)
+    np.testing.assert_array_equal(fine[::2], trailing_timesteps(T, num_steps))
+    assert fine[0] == T - 1
+    assert (np.diff(fine) < 0).all()
+    assert fine[-1] == round(T / (2 * num_steps)) - 1
+
+
+def test_trailing_grid_of_diffusers():
+    assert trailing_timesteps(T, 4).tolist() == [999, 749, 499, 249]
+    assert GRIDS["trailing"](cosine(T), 8).tolist() == [999, 874, 749, 624, 499, 374, 249, 124]
 
 
 def test_fast27_is_glides():

@@ -8,7 +8,7 @@ import pytest
 from clip_jax.errors import UserError
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.guidance import inpaint
+from unclip_jax.diffusion.guidance import dynamic_threshold, inpaint
 from unclip_jax.diffusion.losses import add_noise, diffusion_loss, noised
 from unclip_jax.diffusion.samplers import SAMPLERS, ddim, fold_in_each, normal, sample_keys
 from unclip_jax.models.prior import PriorConfig
@@ -125,6 +125,23 @@ def test_pictures_are_clipped(fill, clip):
     assert largest <= clip if clip else largest > 1
 
 
+def test_dynamic_thresholding_takes_the_place_of_clipping(fill):
+    """Each sample is scaled by its own percentile, inside the one program; a picture does not feel its neighbours."""
+    params = jax.tree.map(lambda a: 3 * a, fill(PIXELS))
+    stage = with_sampling(PIXELS, threshold=80.0)
+    together, clipped = np.asarray(run(stage, params, IMAGE, KEYS)), run(PIXELS, params, IMAGE, KEYS)
+    assert np.abs(together).max() <= 1
+    assert np.abs(together - clipped).max() > 1e-2
+    others = jax.tree.map(lambda a: a.at[1:].set(7 * a[1:]), Cond(image_embed=jnp.asarray(IMAGE.image_embed)))
+    np.testing.assert_allclose(run(stage, params, others, KEYS)[0], together[0], atol=1e-5)
+    denoise = stages.conditional_denoiser(stage, params, IMAGE)
+    raw = stages.conditional_denoiser(with_sampling(PIXELS, clip=None), params, IMAGE)
+    x_t, t = 5 * gaussian(3, B, 8, 8, 3), jnp.full(B, 500)
+    want = dynamic_threshold(80.0)(raw)(x_t, t)
+    assert np.abs(raw(x_t, t).x0).max() > 1
+    np.testing.assert_allclose(denoise(x_t, t).x0, want.x0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_runs_a_network_with_learned_variance(fill, name):
     stage = dataclasses.replace(LEARNED, x0_error=True)
@@ -164,6 +181,31 @@ def test_other_noise_other_samplers_and_decorators_can_be_given(fill):
     half = inpaint(jnp.zeros_like(x_T), jnp.arange(8)[None, :, None, None] < 4)
     known = stages.run(PIXELS, params, IMAGE, KEYS, x_T=x_T, decorate=half)
     np.testing.assert_array_equal(known[:, 4:], 0.0)
+
+
+def test_an_upsampler_is_told_how_noisy_its_input_is(fill):
+    """The level of `Sampling` unless the condition brings its own, with noise of each sample's own key."""
+    model = UNetConfig(image_size=8, levels=(Level(8, 1),), groups=4, time_width=8, low_res=True, low_res_level=True)
+    stage = Stage(model, Sampling("ddim", num_steps=2, low_res_level=0.3), prediction="x0")
+    cond = Cond(low_res=gaussian(3, B, 4, 4, 3))
+    seen = stages.with_level(stage, cond, KEYS)
+    np.testing.assert_allclose(seen.low_res_level, 0.3)
+    noise = (np.asarray(seen.low_res) - np.sqrt(1 - 0.09) * cond.low_res) / 0.3
+    assert abs(noise.std() - 1) < 0.2
+    one = stages.with_level(stage, Cond(low_res=cond.low_res[2:3]), KEYS[2:3])
+    np.testing.assert_allclose(one.low_res[0], seen.low_res[2], atol=1e-6)
+    given = cond.replace(low_res_level=jnp.full(B, 0.1))
+    assert stages.with_level(stage, given, KEYS) is given
+    params = fill(stage)
+    quiet, told = (run(stage, params, cond.replace(low_res_level=jnp.full(B, level)), KEYS) for level in (0.0, 0.9))
+    assert np.abs(quiet - told).max() > 1e-3  # the number alone makes a difference
+    for changes in ({"low_res_level": 1.5}, {"low_res_level": -0.1}):
+        with pytest.raises(UserError, match="low_res_level"):
+            with_sampling(stage, **changes)
+    with pytest.raises(UserError, match="not trained to be told"):
+        with_sampling(PIXELS, low_res_level=0.1)
+    with pytest.raises(UserError, match="does not read"):
+        dataclasses.replace(model, low_res=False)
 
 
 def test_loss_is_that_of_the_network_at_its_own_noise(fill):

@@ -240,6 +240,25 @@ def test_the_upsampler_sees_the_same_window_small_and_large(all_tasks, monkeypat
     assert spy.cond.text_embed is None
 
 
+def test_the_upsampler_is_trained_at_every_level_of_noise(all_tasks, batch, monkeypatch):
+    """Each sample at its own, and the input is as noisy as the level says."""
+    plain = dataclasses.replace(
+        all_tasks["upsampler"], degrade=DegradeConfig(blur_prob=0.0, noise_std=0.0), crop_size=32
+    )
+    model = dataclasses.replace(plain.stage.model, low_res_level=True)
+    told = dataclasses.replace(plain, stage=dataclasses.replace(plain.stage, model=model))
+    many = {"image": np.broadcast_to(batch["image"][:1], (64, 32, 32, 3))}
+    _, clean = plain.example({}, many, jax.random.key(0), train=True)
+    _, noisy = told.example({}, many, jax.random.key(0), train=True)
+    assert clean.low_res_level is None
+    level = np.asarray(noisy.low_res_level)
+    assert level.min() < 0.1
+    assert level.max() > 0.9
+    noise = np.asarray(noisy.low_res) - np.sqrt(1 - level**2)[:, None, None, None] * np.asarray(clean.low_res)
+    deviation = noise.std(axis=(1, 2, 3))  # of noise that was enlarged: in proportion to the level
+    np.testing.assert_allclose(deviation / level, (deviation / level).mean(), rtol=0.3)
+
+
 OPTIM = OptimConfig(lr=1e-2, eps=1e-3, warmup_steps=0, schedule="constant", ema_decay=0.9)
 
 

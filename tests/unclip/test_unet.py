@@ -360,6 +360,26 @@ class TestUpsampler:
             assert np.isfinite(out).all()
 
 
+def test_computing_blocks_again_changes_nothing(fill):
+    """Same parameters, same output and gradient, dropout too; the blocks are marked to be computed again."""
+    config = dataclasses.replace(CONFIG, dropout=0.3)
+    again = dataclasses.replace(config, remat=True)
+    params = fill(init_of(config))["params"]
+    assert jax.tree.structure(jax.eval_shape(init_of(again), jax.random.key(0))["params"]) == jax.tree.structure(params)
+
+    def value(config, params):
+        rngs = {"dropout": jax.random.key(1)}
+        out = UNet(config).apply({"params": params}, X_T, T, cond_for(config), train=True, rngs=rngs)
+        return jnp.square(out).sum()
+
+    (one, gradient), (other, same) = (
+        jax.jit(jax.value_and_grad(lambda p, c=c: value(c, p)))(params) for c in (config, again)
+    )
+    assert float(one) == pytest.approx(float(other), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), gradient, same)
+    assert str(jax.make_jaxpr(lambda p: value(again, p))(params)).count("remat") >= 10
+
+
 def test_dropout_is_drawn_in_training_only(fill):
     config = dataclasses.replace(PLAIN, dropout=0.5)
     params = fill(init_of(config))

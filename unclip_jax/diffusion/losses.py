@@ -61,6 +61,12 @@ WEIGHTS: dict[str, Callable[[jax.Array, str, float], jax.Array]] = {
     # The plain error of v, capped in the same way: unlike min-SNR it keeps the noisiest times, where the condition
     # decides the picture.
     "capped_v": lambda snr, prediction, cap: jnp.minimum(snr + 1.0, cap),
+    # P2 with k = 1: the plain error of eps over (1 + SNR)^γ, where γ is 0.5 or 1 (Choi et al. 2022, eq. 8). Less of the
+    # nearly clean times, whose noise no eye sees.
+    "p2": lambda snr, prediction, cap: snr / (1.0 + snr) ** cap,
+    # What a distilled sampler of few steps is trained with: it visits the noisiest time, where the error of eps would
+    # count for nothing (Salimans & Ho 2022, §4).
+    "truncated_snr": lambda snr, prediction, cap: jnp.maximum(snr, 1.0),
 }
 
 
@@ -80,7 +86,7 @@ def diffusion_loss(
       output: the network's output at ``at.x_t``, ``at.t``; [B, ...] like x0.
       prediction: row of ``PREDICTIONS``.
       weight: row of ``WEIGHTS``.
-      cap: γ, the largest weight of the rows that are capped.
+      cap: γ: the largest weight of the rows that are capped, the exponent of "p2".
     """
     alpha, sigma = (per_sample(f(at.t), x0) for f in (schedule.alpha, schedule.sigma))
     target = PREDICTIONS[prediction].target(x0, at.eps, alpha, sigma)

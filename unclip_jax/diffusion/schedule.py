@@ -130,6 +130,17 @@ def leading_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
     return (np.arange(num_steps, dtype=np.int32) * (num_timesteps // num_steps))[::-1].copy()
 
 
+def trailing_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
+    """The last times of S equal parts of the schedule (diffusers' "trailing" spacing): int32 [S].
+
+    It starts at T − 1, and its last step goes from about T/S straight to clean data. Half as many steps visit every
+    other time of it, which is what progressive distillation needs, and with few steps none is spent on data that is
+    clean already.
+    """
+    _check_num_steps(num_timesteps, num_steps)
+    return (np.round(np.arange(num_steps, 0, -1) * (num_timesteps / num_steps)) - 1).astype(np.int32)
+
+
 def karras_timesteps(schedule: NoiseSchedule, num_steps: int, *, rho: float = 7.0) -> np.ndarray:
     """The times nearest to evenly spaced sigma^(1/rho), sigma being the noise per signal (Karras et al. 2022, eq. 5).
 
@@ -171,9 +182,10 @@ def _check_num_steps(num_timesteps: int, num_steps: int) -> None:
 
 
 GRIDS: dict[str, Callable[[NoiseSchedule, int], np.ndarray]] = {
-    # (schedule, num_steps) -> decreasing times that end at 0
+    # (schedule, num_steps) -> decreasing times; all but "trailing" end at 0
     "uniform": lambda schedule, num_steps: spaced_timesteps(schedule.num_timesteps, num_steps),
     "leading": lambda schedule, num_steps: leading_timesteps(schedule.num_timesteps, num_steps),
+    "trailing": lambda schedule, num_steps: trailing_timesteps(schedule.num_timesteps, num_steps),
     "karras": lambda schedule, num_steps: karras_timesteps(schedule, num_steps),
     "fast27": lambda schedule, num_steps: fast27_timesteps(schedule.num_timesteps, num_steps),
 }

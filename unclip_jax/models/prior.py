@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.config import TransformerConfig
+from clip_jax.errors import UserError
 from clip_jax.layers import LayerNorm, Memory, Transformer, empty_memory, scaled_init
 from unclip_jax.conditioning import Cond
 from unclip_jax.models.embeddings import TimestepMLP
@@ -65,9 +66,22 @@ class PriorConfig(CaptionConfig):
 
     Attributes:
       time_token: whether the sequence has a token for the time; a one-step prior has none.
+      scale: deviation of the embeddings that the diffusion runs on (``standardise``). The paper multiplies by 17.2 what
+        has no mean and deviation taken away.
+      skip: the output is x_t times a gate learned of t, plus what is read at the query. The best estimate of Gaussian
+        data has this form, and where little noise is left a narrow transformer need not carry x_t through its blocks.
+
+    Raises:
+      UserError: there is a skip and no time that its gate could be learned of.
     """
 
     time_token: bool = True
+    scale: float = 1.0
+    skip: bool = False
+
+    def __post_init__(self):
+        if self.skip and not self.time_token:
+            raise UserError("skip is True and time_token False: the gate of the skip is learned of the time")
 
     @property
     def length(self) -> int:
@@ -166,22 +180,25 @@ class DiffusionPrior(CaptionReader):
         if config.time_token:
             self.time_embedding = TimestepMLP(config.width, config.width)
         self.out_proj = nn.Dense(config.embed_dim)
+        if config.skip:
+            self.skip_gate = nn.Dense(config.embed_dim, kernel_init=nn.initializers.zeros)
 
     def standardise(self, image_embed: jax.Array) -> jax.Array:
-        """CLIP image embedding -> what the diffusion runs on: zero mean and unit deviation per dimension."""
-        return (image_embed - self.embed_mean) / self.embed_std
+        """CLIP image embedding -> what the diffusion runs on: zero mean and deviation ``scale`` per dimension."""
+        return (image_embed - self.embed_mean) * (self.config.scale / self.embed_std)
 
     def restore(self, x0: jax.Array) -> jax.Array:
         """Inverse of ``standardise``."""
-        return x0 * self.embed_std + self.embed_mean
+        return x0 * (self.embed_std / self.config.scale) + self.embed_mean
 
     def __call__(self, x_t: jax.Array, t: jax.Array | None, cond: Cond | Prefix, *, train: bool = False) -> jax.Array:
         image_embed = self.image_embed_proj(x_t)
-        own = [self.time_embedding(t)] if self.config.time_token else []
-        tokens = jnp.stack([*own, image_embed, jnp.broadcast_to(self.query, image_embed.shape)], axis=1)
+        time = [self.time_embedding(t)] if self.config.time_token else []
+        tokens = jnp.stack([*time, image_embed, jnp.broadcast_to(self.query, image_embed.shape)], axis=1)
         if isinstance(cond, Prefix):
             states, _ = self.read_on(tokens, cond, self.config.prefix_length)
         else:
             caption, readable = self.caption_tokens(cond)
             states = self.read_all(jnp.concatenate([caption, tokens], axis=1), readable)
-        return self.out_proj(self.norm_out(states[:, -1]))
+        out = self.out_proj(self.norm_out(states[:, -1]))
+        return out + self.skip_gate(nn.silu(time[0])) * x_t if self.config.skip else out

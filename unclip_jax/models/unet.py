@@ -47,7 +47,9 @@ class UNetConfig:
       coordinates: the stem reads where each patch lies (``coordinates``). Only for a network that always sees whole
         pictures: on a crop the coordinates would be wrong.
       low_res: the network reads ``Cond.low_res`` (an upsampler).
+      low_res_level: it also reads ``Cond.low_res_level``, as an embedding added to that of the time.
       learned_variance: the output holds the variance beside the prediction.
+      remat: blocks are computed again on the way back, so that training holds one block's insides and not all of them.
     """
 
     image_size: int
@@ -66,8 +68,12 @@ class UNetConfig:
     coordinates: bool = False
     low_res: bool = False
     learned_variance: bool = False
+    low_res_level: bool = False
+    remat: bool = False
 
     def __post_init__(self):
+        if self.low_res_level and not self.low_res:
+            raise UserError("low_res_level is of low_res, which this network does not read: set both or neither")
         if not self.levels:
             raise UserError("levels is empty: give at least one")
         for name in ("image_size", "patch_size", "channels", "head_width", "groups", "time_width"):
@@ -243,9 +249,16 @@ class UNet(nn.Module):
         cond = cond.with_keep(x_t.shape[0])
         added, context, context_mask = Context(config, name="context")(cond)
         time = TimestepMLP(config.levels[0].width, config.time_width, name="time_embedding")(t) + added
+        if config.low_res_level:
+            level = TimestepMLP(config.levels[0].width, config.time_width, name="level_embedding")
+            time = time + level(1000.0 * cond.low_res_level)  # of the size of the times
+
+        # `train` is no array: it decides what is traced.
+        block = nn.remat(ResBlock, static_argnums=(3,)) if config.remat else ResBlock
+        attend = nn.remat(ContextAttention) if config.remat else ContextAttention
 
         def attention(name):
-            return ContextAttention(config, name=name)
+            return attend(config, name=name)
 
         h = x_t if not config.low_res else jnp.concatenate([x_t, enlarge(cond.low_res, x_t.shape[1:3])], axis=-1)
         h = space_to_depth(h, config.patch_size)
@@ -257,27 +270,27 @@ class UNet(nn.Module):
         last = len(config.levels) - 1
         for i, level in enumerate(config.levels):
             for j in range(level.blocks):
-                h = ResBlock(config, level.width, name=f"down_{i}_block_{j}")(h, time, train)
+                h = block(config, level.width, name=f"down_{i}_block_{j}")(h, time, train)
                 if level.attention:
                     h = attention(f"down_{i}_attention_{j}")(h, context, context_mask)
                 skips.append(h)
             if i < last:
-                h = ResBlock(config, level.width, "down", name=f"down_{i}_downsample")(h, time, train)
+                h = block(config, level.width, "down", name=f"down_{i}_downsample")(h, time, train)
                 skips.append(h)
 
-        h = ResBlock(config, h.shape[-1], name="middle_block_0")(h, time, train)
+        h = block(config, h.shape[-1], name="middle_block_0")(h, time, train)
         if config.levels[-1].attention:
             h = attention("middle_attention")(h, context, context_mask)
-        h = ResBlock(config, h.shape[-1], name="middle_block_1")(h, time, train)
+        h = block(config, h.shape[-1], name="middle_block_1")(h, time, train)
 
         for i, level in reversed(list(enumerate(config.levels))):
             for j in range(level.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = ResBlock(config, level.width, name=f"up_{i}_block_{j}")(h, time, train)
+                h = block(config, level.width, name=f"up_{i}_block_{j}")(h, time, train)
                 if level.attention:
                     h = attention(f"up_{i}_attention_{j}")(h, context, context_mask)
             if i > 0:
-                h = ResBlock(config, level.width, "up", name=f"up_{i}_upsample")(h, time, train)
+                h = block(config, level.width, "up", name=f"up_{i}_upsample")(h, time, train)
 
         h = nn.silu(GroupNorm(config.groups, name="norm_out")(h))
         out_channels = config.channels * (2 if config.learned_variance else 1) * config.patch_size**2

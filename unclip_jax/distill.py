@@ -1,0 +1,144 @@
+"""Progressive distillation: a student that does in one step of DDIM what its teacher does in two.
+
+Salimans & Ho 2022, algorithm 2, on a decoder or an upsampler. The teacher is sampled as its stage says, guided and
+clipped, and the student learns the result without guidance (as in Meng et al. 2023, for one scale): it needs half the
+steps and, where the teacher was guided, a quarter of the network's evaluations. The student of one round is the teacher
+of the next. Both run on the "trailing" grid, of which half as many steps visit every other time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from clip_jax.errors import UserError
+from unclip_jax import stage as stages
+from unclip_jax.conditioning import Cond
+from unclip_jax.diffusion.losses import Noised, add_noise, diffusion_loss
+from unclip_jax.diffusion.predict import Denoiser, per_sample, split_output
+from unclip_jax.diffusion.schedule import NoiseSchedule
+from unclip_jax.stage import Sampling, Stage
+from unclip_jax.tasks import Batch, DecoderTask, LossOutput, Params, UpsamplerTask
+
+
+def student_of(teacher: Stage, num_steps: int) -> Stage:
+    """The stage of a student of ``num_steps`` steps: the teacher's network, without guidance, sampled by DDIM.
+
+    Raises:
+      UserError: the network predicts eps, which at the noisiest time says nothing of x0 (Salimans & Ho 2022, §4), or
+        twice as many steps are more than the schedule has.
+    """
+    if teacher.prediction == "eps":
+        raise UserError("a network that predicts eps cannot be distilled: train one that predicts v or x0")
+    if not 1 <= num_steps <= teacher.num_timesteps // 2:
+        raise UserError(f"num_steps is {num_steps}; for a student give 1 to {teacher.num_timesteps // 2}")
+    own = teacher.sampling
+    sampling = Sampling("ddim", num_steps, guidance_scale=None, clip=own.clip, grid="trailing", threshold=own.threshold)
+    # The measured error, where there was one, is the teacher's.
+    return dataclasses.replace(teacher, sampling=sampling, weight="truncated_snr", x0_error=False)
+
+
+def student_params(params: Params) -> Params:
+    """What a student starts from: the teacher's parameters, without what was measured of the teacher."""
+    return {name: value for name, value in params.items() if name != "x0_error"}
+
+
+def ddim_step(denoise: Denoiser, schedule: NoiseSchedule, x_t: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
+    """One deterministic step of DDIM from times t to times s < t, each [B]: unlike a sampler's, its own per sample."""
+    x0 = denoise(x_t, t).x0
+    alpha_t, sigma_t, alpha_s, sigma_s = (
+        per_sample(f(time), x_t) for time in (t, s) for f in (schedule.alpha, schedule.sigma)
+    )
+    return alpha_s * x0 + sigma_s / sigma_t * (x_t - alpha_t * x0)
+
+
+def target(
+    denoise: Denoiser, schedule: NoiseSchedule, x_t: jax.Array, t: jax.Array, middle: jax.Array, s: jax.Array
+) -> jax.Array:
+    """The x0 with which one step from t to s ends where the teacher's two, by way of ``middle``, end: [B, ...].
+
+    Salimans & Ho 2022, algorithm 2, with its z_t, z_t' and z_t''.
+    """
+    x_s = ddim_step(denoise, schedule, ddim_step(denoise, schedule, x_t, t, middle), middle, s)
+    alpha_t, sigma_t, alpha_s, sigma_s = (
+        per_sample(f(time), x_t) for time in (t, s) for f in (schedule.alpha, schedule.sigma)
+    )
+    ratio = sigma_s / sigma_t
+    return (x_s - ratio * x_t) / (alpha_s - ratio * alpha_t)
+
+
+def step_times(student: Stage, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One of the student's steps for each sample, as (t, middle, s), int32 [B] each; s of the last step is −1.
+
+    The steps of a batch are spread evenly over the grid, as the times of ``losses.noised`` are.
+    """
+    own = student.sampling
+    fine = dataclasses.replace(student, sampling=dataclasses.replace(own, num_steps=2 * own.num_steps))
+    visited = jnp.append(jnp.asarray(stages.timesteps(fine)), -1)  # the teacher's; every other one is the student's
+    fractions = (jax.random.uniform(key) + jnp.arange(batch_size) / batch_size) % 1.0
+    first = 2 * jnp.minimum((fractions * own.num_steps).astype(jnp.int32), own.num_steps - 1)
+    return visited[first], visited[first + 1], visited[first + 2]
+
+
+@dataclass(frozen=True)
+class DistillTask:
+    """One round of distillation.
+
+    Attributes:
+      of: the task the teacher was trained with; it says what a batch holds for it. What it drops is dropped here from
+        teacher and student alike, so that the student still draws without a caption what the teacher would.
+      teacher: the stage as it is guided and clipped; its sampler and grid do not matter.
+      teacher_params: its parameters, with which the student starts.
+      num_steps: of the student; the teacher takes twice as many.
+    """
+
+    of: DecoderTask | UpsamplerTask
+    teacher: Stage
+    teacher_params: Params
+    num_steps: int
+
+    @property
+    def student(self) -> Stage:
+        return student_of(self.teacher, self.num_steps)
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        frozen = {"clip": self.of.clip_params} if isinstance(self.of, DecoderTask) else {}
+        return student_params(self.teacher_params), frozen | {"teacher": self.teacher_params}
+
+    def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
+        key_example, key_loss = jax.random.split(key)
+        x0, cond = self.of.example(model_state, batch, key_example, train=train)
+        loss = distillation_loss(
+            self.student, params, self.teacher, model_state["teacher"], x0, cond, key_loss, train=train
+        )
+        return loss, ({}, model_state)
+
+
+def distillation_loss(
+    student: Stage,
+    params: Params,
+    teacher: Stage,
+    teacher_params: Params,
+    x0: jax.Array,
+    cond: Cond,
+    key: jax.Array,
+    *,
+    train: bool = True,
+) -> jax.Array:
+    """Weighted error of the student against two steps of the teacher, over a batch x0 [B, ...]: a scalar."""
+    key_times, key_eps, key_dropout = jax.random.split(key, 3)
+    schedule = stages.noise_schedule(student)
+    t, middle, s = step_times(student, key_times, len(x0))
+    x_t = add_noise(schedule, x0, t, jax.random.normal(key_eps, x0.shape, x0.dtype))
+    guided = stages.conditional_denoiser(teacher, jax.lax.stop_gradient(teacher_params), cond)
+    x0_wanted = jax.lax.stop_gradient(target(guided, schedule, x_t, t, middle, s))
+    # The noise that x_t would hold if that were its clean data: what a network that predicts v has to match.
+    alpha, sigma = (per_sample(f(t), x_t) for f in (schedule.alpha, schedule.sigma))
+    at = Noised(x_t, t, (x_t - alpha * x0_wanted) / sigma)
+    output = stages.network(student).apply({"params": params}, x_t, t, cond, train=train, rngs={"dropout": key_dropout})
+    prediction, _ = split_output(output, stages.learned_variance(student))
+    error = diffusion_loss(prediction, x0_wanted, at, schedule, prediction=student.prediction, weight=student.weight)
+    return error.mean()
