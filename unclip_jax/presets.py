@@ -119,6 +119,14 @@ def published_prior(width: int, layers: int, heads: int, embed_dim: int, text_wi
     )
 
 
+def published_ar_prior(width: int, layers: int, heads: int, embed_dim: int, text_width: int) -> ARStage:
+    """The autoregressive prior of Table 3, of 319 components in 1,024 buckets (§2.2).
+
+    As for the diffusion prior, the caption is 77 encodings of a CLIP, and guidance is off until asked for.
+    """
+    return ARStage(ARPriorConfig(embed_dim, text_width, 77, width, layers, heads), ARSampling(guidance_scale=1.0))
+
+
 def published_decoder(width: int, blocks: int, embed_dim: int, text_width: int, context: int, dropout: float) -> Stage:
     """The decoder of Table 3: eps and a learned variance, attention at 32, 16 and 8 pixels, 250 steps.
 
@@ -186,6 +194,7 @@ PRESETS: dict[str, Preset] = {
 
     #                                            width layers heads embedding text: of CLIP ViT-H
     "dalle2-prior":          Preset(published_prior(2048, 24, 32, 1024, 1024), PAPER),
+    "dalle2-ar-prior":       Preset(published_ar_prior(1664, 24, 26, 1024, 1024), PAPER),
     #                                              width blocks embedding text context dropout
     "dalle2-decoder":        Preset(published_decoder(512, 3, 1024, 1024, 2048, 0.1), PAPER),
     #                                                size width multiples blocks sampling schedule dropout
