@@ -61,6 +61,8 @@ class Options:
     """A UTF-8 text file with one prompt per line; empty lines are skipped."""
     run: Annotated[Path | None, shown("DIR", "the weights that come with the package")] = None
     """Run directory of train.py."""
+    prior: Annotated[str, shown("NAME", "prior")] = "prior"
+    """Which prior of the run directory: prior, ar_prior or one_step_prior."""
     num: int = 4
     """Pictures per prompt."""
     seed: int = 0
@@ -133,7 +135,7 @@ def load(options: Options) -> LoadedUnCLIP:
     """The system to sample, with the decoder's sampling as the options say."""
     from unclip_jax import pipeline
 
-    loaded = pipeline.load(options.run)
+    loaded = pipeline.load(options.run, prior=options.prior)
     # Euler's and Heun's methods are made for the grid of Karras et al.
     grid = "karras" if options.sampler in ("euler", "heun") else None
     changes: dict[str, Any] = {"num_steps": options.steps, "sampler": options.sampler, "grid": grid}

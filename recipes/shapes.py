@@ -30,7 +30,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Shapes:
-    """All four stages, in the order in which they need each other."""
+    """The four stages of the whole system, in the order in which they need each other."""
 
     run: Path
     """Run directory: every stage's weights, checkpoints and logs."""
@@ -68,6 +68,12 @@ SHAPES = Shapes(
     decoder=StageTraining("shapes-decoder", 1600, 16, optim(4e-3, kind="muon")),
     upsampler=StageTraining("shapes-upsampler", 600, 32, optim(2e-3)),
 )
+
+# Priors of other kinds, each trained by itself and kept beside the diffusion prior.
+OTHER_PRIORS = {
+    "ar-prior": StageTraining("shapes-ar-prior", 1500, 64, optim(1e-3)),
+    "one-step-prior": StageTraining("shapes-one-step-prior", 800, 64, optim(1e-3)),
+}
 
 
 def with_steps(recipe: Shapes, **num_steps: int) -> Shapes:
@@ -107,9 +113,9 @@ TINY_64 = OneStage(
 )
 
 
-def one_stage(recipe: Shapes, name: str) -> OneStage:
+def one_stage(recipe: Shapes, training: StageTraining) -> OneStage:
     shared: dict[str, Any] = {"run": recipe.run, "seed": recipe.seed, "weights": recipe.weights, "data": recipe.data}
-    return OneStage(**vars(getattr(recipe, name)), **shared)
+    return OneStage(**vars(training), **shared)
 
 
 PRESETS: dict[str, tuple[str, Shapes | OneStage]] = {
@@ -119,9 +125,18 @@ PRESETS: dict[str, tuple[str, Shapes | OneStage]] = {
         LONG,
     ),
     "tiny": ("the same in a minute or two, to see that it runs: the pictures are noise", TINY),
-    **{f"shapes-{name}": (f"the {name} stage of shapes alone", one_stage(SHAPES, name)) for name in STAGES},
+    **{f"shapes-{n}": (f"the {n} stage of shapes alone", one_stage(SHAPES, getattr(SHAPES, n))) for n in STAGES},
+    "shapes-ar-prior": (
+        "an autoregressive prior for a run of shapes, beside its own",
+        one_stage(SHAPES, OTHER_PRIORS["ar-prior"]),
+    ),
+    "shapes-one-step-prior": (
+        "a prior of one forward pass (ECLIPSE), likewise",
+        one_stage(SHAPES, OTHER_PRIORS["one-step-prior"]),
+    ),
     "shapes-upsampler_1": ("a second upsampler for shapes, to 128 pixels", SHAPES_128),
-    **{f"tiny-{name}": (f"the {name} stage of tiny alone", one_stage(TINY, name)) for name in STAGES},
+    **{f"tiny-{n}": (f"the {n} stage of tiny alone", one_stage(TINY, getattr(TINY, n))) for n in STAGES},
+    **{f"tiny-{n}": (f"the {n} of tiny alone", one_stage(TINY, tiny(f"tiny-{n}", 8))) for n in OTHER_PRIORS},
     "tiny-upsampler_1": ("a second upsampler for tiny, to 64 pixels", TINY_64),
 }
 
@@ -192,6 +207,32 @@ def plan_prior(model: str, config: Shapes | OneStage, world: World) -> tuple[Any
     return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("prior", stage, config))
 
 
+def plan_ar_prior(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
+    import clip_jax
+    from unclip_jax.models.ar_prior import measure
+    from unclip_jax.presets import preset
+    from unclip_jax.tasks import ARPriorTask, embedding_pairs
+
+    clip, stage = clip_jax.load(config.run / "clip"), preset(model)
+    params = clip.variables["params"]
+    tokens = clip.tokenize(world.captions[:4096])
+    embeds = embedding_pairs(clip.model.config, params, world.images[:4096], tokens)
+    task = ARPriorTask(stage, clip.model.config, params, measure(stage.model, *embeds))
+    return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("ar_prior", stage, config))
+
+
+def plan_one_step_prior(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
+    import clip_jax
+    from unclip_jax.presets import preset
+    from unclip_jax.tasks import OneStepPriorTask, embedding_statistics
+
+    clip, stage = clip_jax.load(config.run / "clip"), preset(model)
+    params = clip.variables["params"]
+    mean, std = embedding_statistics(clip.model.config, params, world.images[:4096])
+    task = OneStepPriorTask(stage, clip.model.config, params, mean, std)
+    return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("one_step_prior", stage, config))
+
+
 def plan_decoder(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
     import clip_jax
     from unclip_jax.presets import preset
@@ -218,7 +259,7 @@ def plan_upsampler(
 
 
 def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[TrainState], None]:
-    """Writes a stage of diffusion into the run directory."""
+    """Writes a stage into the run directory."""
     from unclip_jax.pipeline import save_stage
 
     return lambda state: save_stage(config.run / name, stage, state.ema_params, dtype=config.weights)
@@ -227,6 +268,8 @@ def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[Train
 PLANS: dict[str, Callable[..., tuple[Any, Plan]]] = {
     "clip": plan_clip,
     "prior": plan_prior,
+    "ar-prior": plan_ar_prior,
+    "one-step-prior": plan_one_step_prior,
     "decoder": plan_decoder,
     "upsampler": plan_upsampler,
     "upsampler_1": partial(plan_upsampler, folder="upsampler_1"),
@@ -286,7 +329,7 @@ def check(name: str, config: Shapes | OneStage) -> None:
         check_training(training, prefix)
     check_directories(config.run, config.data.directory)
     if isinstance(config, OneStage) and not name.endswith("-clip") and not (config.run / "clip").is_dir():
-        clip = f"{name.rpartition('-')[0]}-clip"
+        clip = f"{name.partition('-')[0]}-clip"
         raise UserError(f"{config.run} holds no CLIP, which {name} needs; first run train.py {clip} --run {config.run}")
 
 
@@ -294,7 +337,7 @@ def train(name: str, config: Shapes | OneStage) -> None:
     """Trains the stages, and after all four draws a sheet of pictures."""
     world = World(config.data)
     if isinstance(config, OneStage):
-        train_one(name.split("-")[-1], config, config, world)
+        train_one(name.partition("-")[2], config, config, world)
         return
     for stage in STAGES:
         train_one(stage, getattr(config, stage), config, world)

@@ -131,6 +131,8 @@ def assert_refused(ended, script, words):
         (["train.py", "resnet50-bert", "--help"], ["--data.source", "--vocab", "--text-weights", "--image-weights"]),
         (["train.py", "tiny", "--help"], ["--clip.optim.lr", "--run", "--data.directory", "tiny-decoder"]),
         (["sample.py", "--help"], ["--run", "--num", "--seed", "--steps", "--guidance-scale", "--sampler", "--out"]),
+        (["sample.py", "--help"], ["--prior NAME", "ar_prior or one_step_prior"]),
+        (["train.py", "--help"], ["shapes-ar-prior", "shapes-one-step-prior", "beside its own"]),
     ],
 )
 def test_help(command, argv, words):
@@ -185,6 +187,7 @@ BERT = ["train.py", "tiny-resnet-bert", "--data.source", "pictures/captions.csv"
             ["train.py", "mini-fashion", "--data.files", "unfinished"],
             "train-images-idx3-ubyte.gz: there is no such file",
         ),
+        (["train.py", "tiny-ar-prior", "--run", "nowhere"], "first run train.py tiny-clip --run nowhere"),
         (["train.py", "mini-fashion", "--data.files", "cut"], "train-images-idx3-ubyte.gz is truncated"),
         (["train.py", "mini-fashion"], "fashion_mnist is not in data and cannot be downloaded"),
         (["train.py", "mini-fashion", "--data.directory", "empty.txt"], "empty.txt is a file; name a directory"),
@@ -244,6 +247,7 @@ def test_bad_input(command, tmp_path, monkeypatch, argv, words):
         (["sample.py", "a star", "--run", "RUN", "--sampler", "plms"], "sampling.sampler is 'plms'; choose one of"),
         (["sample.py", "a star", "--run", "RUN", "--steps", 9999], "sampling.num_steps is 9999; give 1 to 1000"),
         (["sample.py", "a star", "--run", "RUN", "--out", "file"], "file: File exists"),
+        (["sample.py", "a star", "--run", "RUN", "--prior", "other"], "other holds no trained stage"),
     ],
 )
 def test_bad_input_found_later(command, tmp_path, untrained_run, argv, words):
@@ -452,6 +456,31 @@ def test_a_run_directory_can_be_sampled(trained_run, tmp_path):
     ended = run("sample.py", PROMPTS[0], "--run", trained_run, "--out", tmp_path / "pictures")
     assert ended.code == 0, ended.err
     assert len(listing(tmp_path / "pictures")) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ar-prior", "one-step-prior"])
+def test_another_prior_beside_the_first(trained_run, data, tmp_path, name):
+    """It is trained on the run's CLIP, changes nothing that is there, and draws and is measured when it is named."""
+    directory, folder = tmp_path / "run", name.replace("-", "_")
+    shutil.copytree(trained_run, directory, ignore=shutil.ignore_patterns("train"))
+    before = weights(directory)
+    ended = run("train.py", f"tiny-{name}", "--run", directory, "--data.directory", data)
+    assert ended.code == 0, ended.err
+    after = weights(directory)
+    assert after.pop(folder)
+    assert after == before
+    drawn = []
+    for prior in ("prior", folder):
+        out = tmp_path / f"pictures-{prior}"
+        ended = run("sample.py", PROMPTS[0], "--run", directory, "--prior", prior, "--num", 1, "--out", out)
+        assert ended.code == 0, ended.err
+        drawn.append(next(out.glob("000-*.png")).read_bytes())
+    assert drawn[0] != drawn[1]
+    argv = ["--run", directory, "--prior", folder, "--num", 2, "--controls", "cosines"]
+    ended = run("-m", "unclip_jax.evaluate", *argv)
+    assert ended.code == 0, ended.err
+    assert json.loads((directory / "evaluation.json").read_text())["settings"]["prior"] == folder
 
 
 @pytest.mark.slow

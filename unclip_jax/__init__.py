@@ -22,16 +22,29 @@ from unclip_jax.pipeline import (
     save_stage,
 )
 from unclip_jax.presets import PRESETS, preset
+from unclip_jax.priors import ARStage, OneStepStage
 from unclip_jax.stage import Sampling, Stage
-from unclip_jax.tasks import DecoderTask, PriorTask, UpsamplerTask, to_signed, to_uint8
+from unclip_jax.tasks import (
+    ARPriorTask,
+    DecoderTask,
+    OneStepPriorTask,
+    PriorTask,
+    UpsamplerTask,
+    to_signed,
+    to_uint8,
+)
 
 __all__ = [
     "PRESETS",
+    "ARPriorTask",
+    "ARStage",
     "Cond",
     "DecoderTask",
     "Generation",
     "Guidance",
     "LoadedUnCLIP",
+    "OneStepPriorTask",
+    "OneStepStage",
     "PriorTask",
     "Sampling",
     "Stage",

@@ -91,6 +91,8 @@ class Options:
 
     run: str = "shipped"
     """Run directory of train.py, or "shipped": the weights that come with the package."""
+    prior: str = "prior"
+    """Which prior of the run directory: prior, ar_prior or one_step_prior."""
     num: int = 500
     """Captions per split, each drawn once."""
     seed: int = 0
@@ -306,13 +308,15 @@ def describe(system: System, options: Options) -> dict[str, Any]:
     return environment(options.run) | {
         "parameters": {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in system.params.items()},
         "settings": {
+            "prior": options.prior,
             "num_per_split": options.num,
             "samples_per_caption": 1,
             "candidates": unclip.candidates,
             "seed": options.seed,
             "chunk": options.chunk,
             "controls": list(options.sections),
-            "sampling": {name: dataclasses.asdict(stage.sampling) for name, stage in stages.items()},
+            # A one-step prior has nothing to choose.
+            "sampling": {n: dataclasses.asdict(s.sampling) for n, s in stages.items() if hasattr(s, "sampling")},
         },
         "chance": {split: 1 / len(shapes_world.combinations(split)) for split in SPLITS},
         "splits": SPLITS,
@@ -477,7 +481,7 @@ def check(options: Options) -> None:
 
 def load(options: Options) -> LoadedUnCLIP:
     """The system to measure, with the sampling that the options ask for."""
-    loaded = pipeline.load(None if options.run == "shipped" else options.run)
+    loaded = pipeline.load(None if options.run == "shipped" else options.run, prior=options.prior)
     unclip = loaded.unclip
     changes: dict[str, Any] = {"num_steps": options.steps, "guidance_scale": options.guidance_scale}
     changes = {name: value for name, value in changes.items() if value is not None}

@@ -26,12 +26,14 @@ from clip_jax.model import CLIP
 from clip_jax.text import TextFeatures
 from clip_jax.tokenizer import Tokenizer
 from clip_jax.weights.native import atomic_path, load_params, save_params
+from unclip_jax import priors
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.guidance import Decorator
 from unclip_jax.diffusion.samplers import fold_in_each, sample_keys
-from unclip_jax.models.prior import PriorConfig
+from unclip_jax.models.prior import CaptionConfig
 from unclip_jax.models.unet import UNetConfig
+from unclip_jax.priors import KINDS, Prior
 from unclip_jax.stage import Stage
 from unclip_jax.tasks import similarity
 
@@ -44,11 +46,12 @@ class UnCLIP:
     """The architecture of a whole system; hashable, so it can be a static argument of ``jit``.
 
     Attributes:
+      prior: of any kind, see ``priors``.
       candidates: image embeddings the prior draws per picture; the one closest to the caption is kept (the paper: 2).
     """
 
     clip: CLIPConfig
-    prior: Stage
+    prior: Prior
     decoder: Stage
     upsamplers: tuple[Stage, ...] = ()
     candidates: int = 2
@@ -105,8 +108,8 @@ def sample_prior(
     candidate_keys = jax.vmap(lambda key: sample_keys(key, jnp.arange(n)))(keys).reshape(-1)
     if guidance_scale is not None:
         guidance_scale = jnp.repeat(jnp.broadcast_to(guidance_scale, (batch,)), n)
-    x0 = stages.run(unclip.prior, params["prior"], cond, candidate_keys, guidance_scale=guidance_scale)
-    draws = stages.network(unclip.prior).apply({"params": params["prior"]}, x0, method="restore").reshape(batch, n, -1)
+    draws = priors.sample(unclip.prior, params["prior"], cond, candidate_keys, guidance_scale=guidance_scale)
+    draws = draws.reshape(batch, n, -1)
     best = jnp.argmax(similarity(draws, text.embed[:, None, :]), axis=1)
     return jnp.take_along_axis(draws, best[:, None, None], axis=1)[:, 0]
 
@@ -177,8 +180,8 @@ generate_jit = jax.jit(generate, static_argnums=0)
 """``generate`` compiled once per architecture and batch size."""
 
 
-def save_stage(directory: str | os.PathLike, stage: Stage, params: dict[str, Any], *, dtype: Any = None) -> None:
-    """Writes config.json and weights.safetensors, each whole or not at all.
+def save_stage(directory: str | os.PathLike, stage: Prior, params: dict[str, Any], *, dtype: Any = None) -> None:
+    """Writes config.json and weights.safetensors of a stage or a prior of any kind, each whole or not at all.
 
     ``dtype`` (float16, say) is that of the stored weights only.
     """
@@ -186,11 +189,12 @@ def save_stage(directory: str | os.PathLike, stage: Stage, params: dict[str, Any
     directory.mkdir(parents=True, exist_ok=True)
     save_params(directory / WEIGHTS, params, dtype=dtype)
     with atomic_path(directory / CONFIG) as path:
-        path.write_text(json.dumps(dataclasses.asdict(stage), indent=2) + "\n", encoding="utf-8")
+        config = {"kind": next(k for k, v in KINDS.items() if v is type(stage)), **dataclasses.asdict(stage)}
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_stage(directory: str | os.PathLike) -> tuple[Stage, dict[str, Any]]:
-    """What ``save_stage`` wrote.
+def load_stage(directory: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+    """What ``save_stage`` wrote: (a ``Stage`` or another kind of ``Prior``, its parameters).
 
     Raises:
       UserError: config or weights are absent or damaged, or do not fit each other.
@@ -200,21 +204,27 @@ def load_stage(directory: str | os.PathLike) -> tuple[Stage, dict[str, Any]]:
         data = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(data, dict):
             raise UserError("it is not a JSON object")
-        stage = dacite.from_dict(Stage, data, dacite.Config(strict=True, cast=[tuple, float]))
+        # There was one kind before there were names for them.
+        kind = data.pop("kind", "diffusion")
+        if kind not in KINDS:
+            raise UserError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
+        stage = dacite.from_dict(KINDS[kind], data, dacite.Config(strict=True, cast=[tuple, float]))
     except FileNotFoundError as error:
         raise UserError(f"{directory} holds no trained stage: there is no {CONFIG} in it") from error
     except (OSError, ValueError, TypeError, dacite.DaciteError) as error:
         raise UserError(f"{directory / CONFIG} does not describe a stage: {error}") from error
-    expect = jax.eval_shape(lambda key: stages.init(stage, key), jax.random.key(0))
+    expect = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
     return stage, jax.tree.map(jnp.asarray, load_params(directory / WEIGHTS, expect))
 
 
-def load(directory: str | os.PathLike | None = None) -> LoadedUnCLIP:
+def load(directory: str | os.PathLike | None = None, *, prior: str = "prior") -> LoadedUnCLIP:
     """A trained system.
 
     Args:
       directory: a run directory of ``train.py``, with the folders clip, prior, decoder and upsampler_0, …; None takes
         the weights that come with the package.
+      prior: the folder of the prior to use, where several lie beside one decoder: "prior", "ar_prior" or
+        "one_step_prior".
 
     Raises:
       UserError: a folder is missing, damaged, or the stages do not fit each other.
@@ -223,14 +233,14 @@ def load(directory: str | os.PathLike | None = None) -> LoadedUnCLIP:
     if not root.is_dir():
         raise UserError(f"{root} is not a directory; give the run directory of a finished `train.py`")
     clip = clip_jax.load(root / "clip")
-    prior, prior_params = load_stage(root / "prior")
+    prior_stage, prior_params = load_stage(root / prior)
     decoder, decoder_params = load_stage(root / "decoder")
     params = {"clip": clip.variables["params"], "prior": prior_params, "decoder": decoder_params}
     upsamplers: list[Stage] = []
     while (folder := root / f"upsampler_{len(upsamplers)}").is_dir():
         stage, params[folder.name] = load_stage(folder)
         upsamplers.append(stage)
-    unclip = UnCLIP(clip.model.config, prior, decoder, tuple(upsamplers))
+    unclip = UnCLIP(clip.model.config, prior_stage, decoder, tuple(upsamplers))
     _check_fit(unclip)
     return LoadedUnCLIP(unclip, params, clip.tokenize)
 
@@ -238,7 +248,7 @@ def load(directory: str | os.PathLike | None = None) -> LoadedUnCLIP:
 def _check_fit(unclip: UnCLIP) -> None:
     """The widths at the seams must agree, or a network would fail deep inside with a message about a matrix."""
     clip, prior, decoder = unclip.clip, unclip.prior.model, unclip.decoder.model
-    kinds = {"prior": isinstance(prior, PriorConfig)}
+    kinds = {"prior": isinstance(prior, CaptionConfig)}
     kinds["decoder"] = isinstance(decoder, UNetConfig) and not decoder.low_res
     for i, upsampler in enumerate(stage.model for stage in unclip.upsamplers):
         kinds[f"upsampler_{i}"] = isinstance(upsampler, UNetConfig) and upsampler.low_res and not upsampler.text_width

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clip_jax.errors import UserError
+from unclip_jax.models.ar_prior import ARPriorConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import Level, UNetConfig
+from unclip_jax.priors import ARSampling, ARStage, OneStepStage, Prior
 from unclip_jax.stage import Sampling, Stage
 
 
 class Preset(NamedTuple):
-    stage: Stage
+    stage: Prior
     source: str
 
 
@@ -30,6 +32,29 @@ def shapes_prior(
         weight_cap=100.0,
         sampling=Sampling("dpmpp_2m", num_steps=10, guidance_scale=1.0, clip=None),
     )
+
+
+def shapes_ar_prior(
+    width: int,
+    layers: int,
+    heads: int,
+    *,
+    components: int,
+    buckets: int,
+    embed_dim: int = 64,
+    text_width: int = 96,
+    context: int = 24,
+) -> ARStage:
+    """The embedding as a row of tokens; the buckets are coarser than the paper's, each has to be seen in training."""
+    model = ARPriorConfig(embed_dim, text_width, context, width, layers, heads, components, buckets)
+    return ARStage(model, ARSampling(guidance_scale=1.0))
+
+
+def shapes_one_step_prior(
+    width: int, layers: int, heads: int, *, embed_dim: int = 64, text_width: int = 96, context: int = 24
+) -> OneStepStage:
+    """The transformer of ``shapes_prior`` without the time."""
+    return OneStepStage(PriorConfig(embed_dim, text_width, context, width, layers, heads, time_token=False))
 
 
 def shapes_decoder(
@@ -145,12 +170,16 @@ OURS_SMALLER = "this project: the paper's, small enough to train on one accelera
 PRESETS: dict[str, Preset] = {
     #                                       width layers heads
     "shapes-prior":     Preset(shapes_prior( 96,     3,    3), OURS),
+    "shapes-ar-prior":       Preset(shapes_ar_prior(96, 3, 3, components=32, buckets=128), OURS),
+    "shapes-one-step-prior": Preset(shapes_one_step_prior(96, 3, 3), OURS),
     #                                         size patch width blocks attention   head width
     "shapes-decoder":   Preset(shapes_decoder(  32, 2, (Level(48, 1), Level(96, 1, True)), 48), OURS),
     "shapes-upsampler": Preset(shapes_upsampler(64, 2, (Level(32, 1),)), OURS),
     "shapes-upsampler_1": Preset(shapes_upsampler(128, 4, (Level(32, 1),)), OURS),
 
     "tiny-prior":       Preset(shapes_prior(32, 1, 2, **TINY), OURS),
+    "tiny-ar-prior":         Preset(shapes_ar_prior(32, 1, 2, components=5, buckets=16, **TINY), OURS),
+    "tiny-one-step-prior":   Preset(shapes_one_step_prior(32, 1, 2, **TINY), OURS),
     "tiny-decoder":     Preset(shapes_decoder(16, 2, (Level(16, 1), Level(32, 1, True)), 16, steps=4, **TINY), OURS),
     "tiny-upsampler":   Preset(shapes_upsampler(32, 4, (Level(16, 1),)), OURS),
     "tiny-upsampler_1": Preset(shapes_upsampler(64, 8, (Level(16, 1),)), OURS),
@@ -171,8 +200,8 @@ PRESETS: dict[str, Preset] = {
 # fmt: on
 
 
-def preset(name: str) -> Stage:
-    """The stage of a name. Raises UserError for a name there is none of."""
+def preset(name: str) -> Any:
+    """The stage, or prior of another kind, of a name. Raises UserError for a name there is none of."""
     if name not in PRESETS:
         raise UserError(f"there is no stage {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name].stage

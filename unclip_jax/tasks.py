@@ -16,11 +16,14 @@ import numpy as np
 
 from clip_jax.config import CLIPConfig
 from clip_jax.images import normalise
+from clip_jax.losses import same_rows
 from clip_jax.model import CLIP, unit_norm
+from unclip_jax import priors
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond, drop
 from unclip_jax.degrade import BSRConfig, DegradeConfig, add_level, box_reduce, degrade, random_crops
 from unclip_jax.models.unet import enlarge
+from unclip_jax.priors import ARStage, OneStepStage
 from unclip_jax.stage import Stage
 
 Params = dict[str, Any]
@@ -68,6 +71,23 @@ def embedding_statistics(
     return embeds.mean(0).astype(np.float32), np.maximum(embeds.std(0), 1e-3).astype(np.float32)
 
 
+def embedding_pairs(
+    config: CLIPConfig, params: Params, images: np.ndarray, tokens: np.ndarray, batch_size: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """CLIP embeddings, each [M, D], of N uint8 pictures and of their captions, by whole batches: M is N or less."""
+    batch_size = min(batch_size, len(images))
+
+    @jax.jit
+    def embed(images, tokens):
+        cond = encode(config, params, images, tokens)
+        return cond.image_embed, cond.text_embed
+
+    starts = range(0, len(images) - batch_size + 1, batch_size)
+    pairs = [embed(images[i : i + batch_size], tokens[i : i + batch_size]) for i in starts]
+    image_embeds, text_embeds = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return image_embeds, text_embeds
+
+
 @dataclass(frozen=True)
 class PriorTask:
     """Denoising CLIP image embeddings given the caption (Ramesh et al. 2022, eq. 2).
@@ -101,10 +121,72 @@ class PriorTask:
         return loss, (metrics, model_state)
 
 
-def standardise(stage: Stage, params: Params, image_embed: jax.Array) -> jax.Array:
+def standardise(stage: Stage | OneStepStage, params: Params, image_embed: jax.Array) -> jax.Array:
     """CLIP image embeddings [B, D] -> the space a prior works in; the statistics are data, not trained."""
     x0 = stages.network(stage).apply({"params": params}, image_embed, method="standardise")
     return jax.lax.stop_gradient(x0)
+
+
+@dataclass(frozen=True)
+class ARPriorTask:
+    """Predicting the tokens of CLIP image embeddings given the caption (Ramesh et al. 2022, §2.2).
+
+    Attributes:
+      clip, clip_params: the frozen CLIP.
+      statistics: what ``ar_prior.measure`` says of the embeddings of the training set.
+      drop_text: probability of training a sample without its caption, for guidance. The similarity token stays.
+    """
+
+    stage: ARStage
+    clip: CLIPConfig
+    clip_params: Params
+    statistics: dict[str, np.ndarray]
+    drop_text: float = 0.1
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        statistics = {name: jnp.asarray(array) for name, array in self.statistics.items()}
+        return priors.init(self.stage, key) | {"statistics": statistics}, {"clip": self.clip_params}
+
+    def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
+        cond = encode(self.clip, model_state["clip"], batch["image"], batch["tokens"])
+        image_embed = cond.image_embed
+        if train:
+            cond = drop(cond, key, text=self.drop_text, image=0.0)
+        loss, metrics = priors.ar_loss(self.stage, params, image_embed, cond)
+        return loss, (metrics, model_state)
+
+
+@dataclass(frozen=True)
+class OneStepPriorTask:
+    """Making CLIP image embeddings of noise in one step, given the caption (ECLIPSE, Patel et al. 2023).
+
+    Equal captions count as right for each other's picture, as in the training of CLIP.
+
+    Attributes:
+      clip, clip_params: the frozen CLIP; its temperature is that of the contrastive loss.
+      embed_mean, embed_std: as for ``PriorTask``.
+    """
+
+    stage: OneStepStage
+    clip: CLIPConfig
+    clip_params: Params
+    embed_mean: np.ndarray
+    embed_std: np.ndarray
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        statistics = {"embed_mean": jnp.asarray(self.embed_mean), "embed_std": jnp.asarray(self.embed_std)}
+        return priors.init(self.stage, key) | statistics, {"clip": self.clip_params}
+
+    def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
+        frozen = model_state["clip"]
+        cond = encode(self.clip, frozen, batch["image"], batch["tokens"])
+        # A temperature that is not learned is no parameter.
+        logit_scale = jax.lax.stop_gradient(frozen.get("logit_scale", self.clip.logit_scale_init))
+        x0, targets = standardise(self.stage, params, cond.image_embed), same_rows(batch["tokens"])
+        loss, metrics = priors.one_step_loss(
+            self.stage, params, x0, cond, key, logit_scale=logit_scale, targets=targets
+        )
+        return loss, (metrics, model_state)
 
 
 @dataclass(frozen=True)

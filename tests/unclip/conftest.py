@@ -7,11 +7,16 @@ import pytest
 import clip_jax
 import shapes_world
 from clip_jax.weights.native import flatten, unflatten
-from unclip_jax import pipeline
-from unclip_jax import stage as stages
+from unclip_jax import pipeline, priors
 from unclip_jax.presets import preset
 
-STAGES = {"prior": "tiny-prior", "decoder": "tiny-decoder", "upsampler_0": "tiny-upsampler"}
+STAGES = {
+    "prior": "tiny-prior",
+    "decoder": "tiny-decoder",
+    "upsampler_0": "tiny-upsampler",
+    "ar_prior": "tiny-ar-prior",
+    "one_step_prior": "tiny-one-step-prior",
+}
 
 
 def every_caption():
@@ -35,7 +40,7 @@ def random_params(init, seed):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """A run directory as `train.py tiny` leaves it, with random weights: clip, prior, decoder and upsampler_0."""
+    """A run directory as `train.py tiny` leaves it, with random weights, and priors of the other kinds beside."""
     directory = tmp_path_factory.mktemp("tiny-run")
     config = clip_jax.preset("tiny")
     tokenizer = clip_jax.train_bpe(every_caption(), config.text.vocab_size, context_length=config.text.context_length)
@@ -43,7 +48,7 @@ def tiny_run(tmp_path_factory):
     clip_jax.save(directory / "clip", config, variables, tokenizer)
     for seed, (name, row) in enumerate(STAGES.items(), 1):
         stage = preset(row)
-        params = random_params(lambda key, stage=stage: stages.init(stage, key), seed)
+        params = random_params(lambda key, stage=stage: priors.init(stage, key), seed)
         pipeline.save_stage(directory / name, stage, params)
     return directory
 
@@ -59,7 +64,7 @@ def fill():
     """`fill(stage)` or `fill(init)` -> random parameters."""
 
     def make(what, seed=0):
-        init = (lambda key: stages.init(what, key)) if isinstance(what, stages.Stage) else what
+        init = what if callable(what) else lambda key: priors.init(what, key)
         return random_params(init, seed)
 
     return make

@@ -282,6 +282,18 @@ def test_sampling_can_be_changed(tiny_run):
     assert unclip.prior == pipeline.load(tiny_run).unclip.prior
 
 
+@pytest.mark.parametrize("name", ["ar_prior", "one_step_prior"])
+def test_another_prior_can_be_measured(tiny_run, name):
+    """Its report can be written down; what it measures is the same for all priors."""
+    options = Options(run=str(tiny_run), prior=name)
+    system = module.System(module.load(options), 4)
+    assert system.unclip.prior == pipeline.load_stage(tiny_run / name)[0]
+    settings = module.describe(system, options)["settings"]
+    assert settings["prior"] == name
+    assert ("prior" in settings["sampling"]) == (name == "ar_prior")
+    json.dumps(settings)
+
+
 def test_importing_is_light():
     heavy = "tyro", "train_jax", "tensorflow_datasets", "grain", "orbax"
     code = f"import unclip_jax.evaluate, sys; print([m for m in {heavy!r} if m in sys.modules])"

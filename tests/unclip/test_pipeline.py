@@ -58,6 +58,9 @@ def text(tiny_system):
     return encode_text(tiny_system.unclip, tiny_system.params, tiny_system.tokenize(PROMPTS))
 
 
+OTHER_PRIORS = {"ar_prior": "tiny-ar-prior", "one_step_prior": "tiny-one-step-prior"}
+
+
 def equations(jaxpr):
     """All equations of a jaxpr and of the jaxprs inside it."""
     for eqn in jaxpr.eqns:
@@ -84,6 +87,13 @@ class TestOneProgram:
         names = Counter(eqn.primitive.name for eqn in found)
         assert not [name for name in names if "callback" in name or "feed" in name or name == "while"]
         assert names["dot_general"] > 10  # the walk did go inside
+
+    @pytest.mark.parametrize(("name", "steps"), [("ar_prior", [5]), ("one_step_prior", [])])
+    def test_it_is_one_program_with_any_prior(self, tiny_run, name, steps):
+        unclip, params, tokenize = load(tiny_run, prior=name)
+        traced = jax.make_jaxpr(generate, static_argnums=0)(unclip, params, tokenize(PROMPTS), KEYS, guidance=GUIDANCE)
+        assert scans(equations(traced.jaxpr)) == [*steps, 4, 4]
+        assert [out.shape for out in traced.out_avals[-2:]] == [(B, 16), (B, 32, 32, 3)]
 
     def test_both_branches_of_guidance_are_one_batch(self, tiny_system, text):
         """A convolution of the decoder sees twice the batch, and there is not one more convolution than without it."""
@@ -213,7 +223,9 @@ def test_decoding_runs_every_upsampler_on_the_picture_before(tiny_system, text, 
 
 
 class TestFiles:
-    @pytest.mark.parametrize("name", ["tiny-prior", "tiny-decoder", "tiny-upsampler"])
+    @pytest.mark.parametrize(
+        "name", ["tiny-prior", "tiny-decoder", "tiny-upsampler", "tiny-ar-prior", "tiny-one-step-prior"]
+    )
     def test_what_is_loaded_is_what_was_saved(self, fill, tmp_path, name):
         params = fill(preset(name))
         save_stage(tmp_path, preset(name), params)
@@ -250,6 +262,23 @@ class TestFiles:
         assert config["model"]["levels"][1] == {"width": 32, "blocks": 1, "attention": True}
         assert config["sampling"]["sampler"] == "dpmpp_2m"
 
+    def test_the_config_says_the_kind_and_one_without_is_of_diffusion(self, tiny_run, tmp_path):
+        kinds = {n: json.loads((tiny_run / n / "config.json").read_text())["kind"] for n in ("prior", *OTHER_PRIORS)}
+        assert kinds == {
+            "prior": "diffusion",
+            "ar_prior": "autoregressive prior",
+            "one_step_prior": "one-step prior",
+        }
+        shutil.copytree(tiny_run / "prior", tmp_path / "old")
+        edit(tmp_path / "old" / "config.json", lambda config: config.pop("kind"))
+        assert load_stage(tmp_path / "old")[0] == preset("tiny-prior")
+
+    @pytest.mark.parametrize("name", OTHER_PRIORS)
+    def test_another_prior_takes_the_place_of_the_first(self, tiny_run, tiny_system, name):
+        other = load(tiny_run, prior=name)
+        assert other.unclip == dataclasses.replace(tiny_system.unclip, prior=preset(OTHER_PRIORS[name]))
+        jax.tree.map(np.testing.assert_array_equal, other.params["prior"], load_stage(tiny_run / name)[1])
+
     def test_a_system_without_upsampler_is_one(self, tiny_run, tmp_path):
         shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("upsampler_0"))
         assert load(tmp_path / "run").unclip.upsamplers == ()
@@ -280,6 +309,8 @@ STAGE_FAULTS = {
     "null": (lambda d: text_in(d / "config.json", "null"), "does not describe a stage"),
     "binary": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe\x00"), "does not describe a stage"),
     "a folder": (lambda d: ((d / "config.json").unlink(), (d / "config.json").mkdir()), "config.json"),
+    "unknown kind": (lambda d: edit(d / "config.json", lambda c: c.update(kind="GAN")), "there are diffusion, auto"),
+    "other kind": (lambda d: edit(d / "config.json", lambda c: c.update(kind="one-step prior")), "not describe"),
     "unknown field": (lambda d: edit(d / "config.json", lambda c: c.update(colour=1)), "colour"),
     "missing field": (lambda d: edit(d / "config.json", lambda c: c.pop("sampling")), "sampling"),
     "unknown model field": (lambda d: edit(d / "config.json", lambda c: c["model"].update(wings=2)), "not describe"),
@@ -315,6 +346,7 @@ RUN_FAULTS = {
     "a file": (lambda run: (shutil.rmtree(run), run.touch()), "is not a directory"),
     "no clip": (lambda run: shutil.rmtree(run / "clip"), "clip holds no CLIP"),
     "no prior": (lambda run: shutil.rmtree(run / "prior"), "prior holds no trained stage"),
+    "no other prior": (lambda run: shutil.rmtree(run / "ar_prior"), "ar_prior holds no trained stage"),
     "no decoder": (lambda run: shutil.rmtree(run / "decoder"), "decoder holds no trained stage"),
     "swapped": (lambda run: swap(run, "prior", "decoder"), "prior holds another kind of network"),
 }
@@ -326,7 +358,7 @@ def test_incomplete_run_is_refused_in_one_line(tiny_run, tmp_path, fault):
     shutil.copytree(tiny_run, tmp_path / "run")
     spoil(tmp_path / "run")
     with pytest.raises(UserError, match=message) as caught:
-        load(tmp_path / "run")
+        load(tmp_path / "run", prior="ar_prior" if fault == "no other prior" else "prior")
     assert "\n" not in str(caught.value)
 
 
@@ -339,6 +371,8 @@ SEAMS = {
     "prior of another CLIP": ({"prior": changed("tiny-prior", embed_dim=8)}, "prior: embed_dim is 8.* has 16"),
     "prior of other text": ({"prior": changed("tiny-prior", text_width=8)}, "prior: text_width is 8.* has 32"),
     "prior of longer text": ({"prior": changed("tiny-prior", context_length=77)}, "context_length is 77.* has 24"),
+    "AR prior of another CLIP": ({"prior": changed("tiny-ar-prior", embed_dim=8)}, "prior: embed_dim is 8.* has 16"),
+    "AR prior as decoder": ({"decoder": preset("tiny-ar-prior")}, "decoder holds another kind"),
     "decoder of another CLIP": ({"decoder": changed("tiny-decoder", image_embed_dim=8)}, "image_embed_dim is 8"),
     "decoder of other text": ({"decoder": changed("tiny-decoder", text_width=8)}, "decoder: text_width is 8"),
     "decoder without text": ({"decoder": changed("tiny-decoder", text_width=None)}, "decoder: text_width is None"),

@@ -6,19 +6,30 @@ import pytest
 
 import clip_jax
 from clip_jax.errors import UserError
+from unclip_jax import priors
 from unclip_jax import stage as stages
+from unclip_jax.models.prior import blank_caption
 from unclip_jax.presets import PRESETS, preset
-from unclip_jax.stage import Sampling
+from unclip_jax.stage import Sampling, Stage
 
 FAMILIES = ("shapes", "tiny")  # those with a CLIP of their own
 
 
 @functools.cache
 def parameters(name):
-    return jax.eval_shape(lambda key: stages.init(PRESETS[name].stage, key), jax.random.key(0))
+    return jax.eval_shape(lambda key: priors.init(PRESETS[name].stage, key), jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name, row in PRESETS.items() if not isinstance(row.stage, Stage)])
+def test_every_other_prior_makes_embeddings(name):
+    prior, keys = preset(name), jax.random.split(jax.random.key(0), 2)
+    sample = functools.partial(priors.sample, prior)
+    out = jax.eval_shape(sample, parameters(name), blank_caption(prior.model, 2), keys)
+    assert out.shape == (2, prior.model.embed_dim)
+    assert PRESETS[name].source
+
+
+@pytest.mark.parametrize("name", [name for name, row in PRESETS.items() if isinstance(row.stage, Stage)])
 def test_every_row_is_a_network(name):
     """Its parameters can be made and it maps a noised sample to an output of the sample's shape."""
     stage, params = preset(name), parameters(name)
@@ -37,6 +48,9 @@ def test_a_family_fits_its_clip_and_itself(family):
     assert (prior.embed_dim, decoder.image_embed_dim) == (clip.embed_dim, clip.embed_dim)
     assert (prior.text_width, decoder.text_width) == (clip.text.width, clip.text.width)
     assert prior.context_length == clip.text.context_length
+    for other in (preset(f"{family}-ar-prior").model, preset(f"{family}-one-step-prior").model):
+        for field in ("embed_dim", "text_width", "context_length"):
+            assert getattr(other, field) == getattr(prior, field)
     assert upsampler.low_res
     assert upsampler.image_size == 2 * decoder.image_size == clip.vision.image_size
     assert preset(f"{family}-upsampler_1").model.image_size == 2 * upsampler.image_size

@@ -19,12 +19,16 @@ from train_jax.task import Task
 from unclip_jax import tasks
 from unclip_jax.conditioning import Cond
 from unclip_jax.degrade import DegradeConfig, box_reduce
+from unclip_jax.models.ar_prior import measure
 from unclip_jax.models.unet import Level
 from unclip_jax.presets import preset
 from unclip_jax.tasks import (
+    ARPriorTask,
     DecoderTask,
+    OneStepPriorTask,
     PriorTask,
     UpsamplerTask,
+    embedding_pairs,
     embedding_statistics,
     encode,
     similarity,
@@ -115,6 +119,13 @@ class TestEncoding:
         mean, std = embedding_statistics(config, params, same, batch_size=4)
         np.testing.assert_allclose(mean, encoded.image_embed[0], atol=1e-5)
         np.testing.assert_array_equal(std, np.full(16, 1e-3, np.float32))
+
+    def test_pairs_are_the_embeddings_of_pictures_and_captions(self, tiny_system, batch, encoded):
+        config, params = tiny_system.unclip.clip, tiny_system.params["clip"]
+        # Seven hold one whole batch of four.
+        pairs = embedding_pairs(config, params, batch["image"][:7], batch["tokens"][:7], batch_size=4)
+        for embeds, want in zip(pairs, (encoded.image_embed, encoded.text_embed), strict=True):
+            np.testing.assert_allclose(embeds, want[:4], atol=1e-5)
 
     def test_similarity_is_the_cosine(self):
         a, b = np.random.default_rng(0).normal(size=(2, 4, 3, 16)).astype(np.float32)
@@ -281,3 +292,67 @@ def test_learns_a_batch_and_runs_on_any_number_of_devices(all_tasks, start, batc
     _, metrics = step(state._replace(step=jnp.int32(0)), batch, key)
     assert float(metrics["loss"]) < 0.7 * before
     assert int(metrics["skipped"]) == 0
+
+
+class TestOtherPriors:
+    """CLIP says what it said of the batch: compiling it again would show nothing new."""
+
+    @pytest.fixture(params=["ar", "one-step"])
+    def other(self, request, tiny_system, encoded, fill, monkeypatch):
+        """(task, its parameters, those that are measured)."""
+        monkeypatch.setattr(tasks, "encode", lambda *_: encoded)
+        clip = tiny_system.unclip.clip, tiny_system.params["clip"]
+        image_embed, text_embed = np.asarray(encoded.image_embed), np.asarray(encoded.text_embed)
+        stage = preset(f"tiny-{request.param}-prior")
+        if request.param == "ar":
+            statistics = measure(stage.model, image_embed, text_embed)
+            task = ARPriorTask(stage, *clip, statistics, drop_text=0.5)
+            return task, fill(stage) | {"statistics": statistics}, {"statistics": statistics}
+        statistics = {"embed_mean": image_embed.mean(0), "embed_std": image_embed.std(0)}
+        return OneStepPriorTask(stage, *clip, *statistics.values()), fill(stage) | statistics, statistics
+
+    def test_statistics_become_parameters_and_clip_is_carried(self, other, monkeypatch):
+        task, params, statistics = other
+        monkeypatch.setattr(tasks.priors, "init", lambda stage, key: dict(params, **dict.fromkeys(statistics)))
+        got, model_state = task.init(jax.random.key(0))
+        assert jax.tree.structure(got) == jax.tree.structure(params)
+        jax.tree.map(np.testing.assert_array_equal, {name: got[name] for name in statistics}, statistics)
+        assert model_state == {"clip": task.clip_params}
+
+    def test_they_are_not_trained_and_all_that_is_read_is(self, other, batch):
+        task, params, statistics = other
+        model_state = {"clip": task.clip_params}
+
+        @jax.jit
+        def gradients(params, model_state):
+            def loss(params, model_state):
+                return task.loss(params, model_state, batch, jax.random.key(3), train=True)
+
+            return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, model_state)
+
+        (loss, (metrics, carried)), (grads, of_clip) = gradients(params, model_state)
+        assert np.isfinite(loss)
+        assert all(np.isfinite(value) for value in metrics.values())
+        jax.tree.map(np.testing.assert_array_equal, carried, model_state)
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_clip))
+        never = {"null_text_token", "null_text_embed"} if isinstance(task, OneStepPriorTask) else set()
+        for name, grad in grads.items():
+            moved = [bool(np.any(leaf)) for leaf in jax.tree.leaves(grad)]
+            assert not any(moved) if name in (*statistics, *never) else all(moved), name
+
+    def test_captions_are_dropped_while_training_alone(self, other, encoded, batch, monkeypatch):
+        task, params, _ = other
+        seen = []
+        for name in ("ar_loss", "one_step_loss"):
+            monkeypatch.setattr(
+                tasks.priors, name, lambda stage, params, x, cond, *_, **__: (seen.append((x, cond)), {})
+            )
+        for train in (True, False):
+            task.loss(params, {"clip": task.clip_params}, batch, jax.random.key(3), train=train)
+        (_, trained), (embeds, evaluated) = seen
+        assert evaluated.keep_text is None
+        if isinstance(task, ARPriorTask):
+            assert 0 < trained.keep_text.sum() < B
+            np.testing.assert_array_equal(embeds, encoded.image_embed)
+        else:
+            np.testing.assert_allclose(embeds, (encoded.image_embed - task.embed_mean) / task.embed_std, atol=1e-4)

@@ -1,0 +1,154 @@
+"""The autoregressive prior (Ramesh et al. 2022, §2.2): an image embedding written down as a row of discrete tokens.
+
+The embedding is projected on its first K principal components, in the order of their eigenvalues, and each coordinate
+falls into one of a number of equal buckets. A causal transformer reads
+
+    text encodings (L), text embedding, similarity of z_i and z_t, coordinate 1, …, coordinate K − 1
+
+and says at each place from the text embedding on what the next token is. The similarity comes first so that a sample
+can be asked to be close to its caption. Components and buckets are measured on the training set and are data of the
+checkpoint (``Quantiser``), not trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax.errors import UserError
+from clip_jax.model import unit_norm
+from unclip_jax.conditioning import Cond
+from unclip_jax.models.prior import CaptionConfig, CaptionReader, Prefix
+from unclip_jax.pca import PCA, principal_components, project, reconstruct
+
+
+@dataclass(frozen=True)
+class ARPriorConfig(CaptionConfig):
+    """Architecture of an autoregressive prior.
+
+    Attributes:
+      components: K, principal components that are written down (the paper: 319 of 1,024).
+      buckets: values a token can take.
+
+    Raises:
+      UserError: more components than dimensions, or fewer than two buckets.
+    """
+
+    components: int = 319
+    buckets: int = 1024
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.components <= self.embed_dim:
+            raise UserError(f"components is {self.components}; give 1 to {self.embed_dim} (embed_dim)")
+        if self.buckets < 2:
+            raise UserError(f"buckets is {self.buckets}; give 2 or more")
+
+    @property
+    def length(self) -> int:
+        # The last coordinate is predicted and read by nobody.
+        return self.prefix_length + self.components
+
+
+class Quantiser(nn.Module):
+    """Between embeddings and tokens int32 [B, K + 1]: the similarity, then the coordinates.
+
+    Value j lies in offset_j ± scale_j, in ``buckets`` parts of equal width; what lies outside falls into the first or
+    the last. A token stands for the centre of its bucket, so within the range the error is at most half a bucket.
+    """
+
+    config: ARPriorConfig
+
+    def setup(self) -> None:
+        config, zeros, ones = self.config, nn.initializers.zeros, nn.initializers.ones
+
+        def axes(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+            return jnp.eye(*shape)
+
+        self.mean = self.param("mean", zeros, (config.embed_dim,))
+        self.components = self.param("components", axes, (config.components, config.embed_dim))
+        self.variances = self.param("variances", ones, (config.components,))
+        self.offset = self.param("offset", zeros, (config.components + 1,))
+        self.scale = self.param("scale", ones, (config.components + 1,))
+
+    @property
+    def pca(self) -> PCA:
+        return PCA(self.mean, self.components, self.variances)
+
+    def quantise(self, image_embed: jax.Array, text_embed: jax.Array) -> jax.Array:
+        """Embeddings [B, D] of pictures and of their captions -> tokens int32 [B, K + 1]."""
+        fraction = 0.5 * ((_values(self.pca, image_embed, text_embed) - self.offset) / self.scale + 1.0)
+        last = self.config.buckets - 1
+        return jnp.clip(jnp.floor(fraction * self.config.buckets), 0, last).astype(jnp.int32)
+
+    def restore(self, coordinates: jax.Array) -> jax.Array:
+        """The coordinates among the tokens, int32 [B, K] -> image embeddings [B, D]."""
+        centres = (coordinates + 0.5) * (2.0 / self.config.buckets) - 1.0
+        return reconstruct(self.pca, self.offset[1:] + self.scale[1:] * centres)
+
+
+class ARPrior(CaptionReader):
+    """(image_embed [B, D], cond) -> (logits [B, K + 1, buckets], tokens int32 [B, K + 1]), all tokens at once.
+
+    Logits j belong to token j and have seen the caption and the tokens before it. For sampling there are ``begin`` and
+    ``advance``.
+    """
+
+    config: ARPriorConfig
+
+    def setup(self) -> None:
+        super().setup()
+        config = self.config
+        self.statistics = Quantiser(config)
+        self.bucket_embed = nn.Embed(config.buckets, config.width, embedding_init=nn.initializers.normal(0.02))
+        self.logits_proj = nn.Dense(config.buckets)
+
+    def __call__(self, image_embed: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array]:
+        tokens = jax.lax.stop_gradient(self.statistics.quantise(image_embed, cond.text_embed))
+        return self.logits(tokens, cond), tokens
+
+    def logits(self, tokens: jax.Array, cond: Cond) -> jax.Array:
+        """Logits [B, K + 1, buckets] of tokens int32 [B, K + 1], each given those before it."""
+        caption, readable = self.caption_tokens(cond)
+        sequence = jnp.concatenate([caption, self.bucket_embed(tokens[:, :-1])], axis=1)
+        states = self.read_all(sequence, readable)[:, self.config.context_length :]
+        return self._read_off(states)
+
+    def begin(self, cond: Cond) -> tuple[jax.Array, Prefix]:
+        """Reads captions: (logits of the similarity [B, buckets], what was read)."""
+        state, prefix = self.read_caption(cond)
+        return self._read_off(state), prefix
+
+    def advance(self, token: jax.Array, place: int | jax.Array, prefix: Prefix) -> tuple[jax.Array, Prefix]:
+        """Reads one more token, int32 [B], at ``place`` of the sequence: (logits of the next, all read)."""
+        states, memory = self.read_on(self.bucket_embed(token)[:, None], prefix, place)
+        return self._read_off(states[:, 0]), prefix._replace(memory=memory)
+
+    def restore(self, coordinates: jax.Array) -> jax.Array:
+        """Coordinates int32 [B, K] -> image embeddings [B, D]."""
+        return self.statistics.restore(coordinates)
+
+    def _read_off(self, states: jax.Array) -> jax.Array:
+        return self.logits_proj(self.norm_out(states))
+
+
+def measure(config: ARPriorConfig, image_embeds: np.ndarray, text_embeds: np.ndarray) -> dict[str, np.ndarray]:
+    """The parameters of a ``Quantiser`` for the embeddings [N, D] of training pictures and of their captions.
+
+    The range of a value is what it reaches on these.
+    """
+    pca = principal_components(image_embeds, config.components)
+    values = np.asarray(_values(pca, image_embeds, text_embeds))
+    low, high = values.min(axis=0), values.max(axis=0)
+    # A value that never moves would be divided by zero.
+    measured = {"offset": (low + high) / 2, "scale": np.maximum((high - low) / 2, 1e-6)}
+    return {name: np.asarray(array, np.float32) for name, array in {**pca._asdict(), **measured}.items()}
+
+
+def _values(pca: PCA, image_embed: jax.Array, text_embed: jax.Array) -> jax.Array:
+    """What is quantised, [B, K + 1]: the cosine of the two embeddings, and the coordinates of the first."""
+    cosine = jnp.sum(unit_norm(image_embed) * unit_norm(text_embed), axis=-1, keepdims=True)
+    return jnp.concatenate([cosine, project(pca, image_embed)], axis=-1)
