@@ -52,7 +52,9 @@ class Stage:
     """Network, noise schedule, parametrisation, loss weight and sampling of one step of the cascade.
 
     ``weight`` is a row of ``WEIGHTS`` and ``weight_cap`` its γ. With ``x0_error`` the parameters hold what
-    ``measure_x0_error`` found, as "ddpm_analytic" needs it.
+    ``measure_x0_error`` found, as "ddpm_analytic" needs it. With ``last_network`` they hold a second network of the
+    same architecture, under "last", that takes the last step of the sampling (Karlo's upsampler); ``loss`` is the
+    first's.
 
     Raises:
       UserError: a name that is no row of its table, or more sampling steps than the schedule has.
@@ -66,6 +68,7 @@ class Stage:
     weight: str = "simple"
     weight_cap: float = 5.0
     x0_error: bool = False
+    last_network: bool = False
 
     def __post_init__(self):
         names: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
@@ -128,6 +131,8 @@ def blank_cond(stage: Stage, batch_size: int = 1) -> Cond:
         cond = cond.replace(
             text_encodings=jnp.zeros((batch_size, 1, model.text_width)), text_mask=jnp.ones((batch_size, 1), bool)
         )
+    if model.text_embed_dim is not None:
+        cond = cond.replace(text_embed=jnp.zeros((batch_size, model.text_embed_dim)))
     if model.low_res:
         cond = cond.replace(low_res=jnp.zeros((batch_size, *stage.sample_shape)))
     return cond
@@ -135,9 +140,17 @@ def blank_cond(stage: Stage, batch_size: int = 1) -> Cond:
 
 def init(stage: Stage, key: jax.Array) -> dict[str, Any]:
     """Fresh parameters, a nested dict of float32 arrays."""
-    x_t = jnp.zeros((1, *stage.sample_shape))
-    params = network(stage).init(key, x_t, jnp.zeros((1,), jnp.int32), blank_cond(stage))["params"]
-    return params | {"x0_error": jnp.ones(stage.num_timesteps)} if stage.x0_error else params
+
+    def fresh(key):
+        x_t = jnp.zeros((1, *stage.sample_shape))
+        return network(stage).init(key, x_t, jnp.zeros((1,), jnp.int32), blank_cond(stage))["params"]
+
+    params = fresh(key)
+    if stage.x0_error:
+        params |= {"x0_error": jnp.ones(stage.num_timesteps)}
+    if stage.last_network:
+        params |= {"last": fresh(jax.random.fold_in(key, 1))}
+    return params
 
 
 def learned_variance(stage: Stage) -> bool:
@@ -153,9 +166,16 @@ def conditional_denoiser(
     the unconditional branch.
     """
     sampling, module = stage.sampling, network(stage)
+    last = int(timesteps(stage)[-1]) if stage.last_network else None
 
     def apply(x_t, t, cond):
-        return module.apply({"params": params}, x_t, t, cond)
+        def network(params):
+            return module.apply({"params": params}, x_t, t, cond)
+
+        if last is None:
+            return network(params)
+        # All of a batch is at the same step when it is sampled; only one of the two is ever run.
+        return jax.lax.cond(t[0] <= last, lambda: network(params["last"]), lambda: network(params))
 
     denoise = denoiser(
         apply,
