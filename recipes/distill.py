@@ -78,7 +78,7 @@ def check(name: str, config: Distillation) -> None:
     if not 0 <= config.drop_text <= 1:
         raise UserError(f"drop_text: {config.drop_text} is not between 0 and 1")
     teacher = teacher_directory(config)
-    if not (teacher / config.model).is_dir() or config.model in ("clip", "prior", "train"):
+    if not (teacher / config.model).is_dir() or config.model in ("clip", "train") or config.model.endswith("prior"):
         raise UserError(f"model: {teacher} has no decoder or upsampler of the name {config.model!r}")
     if config.run.resolve() == teacher.resolve():
         raise UserError(f"run: {config.run} is the teacher's own directory; choose another")
