@@ -16,7 +16,7 @@ import clip_jax
 from clip_jax.embed import image_features, text_features
 from clip_jax.losses import clip_loss, same_rows
 from clip_jax.presets import PRESETS
-from recipes import image_captions, mini_fashion, unclip
+from recipes import distill, image_captions, mini_fashion, unclip
 from tests.test_cli import write_captions
 from tests.train.idx import write_idx
 from tests.unclip.conftest import tiny_run
@@ -59,7 +59,7 @@ def caught(monkeypatch):
         plan.export(state)
         return state
 
-    for module in (mini_fashion, image_captions, unclip):
+    for module in (mini_fashion, image_captions, unclip, distill):
         monkeypatch.setattr(module, "train_stage", train_stage)
     return calls
 
@@ -295,3 +295,43 @@ def test_a_finished_prior_knows_its_error(untrained_run, tmp_path):
     assert error.shape == (1000,)
     assert (error > 0).all()
     assert not np.allclose(error, 1.0)
+
+
+# distillation
+
+
+@pytest.mark.parametrize("model", ["decoder", pytest.param("upsampler_0", marks=pytest.mark.slow)])
+def test_each_round_is_taught_by_the_student_of_the_one_before(caught, monkeypatch, untrained_run, tmp_path, model):
+    """What comes out is a whole system with the last student in it; both networks of a round can be traced."""
+    monkeypatch.setattr(distill, "write_samples", lambda run: run)
+    config = dataclasses.replace(
+        distill.TINY,
+        model=model,
+        teacher=untrained_run,
+        run=tmp_path / "run",
+        rounds=(4, 2),
+        data=dataclasses.replace(distill.TINY.data, directory=tmp_path / "data", train_examples=16),
+    )
+    distill.check("tiny-distill", config)
+    distill.train("tiny-distill", config)
+    teacher, student = pipeline.load(untrained_run), pipeline.load(tmp_path / "run")
+    original = teacher.unclip.decoder if model == "decoder" else teacher.unclip.upsamplers[0]
+    first, second = (plan.task for plan, _, _ in caught)
+    assert (first.teacher, second.teacher) == (original, first.student)
+    assert (first.num_steps, second.num_steps) == (4, 2)
+    jax.tree.map(np.testing.assert_array_equal, first.teacher_params, teacher.params[model])
+    jax.tree.map(np.testing.assert_array_equal, second.teacher_params, random_state(first).params)
+    last = student.unclip.decoder if model == "decoder" else student.unclip.upsamplers[0]
+    assert last == second.student
+    for other in {"clip", "prior", "decoder", "upsampler_0"} - {model}:
+        jax.tree.map(np.testing.assert_array_equal, student.params[other], teacher.params[other])
+    batch = caught[1][1](0)
+    for task in (first, second):
+        state = jax.eval_shape(task.init, jax.random.key(0))
+        loss, _ = jax.eval_shape(
+            lambda params, model_state, task=task: task.loss(params, model_state, batch, jax.random.key(0), train=True),
+            *state,
+        )
+        assert loss.shape == ()
+    with pytest.raises(UserError, match="the teacher's own directory"):
+        distill.check("tiny-distill", dataclasses.replace(config, run=untrained_run))
