@@ -3,6 +3,7 @@
     python sample.py "a small red circle in the top left"                 # with the weights that come with the package
     python sample.py "a large blue star in the bottom right" --run runs/shapes --num 8 --seed 1
     python sample.py --prompts captions.txt --out pictures
+    python sample.py "a corgi on a beach" --weights karlo-v1-alpha        # published: a directory, or a name on the hub
     python sample.py --vary picture.png                                   # the same meaning, other details
     python sample.py --interpolate first.png second.png
     python sample.py --edit picture.png --from "a red star" --to "a blue star"
@@ -63,6 +64,9 @@ class Options:
     """Run directory of train.py."""
     prior: Annotated[str, shown("NAME", "prior")] = "prior"
     """Which prior of the run directory: prior, ar_prior or one_step_prior."""
+    weights: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, shown("DIR|OWNER/NAME", "none")] = ()
+    """Published weights instead of a run: a directory of Karlo or Kandinsky 2.2 in the layout of diffusers, or its name
+    on the hub. Give it again for another directory: Kandinsky's prior, or a prior to take the place of the first's."""
     num: int = 4
     """Pictures per prompt."""
     seed: int = 0
@@ -135,7 +139,9 @@ def load(options: Options) -> LoadedUnCLIP:
     """The system to sample, with the decoder's sampling as the options say."""
     from unclip_jax import pipeline
 
-    loaded = pipeline.load(options.run, prior=options.prior)
+    if options.weights and options.run is not None:
+        raise UserError("--weights: pictures are drawn from published weights or from a run; leave out --run")
+    loaded = pipeline.load(*options.weights) if options.weights else pipeline.load(options.run, prior=options.prior)
     # Euler's and Heun's methods are made for the grid of Karras et al.
     grid = "karras" if options.sampler in ("euler", "heun") else None
     changes: dict[str, Any] = {"num_steps": options.steps, "sampler": options.sampler, "grid": grid}

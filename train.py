@@ -3,6 +3,7 @@
     python train.py shapes                                  # all four stages, text to image on the shapes world
     python train.py shapes-decoder --optim.lr 5e-4          # one of them
     python train.py shapes-distill                          # its decoder in 4 steps, without guidance
+    python train.py small-64 --data.source captions.csv --clip openai/clip-vit-large-patch14
     python train.py mini-fashion --data.files fashion       # a small CLIP on Fashion-MNIST
     python train.py resnet50-bert --data.source captions.csv --vocab vocab.txt
     python train.py shapes --help                           # every field and its value
@@ -20,9 +21,9 @@ from train_jax.cli import choose, enable_compilation_cache, run_main, tune_cpu
 if __name__ == "__main__":
     tune_cpu(training=True)
 
-from recipes import distill, image_captions, mini_fashion, shapes
+from recipes import distill, image_captions, mini_fashion, shapes, unclip
 
-RECIPES: tuple[Any, ...] = (shapes, distill, mini_fashion, image_captions)
+RECIPES: tuple[Any, ...] = (shapes, distill, unclip, mini_fashion, image_captions)
 PRESETS = {name: row for recipe in RECIPES for name, row in recipe.PRESETS.items()}
 
 

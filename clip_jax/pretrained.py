@@ -267,28 +267,39 @@ def _part(path: Path, part: str | None) -> Path:
 
 def _from_hub(source: str) -> Path:
     name = source.removeprefix("hf-hub:")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not is_hub_name(name):
         raise UserError(
             f"there is no {source}: give a file, a directory, a name on the hub (owner/name), or a preset with weights="
         )
+    folder = snapshot(name, ("*.json", "*.txt", "*.model", "*.safetensors", "*.npz"), ("*/*",))
+    if not any(file.suffix in (".safetensors", ".npz") for file in folder.iterdir()):
+        folder = snapshot(name, ("*.json", "*.txt", "*.model", "*.bin"), ("*/*",))
+    return folder
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name could be one on the hub: "owner/name"."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def snapshot(name: str, patterns: tuple[str, ...], ignore: tuple[str, ...]) -> Path:
+    """Where the hub's files of a name that match were put.
+
+    Raises: UserError when it cannot be reached, knows no such name, or `huggingface_hub` is not installed.
+    """
     try:
         import huggingface_hub
     except ImportError as error:
         raise UserError(
-            f"there is no file {source}, and huggingface_hub, which would fetch it, is not installed: "
+            f"there is no file {name}, and huggingface_hub, which would fetch it, is not installed: "
             "pip install huggingface_hub, or download it and give the directory"
         ) from error
-
-    def fetch(*patterns: str) -> Path:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
-
     try:
-        folder = fetch("*.json", "*.txt", "*.model", "*.safetensors", "*.npz")
-        if not any(file.suffix in (".safetensors", ".npz") for file in folder.iterdir()):
-            folder = fetch("*.json", "*.txt", "*.model", "*.bin")
+        return Path(
+            huggingface_hub.snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignore))
+        )
     except Exception as error:  # whatever goes wrong between here and there
         raise UserError(f"cannot fetch {name} from the hub: {one_line(error)[:200]}; give a local directory") from error
-    return folder
 
 
 def _tokenizer_beside(folder: Path | None) -> Path | None:

@@ -1,18 +1,24 @@
 """Writes docs/parity.md: how far each family is from its reference. Needs requirements-parity.txt.
 
-python docs/parity.py           # a few minutes and 4 GB of memory, for the models of full size
+python docs/parity.py           # both parts: 20 minutes and 15 GB of memory, for the models of full size
+python docs/parity.py clip      # or one of them; the other stays as it is
+python docs/parity.py unclip
 """
 
+import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.clip.parity import CASES, MAX_ABS, MAX_COSINE_ERROR  # noqa: E402
+from tests.clip.parity import CASES, MAX_ABS, MAX_COSINE_ERROR, Case  # noqa: E402
+from tests.unclip import parity as unclip  # noqa: E402
 
+FILE, SECOND = ROOT / "docs" / "parity.md", "## unCLIP"
 HEADER = f"""# Parity
 
 Each model of this package beside the one it stands for: the same random weights (norms, biases and running statistics
@@ -30,21 +36,63 @@ network written in torch (`tests/clip/torch_resnet.py`). jax {version("jax")}, f
 """
 
 
-def main() -> int:
-    rows, failed = [], 0
-    for case in CASES:
+UNCLIP_HEADER = f"""{SECOND}
+
+The networks and whole systems of diffusers {version("diffusers")}: random weights saved by `save_pretrained` and read
+by `unclip_jax.load`; for pictures, the noise that we draw is put into their schedulers, at the published settings
+(Karlo: 25 steps of the prior, 25 of the decoder with guidance 8, 6 + 1 of the upsampler; Kandinsky 2.2: 25 and 100).
+Allowed are {unclip.MAX_ABS:.0e} for a network and {unclip.MAX_PIXEL:.0e} for pictures between 0 and 1.
+Rows of full width have Karlo's real widths and depths, one forward pass of each network (`python
+tests/unclip/full_width.py`), with the peak of memory of both copies together.
+
+| system | size | compared | max \\|Δ\\| | largest |
+|---|---|---|---|---|
+"""
+
+
+def timed(cases: Iterable[Case]):
+    for case in cases:
         start = time.perf_counter()
-        for d in case.run():
-            ok = d.max_abs <= MAX_ABS and d.cosine_error <= MAX_COSINE_ERROR
-            failed += not ok
-            rows.append(
-                f"| {case.family} | {case.size} | {d.what} | {d.max_abs:.1e} | {d.largest:.3g} | {d.cosine_error:.0e} |"
-                + ("" if ok else " **too far** |")
-            )
+        yield from ((case, d) for d in case.run())
         print(f"{case.family}, {case.size}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    (ROOT / "docs" / "parity.md").write_text(HEADER + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+def clip_part() -> tuple[str, int]:
+    rows, failed = [], 0
+    for case, d in timed(CASES):
+        ok = d.max_abs <= MAX_ABS and d.cosine_error <= MAX_COSINE_ERROR
+        failed += not ok
+        rows.append(
+            f"| {case.family} | {case.size} | {d.what} | {d.max_abs:.1e} | {d.largest:.3g} | {d.cosine_error:.0e} |"
+            + ("" if ok else " **too far** |")
+        )
+    return HEADER + "\n".join(rows) + "\n", failed
+
+
+def unclip_part() -> tuple[str, int]:
+    rows, failed = [], 0
+    for case, d in timed((*unclip.NETWORKS, *unclip.PICTURES)):
+        ok = d.max_abs <= (unclip.MAX_PIXEL if d.what == "pictures" else unclip.MAX_ABS)
+        failed += not ok
+        rows.append(
+            f"| {case.family} | {case.size} | {d.what} | {d.max_abs:.1e} | {d.largest:.3g} |"
+            + ("" if ok else " **too far** |")
+        )
+    script = ROOT / "tests" / "unclip" / "full_width.py"
+    full = subprocess.run([sys.executable, str(script)], check=False, stdout=subprocess.PIPE, text=True)
+    return UNCLIP_HEADER + "\n".join(rows) + "\n" + full.stdout, failed + full.returncode
+
+
+def main(argv: list[str]) -> int:
+    first, _, second = FILE.read_text(encoding="utf-8").partition(f"\n{SECOND}")
+    parts, failed = [first, SECOND + second], 0
+    for i, (name, part) in enumerate((("clip", clip_part), ("unclip", unclip_part))):
+        if not argv or name in argv:
+            parts[i], faults = part()
+            failed += faults
+    FILE.write_text("\n".join(parts), encoding="utf-8")
     return failed
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

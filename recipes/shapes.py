@@ -301,19 +301,25 @@ def decoded_examples(stage: Any, clip: Any, images: Any, tokens: Any) -> Callabl
 
 def write_samples(run: Path) -> Path:
     """A sheet of pictures for a few captions, seen and held out in turn: ``run/samples.png``."""
+    import shapes_world
+
+    picked = [shapes_world.combinations(split)[i] for i in (3, 11, 20) for split in ("train", "heldout")]
+    return draw_sheet(run, [shapes_world.caption(labels) for labels in picked])
+
+
+def draw_sheet(run: Path, prompts: list[str]) -> Path:
+    """Four pictures for each prompt, by the system in the run directory: ``run/samples.png``."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    import shapes_world
     from unclip_jax import pipeline
     from unclip_jax.diffusion.samplers import sample_keys
     from unclip_jax.pictures import contact_sheet, save_png
     from unclip_jax.tasks import to_uint8
 
     loaded = pipeline.load(run)
-    picked = [shapes_world.combinations(split)[i] for i in (3, 11, 20) for split in ("train", "heldout")]
-    captions = [shapes_world.caption(labels) for labels in picked for _ in range(4)]
+    captions = [prompt for prompt in prompts for _ in range(4)]
     keys = sample_keys(jax.random.key(0), jnp.arange(len(captions)))
     generation = pipeline.generate_jit(loaded.unclip, loaded.params, loaded.tokenize(captions), keys)
     images = np.asarray(to_uint8(generation.images))

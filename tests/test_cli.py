@@ -174,6 +174,12 @@ BERT = ["train.py", "tiny-resnet-bert", "--data.source", "pictures/captions.csv"
         (["train.py", "tiny-clip", "--batch-size", -8], "batch_size: -8 is less than 1"),
         (["train.py", "tiny", "--run", "empty.txt"], "empty.txt is a file; name a directory"),
         (["train.py", "tiny", "--data.directory", "empty.txt"], "empty.txt is a file; name a directory"),
+        (["train.py", "small-64"], "data.source: none was given; name a table, a folder or tfds:NAME:SPLIT"),
+        (["train.py", "small-64", "--data.source", "flat"], "clip: none was given, and there is none in"),
+        (
+            ["train.py", "dalle2-upsampler_1", "--data.source", "flat", "--clip", "x", "--factor", 1],
+            "factor: 1 is less",
+        ),
         (["train.py", "tiny-distill", "--teacher", "unfinished"], "unfinished has no decoder or upsampler of the name"),
         (["train.py", "shapes-distill", "--model", "prior"], "no decoder or upsampler of the name 'prior'"),
         (["train.py", "shapes-distill", "--rounds", 8, 3], "rounds: 3 is not half of 8"),
@@ -537,6 +543,36 @@ def test_a_system_is_distilled_to_few_steps(trained_run, data, tmp_path):
     ended = run("train.py", *argv[:5], "--data.directory", data, "--model", "upsampler_0", "--rounds", 1)
     assert ended.code == 0, ended.err
     assert pipeline.load(tmp_path / "run").unclip.upsamplers[0].sampling.num_steps == 1
+
+
+@pytest.mark.slow
+def test_a_cascade_of_two_upsamplers(tmp_path):
+    """32 → 64 → 128 on the shipped weights: the second upsampler is trained (a little) and drawn through."""
+    shutil.copytree(pipeline.SHIPPED, tmp_path / "run")
+    argv = ["shapes-upsampler_1", "--run", tmp_path / "run", "--data.directory", tmp_path / "data"]
+    argv += ["--data.train-examples", 32, "--num-steps", 4, "--batch-size", 4]
+    ended = run("train.py", *argv)
+    assert ended.code == 0, ended.err
+    sizes = [stage.model.image_size for stage in pipeline.load(tmp_path / "run").unclip.upsamplers]
+    assert sizes == [64, 128]
+    ended = run("sample.py", PROMPTS[0], "--run", tmp_path / "run", "--num", 1, "--out", tmp_path / "pictures")
+    assert ended.code == 0, ended.err
+    with Image.open(next((tmp_path / "pictures").glob("000-*.png"))) as picture:
+        assert picture.size == (128, 128)
+
+
+@pytest.mark.slow
+def test_unclip_on_captions_of_ones_own(untrained_run, tmp_path):
+    """All three stages from a table of pictures, then pictures from the system they make."""
+    table, _, captions = write_captions(tmp_path / "pictures")
+    argv = ["tiny-captions", "--data.source", table, "--clip", untrained_run / "clip", "--run", tmp_path / "run"]
+    for _ in range(2):
+        ended = run("train.py", *argv)
+        assert ended.code == 0, ended.err
+    assert ended.err.count("finished at step 4 already") == 3
+    assert (tmp_path / "run" / "samples.png").is_file()
+    ended = run("sample.py", captions[0], "--run", tmp_path / "run", "--num", 1, "--out", tmp_path / "drawn")
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.slow

@@ -16,11 +16,19 @@ import clip_jax
 from clip_jax.embed import image_features, text_features
 from clip_jax.losses import clip_loss, same_rows
 from clip_jax.presets import PRESETS
-from recipes import image_captions, mini_fashion
+from recipes import distill, image_captions, mini_fashion, unclip
 from tests.test_cli import write_captions
 from tests.train.idx import write_idx
+from tests.unclip.conftest import tiny_run
 from train_jax.datasets.fashion_mnist import CAPTIONS
+from train_jax.errors import UserError
 from train_jax.state import TrainState
+from unclip_jax import pipeline
+from unclip_jax import presets as stage_presets
+from unclip_jax.degrade import BSRConfig, DegradeConfig
+from unclip_jax.tasks import PriorTask
+
+untrained_run = tiny_run  # a fixture: a run directory with random weights
 
 
 def shallow(name):
@@ -51,7 +59,7 @@ def caught(monkeypatch):
         plan.export(state)
         return state
 
-    for module in (mini_fashion, image_captions):
+    for module in (mini_fashion, image_captions, unclip, distill):
         monkeypatch.setattr(module, "train_stage", train_stage)
     return calls
 
@@ -188,3 +196,142 @@ def test_other_captions_are_another_run(caught, tmp_path):
         image_captions.train(name, config)
         identities.append(caught[-1][2]["data"])
     assert identities[0] != identities[1]
+
+
+# unclip
+
+
+def test_training_is_the_papers_table():
+    """Ramesh et al. 2022, Table 3: steps, batch, rate, β2, ε, weight decay and average of each stage."""
+    rows = {name: unclip.TRAINING[f"dalle2-{name}"] for name in ("prior", "decoder", "upsampler_0", "upsampler_1")}
+    optims = [row.optim for row in rows.values()]
+    assert [row.num_steps for row in rows.values()] == [600_000, 800_000, 1_000_000, 1_000_000]
+    assert [row.batch_size for row in rows.values()] == [4096, 2048, 1024, 512]
+    assert [optim.lr for optim in optims] == [1.1e-4, 1.2e-4, 1.2e-4, 1.0e-4]
+    assert [optim.b1 for optim in optims] == [0.9] * 4
+    assert [optim.b2 for optim in optims] == [0.96, 0.999, 0.999, 0.999]
+    assert [optim.eps for optim in optims] == [1e-6, 1e-8, 1e-8, 1e-8]
+    assert [optim.weight_decay for optim in optims] == [6e-2, 0, 0, 0]
+    assert [optim.ema_decay for optim in optims] == [0.9999] * 4
+    assert {optim.kind for optim in optims} == {"adamw"}
+    for row in unclip.TRAINING.values():
+        assert stage_presets.preset(row.model)
+
+
+def captions_config(directory, run, **fields):
+    """(the tiny cascade on 9 pictures of one colour each, their captions)"""
+    table, _, captions = write_captions(directory / "pictures")
+    data = image_captions.Data(str(table))
+    return dataclasses.replace(
+        unclip.TINY, run=directory / "run", clip=str(run / "clip"), data=data, **fields
+    ), captions
+
+
+def test_every_stage_of_unclip_gets_its_pictures_with_their_captions(caught, monkeypatch, untrained_run, tmp_path):
+    """Pictures of the stage's own size, and of CLIP's where it is asked; the run directory is a whole system."""
+    monkeypatch.setattr(unclip, "draw_sheet", lambda run, prompts: f"{run.name} {prompts}")
+    config, captions = captions_config(tmp_path, untrained_run)
+    for _ in range(2):  # the second time the CLIP is there already
+        unclip.check("tiny-captions", config)
+        unclip.train("tiny-captions", config)
+    loaded = pipeline.load(tmp_path / "run")
+    assert [stage.model.image_size for stage in (loaded.unclip.decoder, *loaded.unclip.upsamplers)] == [16, 32]
+    wanted = {"prior": ({"image": 32}), "decoder": {"image": 16, "clip_image": 32}, "upsampler_0": {"image": 32}}
+    assert len(caught) == 6
+    for (plan, batches, rest), (name, sizes) in zip(caught, wanted.items(), strict=False):
+        assert rest["run"] == tmp_path / "run"
+        batch = batches(0)
+        assert {key: value.shape for key, value in batch.items() if key != "tokens"} == {
+            key: (8, size, size, 3) for key, size in sizes.items()
+        }
+        for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
+            colour = int(image.mean((0, 1)).argmax())
+            (caption,) = {caption for caption in captions if (loaded.tokenize([caption])[0] == tokens).all()}
+            assert caption == captions[colour]
+        assert plan.model == dataclasses.asdict(plan.task.stage), name
+    upsampler = caught[2][0].task
+    assert (upsampler.low_res_size, upsampler.crop_size, upsampler.degrade) == (16, 16, DegradeConfig())
+    second = unclip.upsampler_task(upsampler.stage, None, None, "upsampler_1", config)
+    assert second.degrade == BSRConfig()
+
+
+def test_a_stage_takes_the_widths_of_its_clip():
+    clip = clip_jax.preset("ViT-B/32")
+    prior, decoder, upsampler = (
+        unclip.fitted(stage_presets.preset(f"small-{name}"), clip).model
+        for name in ("prior", "decoder", "upsampler-256")
+    )
+    assert (prior.embed_dim, prior.text_width, prior.context_length) == (512, 512, 77)
+    assert (decoder.image_embed_dim, decoder.text_width) == (512, 512)
+    assert upsampler == stage_presets.preset("small-upsampler-256").model
+
+
+def test_another_clip_is_not_mixed_in(caught, untrained_run, tmp_path):
+    """The stages of a run directory belong to one CLIP; one without it, or without pictures, is refused at once."""
+    config, _ = captions_config(tmp_path, untrained_run)
+    unclip.the_clip(config)
+    clip = clip_jax.load(untrained_run / "clip")
+    other = jax.tree.map(lambda a: np.asarray(a) + 1, clip.variables)
+    clip_jax.save(tmp_path / "other", clip.model, other, clip.tokenize)
+    with pytest.raises(UserError, match="is not the CLIP in"):
+        unclip.the_clip(dataclasses.replace(config, clip=str(tmp_path / "other")))
+    with pytest.raises(UserError, match="clip: none was given, and there is none in"):
+        unclip.check("tiny-captions", dataclasses.replace(config, clip="", run=tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"data.source: none was given"):
+        unclip.check("tiny-captions", dataclasses.replace(config, data=image_captions.Data()))
+
+
+@pytest.mark.slow
+def test_a_finished_prior_knows_its_error(untrained_run, tmp_path):
+    """As the analytic variance needs it: measured on the training pictures, at every time."""
+    config, captions = captions_config(tmp_path, untrained_run)
+    clip = clip_jax.load(config.clip)
+    stage = dataclasses.replace(stage_presets.preset("tiny-prior"), x0_error=True)
+    pictures = [tmp_path / "pictures" / f"{i}.png" for i in range(9)]
+    source = unclip.Pictures(pictures, clip.tokenize(captions), None, clip.preprocess)
+    task = unclip.prior_task(stage, clip, source, "prior", config)
+    assert isinstance(task, PriorTask)
+    error = np.asarray(unclip.measured(task, random_state(task).params, source)["x0_error"])
+    assert error.shape == (1000,)
+    assert (error > 0).all()
+    assert not np.allclose(error, 1.0)
+
+
+# distillation
+
+
+@pytest.mark.parametrize("model", ["decoder", pytest.param("upsampler_0", marks=pytest.mark.slow)])
+def test_each_round_is_taught_by_the_student_of_the_one_before(caught, monkeypatch, untrained_run, tmp_path, model):
+    """What comes out is a whole system with the last student in it; both networks of a round can be traced."""
+    monkeypatch.setattr(distill, "write_samples", lambda run: run)
+    config = dataclasses.replace(
+        distill.TINY,
+        model=model,
+        teacher=untrained_run,
+        run=tmp_path / "run",
+        rounds=(4, 2),
+        data=dataclasses.replace(distill.TINY.data, directory=tmp_path / "data", train_examples=16),
+    )
+    distill.check("tiny-distill", config)
+    distill.train("tiny-distill", config)
+    teacher, student = pipeline.load(untrained_run), pipeline.load(tmp_path / "run")
+    original = teacher.unclip.decoder if model == "decoder" else teacher.unclip.upsamplers[0]
+    first, second = (plan.task for plan, _, _ in caught)
+    assert (first.teacher, second.teacher) == (original, first.student)
+    assert (first.num_steps, second.num_steps) == (4, 2)
+    jax.tree.map(np.testing.assert_array_equal, first.teacher_params, teacher.params[model])
+    jax.tree.map(np.testing.assert_array_equal, second.teacher_params, random_state(first).params)
+    last = student.unclip.decoder if model == "decoder" else student.unclip.upsamplers[0]
+    assert last == second.student
+    for other in {"clip", "prior", "decoder", "upsampler_0"} - {model}:
+        jax.tree.map(np.testing.assert_array_equal, student.params[other], teacher.params[other])
+    batch = caught[1][1](0)
+    for task in (first, second):
+        state = jax.eval_shape(task.init, jax.random.key(0))
+        loss, _ = jax.eval_shape(
+            lambda params, model_state, task=task: task.loss(params, model_state, batch, jax.random.key(0), train=True),
+            *state,
+        )
+        assert loss.shape == ()
+    with pytest.raises(UserError, match="the teacher's own directory"):
+        distill.check("tiny-distill", dataclasses.replace(config, run=untrained_run))

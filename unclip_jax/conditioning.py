@@ -11,8 +11,8 @@ class Cond(struct.PyTreeNode):
     """Conditioning of a batch; a stage reads the fields its model was configured for and ignores the rest.
 
     ``keep_text`` and ``keep_image`` say per sample whether that condition is present. A dropped condition is replaced
-    by the model's own learned null embedding, so the unconditional twin of a batch has the same shapes and runs in the
-    same program.
+    by the model's own null embedding (learned, or what CLIP says of the empty caption), so the unconditional twin of a
+    batch has the same shapes and runs in the same program.
 
     Attributes:
       text_embed: [B, D] float, CLIP text embedding z_t as the encoder returns it (not normalised).
@@ -64,6 +64,32 @@ class Cond(struct.PyTreeNode):
 def concatenate(first: Cond, second: Cond) -> Cond:
     """The two batches one after the other (same fields present in both)."""
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+EMPTY_CAPTION = 2  # tokens of a caption without words: its start and its end
+
+
+def with_empty_captions(cond: Cond, encodings: jax.Array, embed: jax.Array) -> Cond:
+    """Dropped captions become the empty caption, and none is dropped any more: the null of Karlo and Kandinsky.
+
+    CLIP's text tower is causal, so two tokens say all there is of it, however it is padded.
+
+    Args:
+      encodings: [2, C], what CLIP's text tower says of the start and the end.
+      embed: [D], its text embedding.
+    """
+    length = cond.text_encodings.shape[1]
+    short = max(0, EMPTY_CAPTION - length)
+    captions = jnp.pad(cond.text_encodings, ((0, 0), (0, short), (0, 0)))
+    masks = jnp.pad(cond.text_mask, ((0, 0), (0, short)))
+    empty = jnp.pad(encodings, ((0, length + short - EMPTY_CAPTION), (0, 0)))
+    keep = cond.with_keep(cond.batch_size).keep_text[:, None]
+    return cond.replace(
+        text_encodings=jnp.where(keep[..., None], captions, empty),
+        text_mask=jnp.where(keep, masks, jnp.arange(length + short) < EMPTY_CAPTION),
+        text_embed=None if cond.text_embed is None else jnp.where(keep, cond.text_embed, embed),
+        keep_text=jnp.ones_like(keep[:, 0]),
+    )
 
 
 def drop(cond: Cond, key: jax.Array, *, text: float, image: float) -> Cond:

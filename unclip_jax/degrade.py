@@ -220,7 +220,7 @@ def jpeg(images: jax.Array, quality: jax.Array) -> jax.Array:
 
 
 def add_level(low_res: jax.Array, level: jax.Array, noise: jax.Array) -> jax.Array:
-    """Noise conditioning augmentation (Ho et al. 2022, §4.2): √(1 − level²)·low_res + level·noise, level [B] in [0, 1].
+    """Non-truncated conditioning augmentation (Ho et al. 2022, §4): √(1 − level²)·low_res + level·noise, level [B] ≤ 1.
 
     The upsampler is told the level, in training and sampling alike, and learns how far to trust its input.
     """

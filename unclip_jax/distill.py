@@ -20,7 +20,7 @@ from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.losses import Noised, add_noise, diffusion_loss
 from unclip_jax.diffusion.predict import Denoiser, per_sample, split_output
 from unclip_jax.diffusion.schedule import NoiseSchedule
-from unclip_jax.stage import Sampling, Stage
+from unclip_jax.stage import Stage
 from unclip_jax.tasks import Batch, DecoderTask, LossOutput, Params, UpsamplerTask
 
 
@@ -35,8 +35,9 @@ def student_of(teacher: Stage, num_steps: int) -> Stage:
         raise UserError("a network that predicts eps cannot be distilled: train one that predicts v or x0")
     if not 1 <= num_steps <= teacher.num_timesteps // 2:
         raise UserError(f"num_steps is {num_steps}; for a student give 1 to {teacher.num_timesteps // 2}")
-    own = teacher.sampling
-    sampling = Sampling("ddim", num_steps, guidance_scale=None, clip=own.clip, grid="trailing", threshold=own.threshold)
+    sampling = dataclasses.replace(
+        teacher.sampling, sampler="ddim", num_steps=num_steps, guidance_scale=None, grid="trailing"
+    )
     # The measured error, where there was one, is the teacher's.
     return dataclasses.replace(teacher, sampling=sampling, weight="truncated_snr", x0_error=False)
 

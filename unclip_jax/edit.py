@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from clip_jax.errors import UserError
 from clip_jax.images import normalise
 from clip_jax.model import CLIP, unit_norm
 from clip_jax.text import TextFeatures
@@ -25,7 +26,7 @@ from unclip_jax.degrade import box_reduce
 from unclip_jax.diffusion import guidance
 from unclip_jax.diffusion.losses import add_noise
 from unclip_jax.diffusion.samplers import ddim, ddpm, fold_in_each, invert, resampled
-from unclip_jax.pipeline import Generation, UnCLIP, encode_text, sample_prior, upsample
+from unclip_jax.pipeline import Generation, UnCLIP, decoder_cond, encode_text, sample_prior, upsample
 from unclip_jax.stage import Stage
 
 Params = dict[str, Any]
@@ -74,6 +75,7 @@ def encode(
       image_embed: [B, D] to pair the noise with, instead of what CLIP sees.
       iterations: denoiser calls per step of the inversion; see ``samplers.invert``.
     """
+    _check_draws_pictures(unclip)
     image_embed = embed_images(unclip, params, images) if image_embed is None else image_embed
     stage, cond = unclip.decoder, _meaning(unclip, image_embed)
     denoise = stages.conditional_denoiser(stage, params["decoder"], cond, guidance_scale=1.0)
@@ -204,11 +206,12 @@ def image_to_image(
     stage = unclip.decoder
     times = stages.timesteps(stage)
     times = times[len(times) - max(1, round(strength * len(times))) :]
+    _check_draws_pictures(unclip)
     text, image_embed = _asked(unclip, params, tokens, keys, image_embed)
     own = fold_in_each(keys, 0)
     at = jnp.full(len(images), times[0])
     x_t = add_noise(stages.noise_schedule(stage), _reduced(stage, images), at, stages.starting_noise(stage, own))
-    cond = Cond(text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed)
+    cond = decoder_cond(text, image_embed)
     small = stages.run(stage, params["decoder"], cond, own, guidance_scale=guidance_scale, x_T=x_t, times=times)
     return Generation(text, image_embed, upsample(unclip, params, small, keys))
 
@@ -235,6 +238,7 @@ def inpaint(
       tokens: int32 [B, L].
       image_embed: [B, D], what to draw; by default the prior's for the prompt.
     """
+    _check_draws_pictures(unclip)
     text, image_embed = _asked(unclip, params, tokens, keys, image_embed)
 
     def decorate(stage: Stage) -> guidance.Decorator:
@@ -246,7 +250,7 @@ def inpaint(
     small = stages.run(
         unclip.decoder,
         params["decoder"],
-        Cond(text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed),
+        decoder_cond(text, image_embed),
         fold_in_each(keys, 0),
         guidance_scale=guidance_scale,
         sampler=resampled(ddpm(), resamples),
@@ -255,11 +259,17 @@ def inpaint(
     return Generation(text, image_embed, upsample(unclip, params, small, keys, decorate=decorate))
 
 
+def _check_draws_pictures(unclip: UnCLIP) -> None:
+    if unclip.movq is not None:
+        raise UserError("this decoder draws latents, into which no picture is encoded here: it cannot edit pictures")
+
+
 def _meaning(unclip: UnCLIP, image_embed: jax.Array) -> Cond:
     """The image embedding alone: a caption that is dropped."""
     batch, width = len(image_embed), unclip.clip.text.width
     return Cond(
         image_embed=image_embed,
+        text_embed=jnp.zeros_like(image_embed),
         text_encodings=jnp.zeros((batch, 1, width)),
         text_mask=jnp.ones((batch, 1), bool),
         keep_text=jnp.zeros(batch, bool),

@@ -43,7 +43,7 @@ from unclip_jax import pipeline
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.samplers import fold_in_each, sample_keys
 from unclip_jax.fid import features, frechet_distance
-from unclip_jax.pipeline import LoadedUnCLIP, UnCLIP
+from unclip_jax.pipeline import LoadedUnCLIP, UnCLIP, decoder_cond
 from unclip_jax.report import table
 from unclip_jax.scores import agreement, diversity, matches, nearest, paired_difference
 from unclip_jax.tasks import similarity, to_uint8
@@ -183,12 +183,7 @@ class System:
         self, text: TextFeatures, image_embed: np.ndarray, keep_text: bool, keys: jax.Array, title: str
     ) -> np.ndarray:
         """Pictures uint8 [N, H, W, 3] from image embeddings [N, D] and, with ``keep_text``, the captions."""
-        cond = Cond(
-            text_encodings=text.encodings,
-            text_mask=text.mask,
-            image_embed=image_embed,
-            keep_text=np.full(len(image_embed), keep_text),
-        )
+        cond = decoder_cond(text, image_embed).replace(keep_text=np.full(len(image_embed), keep_text))
         return self._chunked(partial(_draw, self.unclip, self.params), (cond, keys), title)
 
     def _chunked(self, program: Callable[..., Any], rows: tuple, title: str) -> Any:
@@ -303,7 +298,7 @@ def evaluate(system: System, options: Options) -> dict[str, Any]:
 def describe(system: System, options: Options) -> dict[str, Any]:
     """The head of a report: what was measured, how, on what; the measurements are still empty."""
     unclip = system.unclip
-    stages = {"prior": unclip.prior, "decoder": unclip.decoder}
+    stages = {"decoder": unclip.decoder} if unclip.prior is None else {"prior": unclip.prior, "decoder": unclip.decoder}
     stages |= {f"upsampler_{i}": stage for i, stage in enumerate(unclip.upsamplers)}
     return environment(options.run) | {
         "parameters": {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in system.params.items()},

@@ -31,11 +31,14 @@ from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.guidance import Decorator
 from unclip_jax.diffusion.samplers import fold_in_each, sample_keys
+from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
 from unclip_jax.models.prior import CaptionConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import KINDS, Prior
 from unclip_jax.stage import Stage
 from unclip_jax.tasks import similarity
+from unclip_jax.weights import diffusers
+from unclip_jax.weights.hub import fetch_pipeline, is_name
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"
@@ -46,15 +49,17 @@ class UnCLIP:
     """The architecture of a whole system; hashable, so it can be a static argument of ``jit``.
 
     Attributes:
-      prior: of any kind, see ``priors``.
+      prior: of any kind, see ``priors``; None in a system that only varies pictures, and is given their embeddings.
       candidates: image embeddings the prior draws per picture; the one closest to the caption is kept (the paper: 2).
+      movq: what turns the decoder's latents into pictures (Kandinsky); None where the decoder draws pictures.
     """
 
     clip: CLIPConfig
-    prior: Prior
+    prior: Prior | None
     decoder: Stage
     upsamplers: tuple[Stage, ...] = ()
     candidates: int = 2
+    movq: MoVQConfig | None = None
 
 
 class Generation(NamedTuple):
@@ -103,6 +108,8 @@ def sample_prior(
 
     keys: [B], one per sample.
     """
+    if unclip.prior is None:
+        raise UserError("this system has no prior, it only varies pictures: give image_embed, or load one with a prior")
     n, batch = unclip.candidates, text.embed.shape[0]
     cond = Cond(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask).repeat(n)
     candidate_keys = jax.vmap(lambda key: sample_keys(key, jnp.arange(n)))(keys).reshape(-1)
@@ -112,6 +119,11 @@ def sample_prior(
     draws = draws.reshape(batch, n, -1)
     best = jnp.argmax(similarity(draws, text.embed[:, None, :]), axis=1)
     return jnp.take_along_axis(draws, best[:, None, None], axis=1)[:, 0]
+
+
+def decoder_cond(text: TextFeatures, image_embed: Any) -> Cond:
+    """What a decoder is given: an image embedding [B, D] and all that CLIP says of the prompts."""
+    return Cond(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed)
 
 
 def decode(
@@ -124,10 +136,13 @@ def decode(
 ) -> jax.Array:
     """Pictures [B, H, W, 3] in [−1, 1] from an image embedding and text: the decoder, then every upsampler.
 
-    cond: image_embed, text_encodings and text_mask of B samples; with ``keep_text`` False the image embedding decides.
+    cond: image_embed and the text_embed, text_encodings and text_mask of B samples; with ``keep_text`` False the image
+      embedding decides.
     keys: [B], one per sample.
     """
     images = stages.run(unclip.decoder, params["decoder"], cond, fold_in_each(keys, 0), guidance_scale=guidance_scale)
+    if unclip.movq is not None:
+        images = jnp.clip(MoVQDecoder(unclip.movq).apply({"params": params["movq"]}, images), -1.0, 1.0)
     return upsample(unclip, params, images, keys)
 
 
@@ -171,7 +186,7 @@ def generate(
     text = encode_text(unclip, params, tokens)
     if image_embed is None:
         image_embed = sample_prior(unclip, params, text, fold_in_each(keys, 0), guidance_scale=guidance.prior)
-    cond = Cond(text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed)
+    cond = decoder_cond(text, image_embed)
     images = decode(unclip, params, cond, fold_in_each(keys, 1), guidance_scale=guidance.decoder)
     return Generation(text, image_embed, images)
 
@@ -217,21 +232,36 @@ def load_stage(directory: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     return stage, jax.tree.map(jnp.asarray, load_params(directory / WEIGHTS, expect))
 
 
-def load(directory: str | os.PathLike | None = None, *, prior: str = "prior") -> LoadedUnCLIP:
+def load(
+    directory: str | os.PathLike | None = None,
+    *more: str | os.PathLike,
+    prior: str = "prior",
+    dtype: str | None = None,
+) -> LoadedUnCLIP:
     """A trained system.
 
     Args:
-      directory: a run directory of ``train.py``, with the folders clip, prior, decoder and upsampler_0, …; None takes
-        the weights that come with the package.
-      prior: the folder of the prior to use, where several lie beside one decoder: "prior", "ar_prior" or
-        "one_step_prior".
+      directory: a run directory of ``train.py``, with the folders clip, prior, decoder and upsampler_0, …; or a
+        published system in the layout of diffusers (Karlo, Kandinsky 2.2), or its name on the hub, "owner/name". None
+        takes the weights that come with the package.
+      more: further directories of a published system: Kandinsky's prior beside its decoder, or a prior (ECLIPSE) that
+        takes the place of the one there is.
+      prior: the folder of the prior to use, where several lie beside the decoder of a run directory: "prior",
+        "ar_prior" or "one_step_prior".
+      dtype: of a published system's matrix products, "float32" or "bfloat16"; None is bfloat16 on a GPU or TPU.
 
     Raises:
       UserError: a folder is missing, damaged, or the stages do not fit each other.
     """
-    root = SHIPPED if directory is None else Path(directory)
+    root = SHIPPED if directory is None else _local(directory)
     if not root.is_dir():
         raise UserError(f"{root} is not a directory; give the run directory of a finished `train.py`")
+    if diffusers.is_published(root):
+        return _published([root, *map(_local, more)], dtype)
+    if more or dtype is not None:
+        raise UserError(
+            f"{root} is a run directory, which is whole: other directories and dtype are for published ones"
+        )
     clip = clip_jax.load(root / "clip")
     prior_stage, prior_params = load_stage(root / prior)
     decoder, decoder_params = load_stage(root / "decoder")
@@ -245,22 +275,47 @@ def load(directory: str | os.PathLike | None = None, *, prior: str = "prior") ->
     return LoadedUnCLIP(unclip, params, clip.tokenize)
 
 
+def _local(source: str | os.PathLike) -> Path:
+    """The directory itself, or where the files of a name on the hub were put."""
+    path = Path(source)
+    if isinstance(source, os.PathLike) or path.exists() or not is_name(source):
+        return path
+    return fetch_pipeline(source)
+
+
+def _published(directories: list[Path], dtype: str | None) -> LoadedUnCLIP:
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"dtype is {dtype!r}; choose float32 or bfloat16")
+    found = diffusers.load(directories, dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
+    unclip = UnCLIP(found.clip, found.prior, found.decoder, found.upsamplers, candidates=1, movq=found.movq)
+    _check_fit(unclip)
+    return LoadedUnCLIP(unclip, found.params, found.tokenize)
+
+
 def _check_fit(unclip: UnCLIP) -> None:
     """The widths at the seams must agree, or a network would fail deep inside with a message about a matrix."""
-    clip, prior, decoder = unclip.clip, unclip.prior.model, unclip.decoder.model
-    kinds = {"prior": isinstance(prior, CaptionConfig)}
+    clip, decoder = unclip.clip, unclip.decoder.model
+    prior = None if unclip.prior is None else unclip.prior.model
+    kinds = {"prior": prior is None or isinstance(prior, CaptionConfig)}
     kinds["decoder"] = isinstance(decoder, UNetConfig) and not decoder.low_res
     for i, upsampler in enumerate(stage.model for stage in unclip.upsamplers):
         kinds[f"upsampler_{i}"] = isinstance(upsampler, UNetConfig) and upsampler.low_res and not upsampler.text_width
     for name, right in kinds.items():
         if not right:
             raise UserError(f"{name} holds another kind of network: were its files swapped with another stage's?")
-    for name, got, want in (
-        ("prior: embed_dim", prior.embed_dim, clip.embed_dim),
-        ("prior: text_width", prior.text_width, clip.text.width),
-        ("prior: context_length", prior.context_length, clip.text.context_length),
-        ("decoder: image_embed_dim", decoder.image_embed_dim, clip.embed_dim),
-        ("decoder: text_width", decoder.text_width, clip.text.width),
-    ):
+    seams = [("decoder: image_embed_dim", decoder.image_embed_dim, clip.embed_dim)]
+    if prior is not None:
+        seams += [
+            ("prior: embed_dim", prior.embed_dim, clip.embed_dim),
+            ("prior: text_width", prior.text_width, clip.text.width),
+            ("prior: context_length", prior.context_length, clip.text.context_length),
+        ]
+    if decoder.text_width is not None or unclip.movq is None:  # Kandinsky's decoder reads no text
+        seams += [("decoder: text_width", decoder.text_width, clip.text.width)]
+    if decoder.text_embed_dim is not None:
+        seams += [("decoder: text_embed_dim", decoder.text_embed_dim, clip.embed_dim)]
+    for name, got, want in seams:
         if got != want:
             raise UserError(f"{name} is {got}, the CLIP beside it has {want}: these weights were not trained together")
+    if unclip.movq is not None and unclip.movq.latent_channels != decoder.channels:
+        raise UserError(f"decoder: it draws {decoder.channels} channels, movq takes {unclip.movq.latent_channels}")

@@ -131,7 +131,7 @@ def published_decoder(width: int, blocks: int, embed_dim: int, text_width: int, 
     """The decoder of Table 3: eps and a learned variance, attention at 32, 16 and 8 pixels, 250 steps.
 
     The caption comes as CLIP's encodings, where the paper trains GLIDE's text encoder of 1.2 billion parameters along
-    with it. Guidance is not in the table: 1.25 is the scale of the paper's best FID (§5.3).
+    with it. Guidance is not in the table: 1.25 is the scale of the paper's best FID.
     """
     return Stage(
         model=UNetConfig(

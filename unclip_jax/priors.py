@@ -123,7 +123,7 @@ def write_down(
 ) -> jax.Array:
     """``sample`` of an autoregressive prior: token by token in one ``lax.scan``, nothing read twice."""
     module, variables, config = ARPrior(prior.model), {"params": params}, prior.model
-    scale = prior.sampling.guidance_scale
+    scale: float | jax.Array | None = prior.sampling.guidance_scale
     if scale is not None and guidance_scale is not None:
         scale = guidance_scale
     guided = not (scale is None or (isinstance(scale, float) and scale == 1.0))

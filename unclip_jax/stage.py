@@ -7,7 +7,7 @@ condition holds a smaller one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,9 @@ class Stage:
     """Network, noise schedule, parametrisation, loss weight and sampling of one step of the cascade.
 
     ``weight`` is a row of ``WEIGHTS`` and ``weight_cap`` its γ (above 2, "p2" leaves fine noise in the pictures).
-    With ``x0_error`` the parameters hold what ``measure_x0_error`` found, as "ddpm_analytic" needs it.
+    With ``x0_error`` the parameters hold what ``measure_x0_error`` found, as "ddpm_analytic" needs it. With
+    ``last_network`` they hold a second network of the same architecture, under "last", that takes the last step of the
+    sampling (Karlo's upsampler); ``loss`` is the first's.
 
     Raises:
       UserError: a name that is no row of its table, or more sampling steps than the schedule has.
@@ -72,6 +74,7 @@ class Stage:
     weight: str = "simple"
     weight_cap: float = 5.0
     x0_error: bool = False
+    last_network: bool = False
 
     def __post_init__(self):
         names: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
@@ -143,6 +146,8 @@ def blank_cond(stage: Stage, batch_size: int = 1) -> Cond:
         cond = cond.replace(
             text_encodings=jnp.zeros((batch_size, 1, model.text_width)), text_mask=jnp.ones((batch_size, 1), bool)
         )
+    if model.text_embed_dim is not None:
+        cond = cond.replace(text_embed=jnp.zeros((batch_size, model.text_embed_dim)))
     if model.low_res:
         cond = cond.replace(low_res=jnp.zeros((batch_size, *stage.sample_shape)))
     if model.low_res_level:
@@ -152,9 +157,17 @@ def blank_cond(stage: Stage, batch_size: int = 1) -> Cond:
 
 def init(stage: Stage, key: jax.Array) -> dict[str, Any]:
     """Fresh parameters, a nested dict of float32 arrays."""
-    x_t = jnp.zeros((1, *stage.sample_shape))
-    params = network(stage).init(key, x_t, jnp.zeros((1,), jnp.int32), blank_cond(stage))["params"]
-    return params | {"x0_error": jnp.ones(stage.num_timesteps)} if stage.x0_error else params
+
+    def fresh(key):
+        x_t = jnp.zeros((1, *stage.sample_shape))
+        return network(stage).init(key, x_t, jnp.zeros((1,), jnp.int32), blank_cond(stage))["params"]
+
+    params = fresh(key)
+    if stage.x0_error:
+        params |= {"x0_error": jnp.ones(stage.num_timesteps)}
+    if stage.last_network:
+        params |= {"last": fresh(jax.random.fold_in(key, 1))}
+    return params
 
 
 def learned_variance(stage: Stage) -> bool:
@@ -169,12 +182,25 @@ def conditional_denoiser(
     A prior reads its captions here, and not again at every step. ``guidance_scale`` replaces the stage's own; may be
     traced. Ignored by a stage without guidance. A plain 1.0 spares the unconditional branch.
     """
-    sampling, module, variables = stage.sampling, network(stage), {"params": params}
+    sampling, module = stage.sampling, network(stage)
 
     def bind(cond: Cond) -> Denoiser:
-        seen = module.apply(variables, cond, method="encode_prefix") if isinstance(stage.model, PriorConfig) else cond
+        def reader(params: dict[str, Any]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+            variables, seen = {"params": params}, cond
+            if isinstance(stage.model, PriorConfig):
+                seen = module.apply(variables, cond, method="encode_prefix")
+            return lambda x_t, t: module.apply(variables, x_t, t, seen)
+
+        read = reader(params)
+        if stage.last_network:
+            first, second, last = read, reader(params["last"]), int(timesteps(stage)[-1])
+
+            def read(x_t: jax.Array, t: jax.Array) -> jax.Array:
+                # All of a batch is at the same step when it is sampled; only one of the two is ever run.
+                return jax.lax.cond(t[0] <= last, second, first, x_t, t)
+
         return denoiser(
-            lambda x_t, t: module.apply(variables, x_t, t, seen),
+            read,
             noise_schedule(stage),
             stage.prediction,
             learned_variance=learned_variance(stage),

@@ -1,6 +1,7 @@
 """The trainable things of this package, in the shape ``train_jax.Task`` asks for.
 
-Each task sees a batch ``{"image": uint8 [B, H, W, 3], "tokens": int32 [B, L]}``. The frozen CLIP that conditions a
+Each task sees a batch ``{"image": uint8 [B, H, W, 3], "tokens": int32 [B, L]}``, and where CLIP's pictures have another
+size than those that are drawn, ``"clip_image"`` beside them. The frozen CLIP that conditions a
 stage travels in ``model_state``: it is returned as it came, and a checkpoint holds the very network its stage was
 trained against.
 """
@@ -217,7 +218,8 @@ class DecoderTask:
 
     def example(self, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> tuple[jax.Array, Cond]:
         """(clean pictures, what they are drawn from), some of it dropped when training."""
-        cond = encode(self.clip, model_state["clip"], batch["image"], batch["tokens"])
+        seen = batch.get("clip_image", batch["image"])
+        cond = encode(self.clip, model_state["clip"], seen, batch["tokens"])
         if train:
             cond = drop(cond, key, text=self.drop_text, image=self.drop_image)
         factor = batch["image"].shape[1] // self.stage.model.image_size

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.conditioning import Cond, concatenate, drop
+from unclip_jax.conditioning import Cond, concatenate, drop, with_empty_captions
 
 B = 4
 
@@ -90,3 +90,21 @@ def test_what_was_dropped_before_stays_dropped(cond):
     kept = jnp.array([True, False, True, False])
     again = drop(cond.replace(keep_text=kept), jax.random.key(0), text=0.0, image=0.0)
     assert again.keep_text.tolist() == kept.tolist()
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_dropped_captions_become_the_empty_one(length):
+    """Also in a batch whose captions are shorter than the empty one; the others stay as they are."""
+    cond = Cond(
+        text_embed=jnp.ones((2, 3)),
+        text_encodings=jnp.ones((2, length, 4)),
+        text_mask=jnp.ones((2, length), bool),
+        keep_text=jnp.array([True, False]),
+    )
+    full = with_empty_captions(cond, jnp.full((2, 4), 7.0), jnp.full(3, 5.0))
+    np.testing.assert_array_equal(full.text_embed, [[1, 1, 1], [5, 5, 5]])
+    np.testing.assert_array_equal(full.text_encodings[0, :length], cond.text_encodings[0])
+    np.testing.assert_array_equal(full.text_mask[0].sum(), length)
+    np.testing.assert_array_equal(full.text_encodings[1, :2], 7)
+    np.testing.assert_array_equal(full.text_mask[1], np.arange(max(length, 2)) < 2)
+    assert full.keep_text.all()

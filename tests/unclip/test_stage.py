@@ -246,3 +246,21 @@ def test_evaluating_does_not_need_a_dropout_key(fill):
     quiet = [float(loss(s, params, x0, IMAGE, jax.random.key(1), train=False)[0]) for s in (stage, PIXELS)]
     assert quiet[0] == pytest.approx(quiet[1], rel=1e-5)
     assert float(loss(stage, params, x0, IMAGE, jax.random.key(1), train=True)[0]) != pytest.approx(quiet[0], rel=1e-5)
+
+
+def test_another_network_takes_the_last_step_alone(fill):
+    """As Karlo's upsampler has it. Every grid ends at 0."""
+    stage = dataclasses.replace(PIXELS, last_network=True)
+    params, x_t = fill(stage), gaussian(5, B, 8, 8, 3)
+    assert params["last"].keys() == params.keys() - {"last"}
+
+    @jax.jit
+    def estimate(params, t):
+        plain = stages.conditional_denoiser(PIXELS, params)
+        return stages.conditional_denoiser(stage, params)(x_t, t, IMAGE).x0, plain(x_t, t, IMAGE).x0
+
+    for t, network in ((999, params), (1, params), (0, params["last"])):
+        at = jnp.full(B, t)
+        expected = estimate({**network, "last": params["last"]}, at)[1]
+        np.testing.assert_allclose(estimate(params, at)[0], expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(estimate(params, jnp.zeros(B, int))[0] - estimate(params, jnp.zeros(B, int))[1]).max() > 1e-3

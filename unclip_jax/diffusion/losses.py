@@ -61,7 +61,7 @@ WEIGHTS: dict[str, Callable[[jax.Array, str, float], jax.Array]] = {
     # The plain error of v, capped in the same way: unlike min-SNR it keeps the noisiest times, where the condition
     # decides the picture.
     "capped_v": lambda snr, prediction, cap: jnp.minimum(snr + 1.0, cap),
-    # P2 with k = 1: the plain error of eps over (1 + SNR)^γ, where γ is 0.5 or 1 (Choi et al. 2022, eq. 8). Less of the
+    # P2 with k = 1: the plain error of eps over (1 + SNR)^γ, where γ is 0.5 or 1 (Choi et al. 2022). Less of the
     # nearly clean times, whose noise no eye sees.
     "p2": lambda snr, prediction, cap: snr / (1.0 + snr) ** cap,
     # What a distilled sampler of few steps is trained with: it visits the noisiest time, where the error of eps would

@@ -105,7 +105,16 @@ def linear(num_timesteps: int) -> NoiseSchedule:
     return from_betas(np.linspace(scale * 1e-4, scale * 0.02, num_timesteps))
 
 
-SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {"cosine": cosine, "linear": linear}
+def latent_linear(num_timesteps: int) -> NoiseSchedule:
+    """β from 0.00085 to 0.012: Kandinsky's, for latents (not Stable Diffusion's, which is linear in √β)."""
+    return from_betas(np.linspace(0.00085, 0.012, num_timesteps))
+
+
+SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
+    "cosine": cosine,
+    "linear": linear,
+    "latent_linear": latent_linear,
+}
 
 
 def spaced_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:

@@ -141,7 +141,7 @@ def measure(config: ARPriorConfig, image_embeds: np.ndarray, text_embeds: np.nda
     The range of a value is what it reaches on these.
     """
     pca = principal_components(image_embeds, config.components)
-    values = np.asarray(_values(pca, image_embeds, text_embeds))
+    values = np.asarray(_values(pca, jnp.asarray(image_embeds), jnp.asarray(text_embeds)))
     low, high = values.min(axis=0), values.max(axis=0)
     # A value that never moves would be divided by zero.
     measured = {"offset": (low + high) / 2, "scale": np.maximum((high - low) / 2, 1e-6)}

@@ -10,7 +10,7 @@ Text comes first and no token reads what follows it: whatever is drawn behind a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from clip_jax.config import TransformerConfig
 from clip_jax.errors import UserError
 from clip_jax.layers import LayerNorm, Memory, Transformer, empty_memory, scaled_init
-from unclip_jax.conditioning import Cond
+from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
 from unclip_jax.models.embeddings import TimestepMLP
 
 EXTRA_TOKENS = 4  # text embedding, time, noised image embedding, query
@@ -35,6 +35,9 @@ class CaptionConfig:
       text_width: width C of the text encodings.
       context_length: L, tokens of the text encodings.
       width, layers, heads: of the transformer.
+      empty_caption: a dropped caption is the empty one, whose features by CLIP are parameters of the checkpoint; else
+        it is one learned token and a learned embedding.
+      dtype: of the matrix products; parameters, norms, softmax and the time are float32 whatever it is.
     """
 
     embed_dim: int
@@ -43,6 +46,8 @@ class CaptionConfig:
     width: int
     layers: int
     heads: int
+    empty_caption: bool = field(default=False, kw_only=True)
+    dtype: str = field(default="float32", kw_only=True)
 
     @property
     def transformer(self) -> TransformerConfig:
@@ -116,23 +121,33 @@ class CaptionReader(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        small = nn.initializers.normal(0.02)
-        self.null_text_token = self.param("null_text_token", small, (config.width,))
-        self.null_text_embed = self.param("null_text_embed", small, (config.width,))
+        small, dtype = nn.initializers.normal(0.02), config.dtype
+        if config.empty_caption:
+            self.null_text_encodings = self.param("null_text_encodings", small, (EMPTY_CAPTION, config.text_width))
+            self.null_text_embed = self.param("null_text_embed", small, (config.embed_dim,))
+        else:
+            self.null_text_token = self.param("null_text_token", small, (config.width,))
+            self.null_text_embed = self.param("null_text_embed", small, (config.width,))
         self.positions = self.param("positional_embedding", small, (config.length, config.width))
-        self.encodings_proj = nn.Dense(config.width)
-        self.text_embed_proj = nn.Dense(config.width)
-        self.transformer = Transformer(config.transformer, scaled_init(config.transformer))
+        self.encodings_proj = nn.Dense(config.width, dtype=dtype)
+        self.text_embed_proj = nn.Dense(config.width, dtype=dtype)
+        self.transformer = Transformer(config.transformer, scaled_init(config.transformer), dtype)
         self.norm_out = LayerNorm()
 
     def caption_tokens(self, cond: Cond) -> tuple[jax.Array, jax.Array]:
         """Tokens [B, L + 1, W] of captions, without positions, and which of all S tokens are readable, bool [B, S]."""
         batch, length = cond.text_encodings.shape[:2]
-        keep = cond.with_keep(batch).keep_text[:, None]  # [B, 1]
-        encodings = jnp.where(keep[..., None], self.encodings_proj(cond.text_encodings), self.null_text_token)
-        text_embed = jnp.where(keep, self.text_embed_proj(cond.text_embed), self.null_text_embed)
-        # A dropped caption is one learned token; the padding behind a caption is never read.
-        text_mask = jnp.where(keep, cond.text_mask, jnp.arange(length) == 0)
+        cond = cond.with_keep(batch)
+        if self.config.empty_caption:
+            cond = with_empty_captions(cond, self.null_text_encodings, self.null_text_embed)
+        encodings, text_embed = self.encodings_proj(cond.text_encodings), self.text_embed_proj(cond.text_embed)
+        text_mask = cond.text_mask
+        if not self.config.empty_caption:
+            keep = cond.keep_text[:, None]  # [B, 1]
+            encodings = jnp.where(keep[..., None], encodings, self.null_text_token)
+            text_embed = jnp.where(keep, text_embed, self.null_text_embed)
+            # A dropped caption is one learned token; the padding behind a caption is never read.
+            text_mask = jnp.where(keep, text_mask, jnp.arange(length) == 0)
         rest = jnp.ones((batch, self.config.length - length), bool)
         return jnp.concatenate([encodings, text_embed[:, None]], axis=1), jnp.concatenate([text_mask, rest], axis=1)
 
@@ -143,7 +158,9 @@ class CaptionReader(nn.Module):
     def read_caption(self, cond: Cond) -> tuple[jax.Array, Prefix]:
         """(state at the last token of a caption [B, W], what was read)."""
         tokens, readable = self.caption_tokens(cond)
-        empty = Prefix(empty_memory(self.config.transformer, len(tokens), self.config.length, tokens.dtype), readable)
+        empty = Prefix(
+            empty_memory(self.config.transformer, len(tokens), self.config.length, self.config.dtype), readable
+        )
         states, memory = self.read_on(tokens, empty, 0)
         return states[:, -1], Prefix(memory, readable)
 
@@ -153,12 +170,14 @@ class CaptionReader(nn.Module):
         positions = jax.lax.dynamic_slice_in_dim(self.positions, start, length)
         causal = jnp.arange(self.config.length) <= start + jnp.arange(length)[:, None]  # [Q, S]
         mask = causal & prefix.readable[:, None, None, :]
-        return self.transformer(tokens + positions, mask, memory=prefix.memory, start=start)
+        tokens = (tokens + positions).astype(self.config.dtype)
+        return self.transformer(tokens, mask, memory=prefix.memory, start=start)
 
     def read_all(self, tokens: jax.Array, readable: jax.Array) -> jax.Array:
         """States [B, S, W] of whole sequences, read at once as training does."""
         causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
-        return self.transformer(tokens + self.positions, causal & readable[:, None, None, :])
+        tokens = (tokens + self.positions).astype(self.config.dtype)
+        return self.transformer(tokens, causal & readable[:, None, None, :])
 
 
 class DiffusionPrior(CaptionReader):
@@ -176,10 +195,10 @@ class DiffusionPrior(CaptionReader):
         self.embed_mean = self.param("embed_mean", nn.initializers.zeros, (config.embed_dim,))
         self.embed_std = self.param("embed_std", nn.initializers.ones, (config.embed_dim,))
         self.query = self.param("query", nn.initializers.normal(0.02), (config.width,))
-        self.image_embed_proj = nn.Dense(config.width)
+        self.image_embed_proj = nn.Dense(config.width, dtype=config.dtype)
         if config.time_token:
             self.time_embedding = TimestepMLP(config.width, config.width)
-        self.out_proj = nn.Dense(config.embed_dim)
+        self.out_proj = nn.Dense(config.embed_dim, dtype=config.dtype)
         if config.skip:
             self.skip_gate = nn.Dense(config.embed_dim, kernel_init=nn.initializers.zeros)
 
@@ -200,5 +219,5 @@ class DiffusionPrior(CaptionReader):
         else:
             caption, readable = self.caption_tokens(cond)
             states = self.read_all(jnp.concatenate([caption, tokens], axis=1), readable)
-        out = self.out_proj(self.norm_out(states[:, -1]))
+        out = self.out_proj(self.norm_out(states[:, -1])).astype(x_t.dtype)
         return out + self.skip_gate(nn.silu(time[0])) * x_t if self.config.skip else out

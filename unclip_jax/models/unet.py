@@ -7,6 +7,7 @@ read beside the pixels. An upsampler is the same network with the low-resolution
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.errors import UserError
-from unclip_jax.conditioning import Cond
+from clip_jax.layers import LayerNorm
+from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
 from unclip_jax.models.embeddings import TimestepMLP
 
 
@@ -42,7 +44,11 @@ class UNetConfig:
       scale_shift: time modulates the second norm (GLIDE) instead of being added before it (Karlo's upsamplers).
       image_embed_dim: width of z_i, or None for a network without it.
       image_tokens: extra context tokens made of z_i.
+      image_norm: what is made of z_i is normalised, the addition to the time and the tokens (Kandinsky 2.2).
       text_width: width of the text encodings, or None for a network without text.
+      text_embed_dim: width of z_t, or None for a network that does not read it; it is added to the time beside z_i.
+      empty_caption: a dropped caption is the empty one, whose features by CLIP are parameters of the checkpoint; else
+        it is learned.
       context_width: width of the tokens that attention reads.
       coordinates: the stem reads where each patch lies (``coordinates``). Only for a network that always sees whole
         pictures: on a crop the coordinates would be wrong.
@@ -50,6 +56,7 @@ class UNetConfig:
       low_res_level: it also reads ``Cond.low_res_level``, as an embedding added to that of the time.
       learned_variance: the output holds the variance beside the prediction.
       remat: blocks are computed again on the way back, so that training holds one block's insides and not all of them.
+      dtype: of the matrix products; parameters, norms, softmax and the time are float32 whatever it is.
     """
 
     image_size: int
@@ -63,13 +70,17 @@ class UNetConfig:
     scale_shift: bool = True
     image_embed_dim: int | None = None
     image_tokens: int = 4
+    image_norm: bool = False
     text_width: int | None = None
+    text_embed_dim: int | None = None
+    empty_caption: bool = False
     context_width: int = 256
     coordinates: bool = False
     low_res: bool = False
     learned_variance: bool = False
     low_res_level: bool = False
     remat: bool = False
+    dtype: str = "float32"
 
     def __post_init__(self):
         if self.low_res_level and not self.low_res:
@@ -79,6 +90,10 @@ class UNetConfig:
         for name in ("image_size", "patch_size", "channels", "head_width", "groups", "time_width"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.empty_caption and None in (self.text_width, self.text_embed_dim):
+            raise UserError(
+                "empty_caption is set, but text_width or text_embed_dim is not: there is no caption to read"
+            )
         coarsest = self.patch_size * 2 ** (len(self.levels) - 1)
         if self.image_size % coarsest:
             why = f"patch_size and {len(self.levels)} levels"
@@ -134,7 +149,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.GroupNorm(self.groups, epsilon=1e-5, use_fast_variance=False, name="norm")(x)
+        return nn.GroupNorm(self.groups, epsilon=1e-5, use_fast_variance=False, name="norm")(x).astype(x.dtype)
 
 
 RESAMPLE = {"none": lambda x: x, "down": average_pool, "up": nearest_double}
@@ -152,21 +167,21 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array, train: bool) -> jax.Array:
-        resample = RESAMPLE[self.resample]
+        resample, dtype = RESAMPLE[self.resample], self.config.dtype
         h = resample(nn.silu(GroupNorm(self.config.groups, name="norm1")(x)))
         x = resample(x)
-        h = nn.Conv(self.width, (3, 3), name="conv1")(h)
+        h = nn.Conv(self.width, (3, 3), dtype=dtype, name="conv1")(h)
         norm2 = GroupNorm(self.config.groups, name="norm2")
         if self.config.scale_shift:
-            modulation = nn.Dense(2 * self.width, name="time_emb_proj")(nn.silu(time))[:, None, None, :]
+            modulation = nn.Dense(2 * self.width, dtype=dtype, name="time_emb_proj")(nn.silu(time))[:, None, None, :]
             scale, shift = jnp.split(modulation, 2, axis=-1)
             h = norm2(h) * (1.0 + scale) + shift
         else:
-            h = norm2(h + nn.Dense(self.width, name="time_emb_proj")(nn.silu(time))[:, None, None, :])
+            h = norm2(h + nn.Dense(self.width, dtype=dtype, name="time_emb_proj")(nn.silu(time))[:, None, None, :])
         h = nn.Dropout(self.config.dropout, deterministic=not train)(nn.silu(h))
-        h = nn.Conv(self.width, (3, 3), kernel_init=nn.initializers.zeros, name="conv2")(h)
+        h = nn.Conv(self.width, (3, 3), kernel_init=nn.initializers.zeros, dtype=dtype, name="conv2")(h)
         if x.shape[-1] != self.width:
-            x = nn.Dense(self.width, name="conv_shortcut")(x)
+            x = nn.Dense(self.width, dtype=dtype, name="conv_shortcut")(x)
         return x + h
 
 
@@ -179,6 +194,7 @@ class ContextAttention(nn.Module):
     def __call__(self, x: jax.Array, context: jax.Array | None, context_mask: jax.Array | None) -> jax.Array:
         b, height, width, c = x.shape
         head_width = self.config.head_width
+        dense = functools.partial(nn.Dense, c, dtype=self.config.dtype)
 
         def heads(y):
             # [B, N, L, K] before the products: on CPU the gradient is 1.4 to 1.7 times faster than in the [B, L, N, K]
@@ -186,17 +202,17 @@ class ContextAttention(nn.Module):
             return y.reshape(b, -1, c // head_width, head_width).transpose(0, 2, 1, 3)
 
         h = GroupNorm(self.config.groups, name="group_norm")(x).reshape(b, height * width, c)
-        query, key, value = (heads(nn.Dense(c, name=name)(h)) for name in ("to_q", "to_k", "to_v"))
+        query, key, value = (heads(dense(name=name)(h)) for name in ("to_q", "to_k", "to_v"))
         visible: jax.Array | bool = True
         if context is not None:
-            added_key, added_value = (heads(nn.Dense(c, name=name)(context)) for name in ("add_k_proj", "add_v_proj"))
+            added_key, added_value = (heads(dense(name=name)(context)) for name in ("add_k_proj", "add_v_proj"))
             key = jnp.concatenate([added_key, key], axis=2)
             value = jnp.concatenate([added_value, value], axis=2)
             visible = jnp.concatenate([context_mask, jnp.ones((b, height * width), bool)], axis=1)[:, None, None, :]
         logits = jnp.einsum("bnqk,bnsk->bnqs", query * head_width**-0.5, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(jnp.where(visible, logits, jnp.finfo(jnp.float32).min), axis=-1).astype(value.dtype)
         attended = jnp.einsum("bnqs,bnsk->bnqk", weights, value).transpose(0, 2, 1, 3).reshape(b, height * width, c)
-        out = nn.Dense(c, kernel_init=nn.initializers.zeros, name="to_out")(attended)
+        out = dense(kernel_init=nn.initializers.zeros, name="to_out")(attended)
         return x + out.reshape(x.shape)
 
 
@@ -211,24 +227,37 @@ class Context(nn.Module):
     @nn.compact
     def __call__(self, cond: Cond) -> tuple[jax.Array | float, jax.Array | None, jax.Array | None]:
         config = self.config
+        small, dense = nn.initializers.normal(0.02), functools.partial(nn.Dense, dtype=config.dtype)
         added: jax.Array | float = 0.0
         tokens, masks = [], []
         if config.image_embed_dim is not None:
-            null = self.param("null_image_embed", nn.initializers.normal(0.02), (config.image_embed_dim,))
+            null = self.param("null_image_embed", small, (config.image_embed_dim,))
             image_embed = jnp.where(cond.keep_image[:, None], cond.image_embed, null)
-            added = nn.Dense(config.time_width, name="image_to_time")(image_embed)
-            image_tokens = nn.Dense(config.image_tokens * config.context_width, name="image_to_tokens")(image_embed)
+            added = dense(config.time_width, name="image_to_time")(image_embed)
+            image_tokens = dense(config.image_tokens * config.context_width, name="image_to_tokens")(image_embed)
             image_tokens = image_tokens.reshape(-1, config.image_tokens, config.context_width)
+            if config.image_norm:
+                added = LayerNorm(name="image_time_norm")(added)
+                image_tokens = LayerNorm(name="image_tokens_norm")(image_tokens)
             tokens.append(image_tokens)
             masks.append(jnp.ones(image_tokens.shape[:2], bool))
+        if config.text_embed_dim is not None:
+            null_text_embed = self.param("null_text_embed", small, (config.text_embed_dim,))
+            text_embed = jnp.where(cond.keep_text[:, None], cond.text_embed, null_text_embed)
+            added = added + dense(config.time_width, name="text_to_time")(text_embed)
         if config.text_width is not None:
-            null = self.param("null_text_token", nn.initializers.normal(0.02), (config.context_width,))
-            text_tokens = nn.Dense(config.context_width, name="text_to_tokens")(cond.text_encodings)
-            text_tokens = nn.LayerNorm(epsilon=1e-5, name="text_norm")(text_tokens)
-            keep = cond.keep_text[:, None]
-            first = jnp.arange(text_tokens.shape[1])[None, :] == 0
-            tokens.append(jnp.where(keep[..., None], text_tokens, null))
-            masks.append(jnp.where(keep, cond.text_mask, first))
+            if config.empty_caption:
+                null = self.param("null_text_encodings", small, (EMPTY_CAPTION, config.text_width))
+                cond = with_empty_captions(cond, null, null_text_embed)
+            text_tokens = dense(config.context_width, name="text_to_tokens")(cond.text_encodings)
+            text_tokens = LayerNorm(name="text_norm")(text_tokens)
+            masks.append(cond.text_mask)
+            if not config.empty_caption:
+                null = self.param("null_text_token", small, (config.context_width,))
+                keep = cond.keep_text[:, None]
+                text_tokens = jnp.where(keep[..., None], text_tokens, null.astype(text_tokens.dtype))
+                masks[-1] = jnp.where(keep, cond.text_mask, jnp.arange(text_tokens.shape[1]) == 0)
+            tokens.append(text_tokens)
         if not tokens:
             return added, None, None
         return added, jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
@@ -250,8 +279,8 @@ class UNet(nn.Module):
         added, context, context_mask = Context(config, name="context")(cond)
         time = TimestepMLP(config.levels[0].width, config.time_width, name="time_embedding")(t) + added
         if config.low_res_level:
-            level = TimestepMLP(config.levels[0].width, config.time_width, name="level_embedding")
-            time = time + level(1000.0 * cond.low_res_level)  # of the size of the times
+            embedding = TimestepMLP(config.levels[0].width, config.time_width, name="level_embedding")
+            time = time + embedding(1000.0 * cond.low_res_level)  # of the size of the times
 
         # `train` is no array: it decides what is traced.
         block = nn.remat(ResBlock, static_argnums=(3,)) if config.remat else ResBlock
@@ -265,7 +294,7 @@ class UNet(nn.Module):
         if config.coordinates:
             where = coordinates(*h.shape[1:3]).astype(h.dtype)
             h = jnp.concatenate([h, jnp.broadcast_to(where, (*h.shape[:3], where.shape[-1]))], axis=-1)
-        h = nn.Conv(config.levels[0].width, (3, 3), name="conv_in")(h)
+        h = nn.Conv(config.levels[0].width, (3, 3), dtype=config.dtype, name="conv_in")(h)
         skips = [h]
         last = len(config.levels) - 1
         for i, level in enumerate(config.levels):
@@ -294,8 +323,8 @@ class UNet(nn.Module):
 
         h = nn.silu(GroupNorm(config.groups, name="norm_out")(h))
         out_channels = config.channels * (2 if config.learned_variance else 1) * config.patch_size**2
-        h = nn.Conv(out_channels, (3, 3), kernel_init=nn.initializers.zeros, name="conv_out")(h)
-        return depth_to_space(h, config.patch_size)
+        h = nn.Conv(out_channels, (3, 3), kernel_init=nn.initializers.zeros, dtype=config.dtype, name="conv_out")(h)
+        return depth_to_space(h, config.patch_size).astype(x_t.dtype)
 
 
 def enlarge(low_res: jax.Array, size: tuple[int, ...]) -> jax.Array:

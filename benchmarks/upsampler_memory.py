@@ -1,0 +1,88 @@
+"""What memory an upsampler needs at its full size, as the compiler plans it: nothing is run, no parameters are made.
+
+    python benchmarks/upsampler_memory.py                                     # a small one at 1024 pixels
+    python benchmarks/upsampler_memory.py --model dalle2-upsampler-1024       # the paper's (minutes to compile)
+
+Three programs, each with and without what bounds it: drawing a batch of pictures all at once and one after the other
+(`lax.map`, as `sample.py --chunk 1` does), and a training step's gradient with and without `remat`. The figure is
+XLA's own plan of temporary memory for this backend (`compiled.memory_analysis()`), parameters and pictures not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from unclip_jax.conditioning import Cond
+from unclip_jax.models.unet import Level, UNet, UNetConfig
+from unclip_jax.presets import preset
+
+# The paper's second upsampler, with a twelfth of its channels and one block per level.
+SMALL = UNetConfig(
+    image_size=1024,
+    levels=tuple(Level(width, 1) for width in (16, 16, 32, 32, 64, 64)),
+    groups=8,
+    time_width=64,
+    low_res=True,
+)
+
+
+def temporary_bytes(function, *arguments) -> int:
+    return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="row of the stage presets; the default is a small network of 1024 pixels")
+    parser.add_argument("--size", type=int, help="side of the pictures in pixels, if not the model's own")
+    parser.add_argument("--batch", type=int, default=4, help="pictures that are drawn")
+    options = parser.parse_args()
+
+    config = preset(options.model).model if options.model else SMALL
+    size = options.size or config.image_size
+
+    def shapes(batch):
+        pictures = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+        low_res = jax.ShapeDtypeStruct((batch, size // 4, size // 4, 3), jnp.float32)
+        return pictures, jax.ShapeDtypeStruct((batch,), jnp.int32), low_res
+
+    x_t, t, low_res = shapes(1)
+    params = jax.eval_shape(
+        lambda key, x_t, t, low_res: UNet(config).init(key, x_t, t, Cond(low_res=low_res)),
+        jax.random.key(0),
+        x_t,
+        t,
+        low_res,
+    )["params"]
+
+    def forward(params, x_t, t, low_res):
+        return UNet(config).apply({"params": params}, x_t, t, Cond(low_res=low_res))
+
+    def one_by_one(params, x_t, t, low_res):
+        return jax.lax.map(lambda one: forward(params, *(a[None] for a in one))[0], (x_t, t, low_res))
+
+    def gradient(config):
+        def loss(params, x_t, t, low_res):
+            return jnp.square(UNet(config).apply({"params": params}, x_t, t, Cond(low_res=low_res))).mean()
+
+        return jax.grad(loss)
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(
+        f"{options.model or 'small'}: {count / 1e6:.1f} M parameters, {size} pixels, {jax.default_backend()}, float32"
+    )
+    rows = (
+        (f"forward, {options.batch} pictures at once", forward, shapes(options.batch)),
+        (f"forward, {options.batch} pictures one by one", one_by_one, shapes(options.batch)),
+        ("gradient, one picture", gradient(dataclasses.replace(config, remat=False)), shapes(1)),
+        ("gradient, one picture, remat", gradient(dataclasses.replace(config, remat=True)), shapes(1)),
+    )
+    for name, function, arguments in rows:
+        print(f"  {name:40s} {temporary_bytes(function, params, *arguments) / 2**30:8.2f} GiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""unCLIP on pictures with captions of one's own: prior, decoder and upsamplers over a CLIP that is trained already.
+
+The rows of the paper (Ramesh et al. 2022, Table 3) are here beside one for a single accelerator. A run directory is
+filled stage by stage, in any order; with CLIP, prior and decoder in it, `sample.py --run` draws from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from recipes.image_captions import Data, captions_of
+from recipes.shapes import draw_sheet
+from recipes.stage import Plan, StageTraining, check_directories, check_training, train_stage
+from train_jax.errors import UserError
+from train_jax.optim import OptimConfig
+
+if TYPE_CHECKING:
+    from train_jax.state import TrainState
+
+STATISTICS = 2048  # pictures that the mean and deviation of the embeddings are taken from
+MEASURED = 256  # pictures that the error of a finished prior is measured on, for its analytic variance
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Prior, decoder and first upsampler, one after the other."""
+
+    run: Path
+    """Run directory: every stage's weights, checkpoints and logs."""
+    prior: StageTraining
+    decoder: StageTraining
+    upsampler_0: StageTraining
+    clip: str = ""
+    """The CLIP it is built on: a directory, file or name that clip_jax.load takes; kept in the run directory."""
+    factor: int = 4
+    """How much larger the upsampler's pictures are than the decoder's."""
+    seed: int = 0
+    weights: Literal["float32", "float16"] = "float32"
+    """How the finished weights are stored; float16 halves the files."""
+    data: Data = field(default_factory=Data)
+
+
+@dataclass(frozen=True)
+class OneStage(StageTraining):
+    """One stage alone."""
+
+    run: Path = Path("runs/unclip")
+    """Run directory: every stage's weights, checkpoints and logs."""
+    clip: str = ""
+    """The CLIP it is built on: a directory, file or name that clip_jax.load takes; kept in the run directory."""
+    factor: int = 4
+    """Of an upsampler: how much larger its pictures are than what it starts from."""
+    seed: int = 0
+    weights: Literal["float32", "float16"] = "float32"
+    """How the finished weights are stored; float16 halves the files."""
+    data: Data = field(default_factory=Data)
+
+
+def table3(lr: float, b2: float, eps: float, ema_decay: float = 0.9999, weight_decay: float = 0.0) -> OptimConfig:
+    """AdamW as in the paper's Table 3, with β1 = 0.9.
+
+    The table says nothing of a warm-up, a decay of the rate or a limit on the gradient: the rate is constant after 5000
+    steps of warm-up, and the limit is this project's usual 1.
+    """
+    return OptimConfig(
+        lr=lr, b2=b2, eps=eps, ema_decay=ema_decay, weight_decay=weight_decay, schedule="constant", warmup_steps=5000
+    )
+
+
+def smaller(lr: float, **rest: Any) -> OptimConfig:
+    return OptimConfig(lr=lr, **({"b2": 0.999, "ema_decay": 0.9999, "warmup_steps": 1000} | rest))
+
+
+# fmt: off
+TRAINING: dict[str, StageTraining] = {
+    #                                    preset                  steps     batch
+    "dalle2-prior":       StageTraining("dalle2-prior",            600_000, 4096, table3(1.1e-4, 0.96, 1e-6, weight_decay=6e-2), save_every=5000),  # noqa: E501
+    "dalle2-decoder":     StageTraining("dalle2-decoder",          800_000, 2048, table3(1.2e-4, 0.999, 1e-8), save_every=5000),  # noqa: E501
+    "dalle2-upsampler_0": StageTraining("dalle2-upsampler-256",  1_000_000, 1024, table3(1.2e-4, 0.999, 1e-8), save_every=5000),  # noqa: E501
+    "dalle2-upsampler_1": StageTraining("dalle2-upsampler-1024", 1_000_000,  512, table3(1.0e-4, 0.999, 1e-8), save_every=5000),  # noqa: E501
+
+    "small-prior":        StageTraining("small-prior",             100_000,  512, smaller(3e-4, b2=0.96, eps=1e-6, weight_decay=6e-2), save_every=2000),  # noqa: E501
+    "small-decoder":      StageTraining("small-decoder",           200_000,  256, smaller(1.2e-4), save_every=2000),
+    "small-upsampler_0":  StageTraining("small-upsampler-256",     200_000,   64, smaller(1.2e-4), save_every=2000),
+}
+# fmt: on
+
+STAGES = ("prior", "decoder", "upsampler_0")
+SMALL = Cascade(Path("runs/small-64"), *(TRAINING[f"small-{name}"] for name in STAGES))
+
+
+def tiny(name: str) -> StageTraining:
+    return StageTraining(name, 4, 8, smaller(1e-3, warmup_steps=2, ema_decay=0.9), log_every=2, save_every=2)
+
+
+TINY = Cascade(Path("runs/tiny-captions"), tiny("tiny-prior"), tiny("tiny-decoder"), tiny("tiny-upsampler"), factor=2)
+
+
+def alone(name: str) -> OneStage:
+    return OneStage(**vars(TRAINING[name]), run=Path("runs") / ("small-64" if name.startswith("small") else "dalle2"))
+
+
+PRESETS: dict[str, tuple[str, Cascade | OneStage]] = {
+    "small-64": (
+        "prior, decoder of 64 pixels and upsampler to 256 on captions of your own, for one accelerator",
+        SMALL,
+    ),
+    "tiny-captions": ("the same with networks of a few thousand parameters, to see that it runs", TINY),
+    **{
+        name: (
+            f"the {name.partition('-')[2]} stage of {'small-64' if name.startswith('small') else 'the paper'}",
+            alone(name),
+        )
+        for name in TRAINING
+    },
+}
+
+
+def check(name: str, config: Cascade | OneStage) -> None:
+    """Refuses what can be seen to be wrong before anything is prepared or written."""
+    trainings = {"": config} if isinstance(config, OneStage) else {f"{s}.": getattr(config, s) for s in STAGES}
+    for prefix, training in trainings.items():
+        check_training(training, prefix)
+    check_directories(config.run)
+    if not config.data.source:
+        raise UserError("data.source: none was given; name a table, a folder or tfds:NAME:SPLIT")
+    if not config.clip and not (config.run / "clip").is_dir():
+        raise UserError(f"clip: none was given, and there is none in {config.run}; name the weights of one")
+    if config.factor < 2:
+        raise UserError(f"factor: {config.factor} is less than 2")
+
+
+def train(name: str, config: Cascade | OneStage) -> None:
+    """Trains the stages on all pictures of the source; after a whole cascade draws a sheet of pictures."""
+    from clip_jax.listing import read_listing
+
+    clip = the_clip(config)
+    listing = read_listing(config.data.source, data_dir=config.data.directory)
+    captions = captions_of(listing, config.data.source)
+    said = "\n".join(f"{name}\t{caption}" for name, caption in zip(listing.names, captions, strict=True))
+    data = {
+        "examples": len(captions),
+        "names and captions": hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest(),
+    }
+    tokens = clip.tokenize(captions)
+    if isinstance(config, OneStage):
+        train_one(name.partition("-")[2], config, config, clip, listing.pictures, tokens, data)
+        return
+    for stage in STAGES:
+        train_one(stage, getattr(config, stage), config, clip, listing.pictures, tokens, data)
+    print(f"pictures: {draw_sheet(config.run, list(dict.fromkeys(captions))[:4])}")
+    print(f'more: python sample.py "{captions[0]}" --run {config.run}')
+
+
+def the_clip(config: Cascade | OneStage) -> Any:
+    """The CLIP of the run directory, put there first if there is none."""
+    import jax
+    import numpy as np
+
+    import clip_jax
+
+    kept = config.run / "clip"
+    if not config.clip:
+        return clip_jax.load(kept)
+    clip = clip_jax.load(config.clip)
+    if clip.model.config.vision is None or clip.model.config.text is None:
+        raise UserError(f"clip: {config.clip} has one tower; unCLIP needs both")
+    if not kept.is_dir():
+        clip_jax.save(kept, clip.model, clip.variables, clip.tokenize)
+        return clip
+    before = clip_jax.load(kept)
+    same = before.model.config == clip.model.config and all(
+        jax.tree.leaves(jax.tree.map(np.array_equal, before.variables, clip.variables))
+    )
+    if not same:
+        raise UserError(f"clip: {config.clip} is not the CLIP in {config.run}; choose another run directory")
+    return before
+
+
+def train_one(
+    folder: str, training: StageTraining, config: Cascade | OneStage, clip: Any, pictures: Any, tokens: Any, data: Any
+) -> None:
+    """Trains one stage to its end and writes its averaged weights into the run directory."""
+    from train_jax.data import batches
+    from unclip_jax.presets import preset
+
+    stage = fitted(preset(training.model), clip.model.config)
+    kind = folder.partition("_")[0]
+    source = Pictures(pictures, tokens, *SEEN[kind](stage, clip))
+    task = TASKS[kind](stage, clip, source, folder, config)
+
+    def export(state: TrainState) -> None:
+        from unclip_jax.pipeline import save_stage
+
+        params = measured(task, state.ema_params, source) if stage.x0_error else state.ema_params
+        save_stage(config.run / folder, stage, params, dtype=config.weights)
+
+    train_stage(
+        folder,
+        training,
+        Plan(task, dataclasses.asdict(stage), export),
+        batches(source, batch_size=training.batch_size, seed=config.seed),
+        run=config.run,
+        seed=config.seed,
+        data=data,
+    )
+
+
+class Pictures:
+    """Pictures and tokens as a random-access source; a picture is opened and resized when it is asked for."""
+
+    def __init__(self, pictures: Any, tokens: Any, size: int | None, preprocess: Any):
+        self.pictures, self.tokens, self.size, self.preprocess = pictures, tokens, size, preprocess
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """-> tokens int32 [L]; image uint8 [size, size, 3], the square in the middle; clip_image, what CLIP sees.
+
+        Without a size, ``image`` is what CLIP sees.
+        """
+        import numpy as np
+        from PIL import Image, ImageOps
+
+        from clip_jax.images import open_image
+
+        picture = open_image(self.pictures[index])
+        example: dict[str, Any] = {"tokens": self.tokens[index]}
+        if self.preprocess is not None:
+            example["image" if self.size is None else "clip_image"] = self.preprocess.pixels(picture)
+        if self.size is not None:
+            square = ImageOps.fit(picture.convert("RGB"), (self.size, self.size), Image.Resampling.BICUBIC)
+            example["image"] = np.asarray(square)
+        return example
+
+
+# Which pictures a kind of stage is given: the side of its own, and CLIP's if it needs them.
+SEEN = {
+    "prior": lambda stage, clip: (None, clip.preprocess),
+    "decoder": lambda stage, clip: (stage.model.image_size, clip.preprocess),
+    "upsampler": lambda stage, clip: (stage.model.image_size, None),
+}
+
+
+def fitted(stage: Any, clip: Any) -> Any:
+    """The stage with the widths of this CLIP."""
+    from unclip_jax.models.prior import PriorConfig
+
+    model, text = stage.model, {"text_width": clip.text.width}
+    if isinstance(model, PriorConfig):
+        sizes = text | {"embed_dim": clip.embed_dim, "context_length": clip.text.context_length}
+    elif model.low_res:
+        return stage
+    else:
+        sizes = text | {"image_embed_dim": clip.embed_dim}
+    return dataclasses.replace(stage, model=dataclasses.replace(model, **sizes))
+
+
+def prior_task(stage: Any, clip: Any, source: Pictures, folder: str, config: Cascade | OneStage) -> Any:
+    import numpy as np
+
+    from unclip_jax.tasks import PriorTask, embedding_statistics
+
+    params = clip.variables["params"]
+    images = np.stack([source[i]["image"] for i in range(min(STATISTICS, len(source)))])
+    return PriorTask(stage, clip.model.config, params, *embedding_statistics(clip.model.config, params, images))
+
+
+def decoder_task(stage: Any, clip: Any, source: Pictures, folder: str, config: Cascade | OneStage) -> Any:
+    from unclip_jax.tasks import DecoderTask
+
+    return DecoderTask(stage, clip.model.config, clip.variables["params"])
+
+
+def upsampler_task(stage: Any, clip: Any, source: Pictures, folder: str, config: Cascade | OneStage) -> Any:
+    """On windows of a quarter of the area; blur before the first upsampler, BSR before the second (§2.1)."""
+    from unclip_jax.degrade import BSRConfig, DegradeConfig
+    from unclip_jax.tasks import UpsamplerTask
+
+    size = stage.model.image_size
+    worse = DegradeConfig() if folder == "upsampler_0" else BSRConfig()
+    return UpsamplerTask(stage, low_res_size=size // config.factor, crop_size=size // 2, degrade=worse)
+
+
+TASKS = {"prior": prior_task, "decoder": decoder_task, "upsampler": upsampler_task}
+
+
+def measured(task: Any, params: Any, source: Pictures) -> Any:
+    """The parameters of a prior with the error of its estimates, which its analytic variance needs."""
+    import jax
+    import numpy as np
+
+    from unclip_jax import stage as stages
+    from unclip_jax.tasks import encode, standardise
+
+    examples = [source[i] for i in range(min(MEASURED, len(source)))]
+    images, tokens = (np.stack([example[name] for example in examples]) for name in ("image", "tokens"))
+
+    @jax.jit
+    def measure(params: Any, clip_params: Any) -> jax.Array:
+        cond = encode(task.clip, clip_params, images, tokens)
+        x0 = standardise(task.stage, params, cond.image_embed)
+        return stages.measure_x0_error(task.stage, params, x0, cond, jax.random.key(0))
+
+    return params | {"x0_error": measure(params, task.clip_params)}

@@ -1,0 +1,157 @@
+"""A tiny Karlo in the layout of diffusers, written with our own tables read backwards: no diffusers needed."""
+
+import dataclasses
+import json
+
+import numpy as np
+from safetensors.numpy import save_file
+
+import clip_jax
+from clip_jax.weights.native import flatten
+from clip_jax.weights.rules import export
+from unclip_jax.models.prior import PriorConfig
+from unclip_jax.models.unet import Level, UNetConfig
+from unclip_jax.stage import Sampling, Stage
+from unclip_jax.weights import karlo
+
+DIM, CONTEXT, LEVELS = 16, 6, (Level(16, 1), Level(32, 1, True))
+PRIOR = Stage(
+    model=PriorConfig(DIM, DIM, CONTEXT, width=16, layers=1, heads=2, empty_caption=True),
+    prediction="x0",
+    sampling=Sampling("ddpm", num_steps=25, guidance_scale=4.0, clip=5.0),
+)
+DECODER = Stage(
+    model=UNetConfig(
+        image_size=8,
+        levels=LEVELS,
+        head_width=8,
+        groups=8,
+        time_width=64,
+        image_embed_dim=DIM,
+        image_tokens=3,
+        text_width=DIM,
+        text_embed_dim=DIM,
+        empty_caption=True,
+        context_width=24,
+        learned_variance=True,
+    ),
+    sampling=Sampling("ddpm_learned", num_steps=25, guidance_scale=8.0),
+)
+UPSAMPLER = Stage(
+    model=UNetConfig(
+        image_size=16, levels=(Level(16, 1),), head_width=1, groups=8, time_width=64, scale_shift=False, low_res=True
+    ),
+    sampling=Sampling("ddpm", num_steps=7),
+    last_network=True,
+)
+CLIP = clip_jax.CLIPConfig(
+    embed_dim=DIM,
+    vision=None,
+    text=clip_jax.TextConfig(width=DIM, layers=1, heads=2, vocab_size=520, context_length=CONTEXT),
+)
+
+
+def unet_config(model, kind, attending, **more):
+    """The config of a U-Net in the words of diffusers."""
+    channels = model.channels
+    return {
+        "_class_name": kind,
+        "sample_size": model.image_size,
+        "in_channels": channels * (2 if model.low_res else 1),
+        "out_channels": channels * (2 if model.learned_variance else 1),
+        "block_out_channels": [level.width for level in model.levels],
+        "layers_per_block": model.levels[0].blocks,
+        "down_block_types": [attending[0] if l.attention else "ResnetDownsampleBlock2D" for l in model.levels],
+        "up_block_types": [attending[1] if l.attention else "ResnetUpsampleBlock2D" for l in reversed(model.levels)],
+        "attention_head_dim": model.head_width,
+        "norm_num_groups": model.groups,
+        "resnet_time_scale_shift": "scale_shift" if model.scale_shift else "default",
+        "act_fn": "silu",
+        **more,
+    }
+
+
+def scheduler(directory, name, **said):
+    write(directory / name / "scheduler_config.json", {"_class_name": "UnCLIPScheduler", **said})
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data))
+
+
+def save(folder, config, flat, rules):
+    write(folder / "config.json", config)
+    save_file(export(flat, rules), folder / "diffusion_pytorch_model.safetensors")
+
+
+def write_karlo(directory, fill):
+    """Writes the directory; returns the flat parameters of each stage. ``fill`` makes random ones."""
+    tokenizer = clip_jax.train_bpe(["red", "blue", "circle"], 520, context_length=CONTEXT)
+    text = dataclasses.replace(CLIP.text, vocab_size=tokenizer.vocab_size)
+    config = dataclasses.replace(CLIP, text=text)
+    variables = fill(lambda key: clip_jax.init(config, key))
+    clip_jax.export(directory / "text_encoder", config, variables)
+    (directory / "tokenizer").mkdir()
+    tokenizer.save(directory / "tokenizer" / "tokenizer.json")
+    params = {name: flatten(fill(stage, seed)) for seed, (name, stage) in enumerate(STAGES.items())}
+    known = {
+        name: {path: leaf for path, leaf in flat.items() if not path.endswith(karlo.NULLS)}
+        for name, flat in params.items()
+    }
+    model = PRIOR.model
+    said = {
+        "_class_name": "PriorTransformer",
+        "num_attention_heads": model.heads,
+        "attention_head_dim": model.width // model.heads,
+        "num_layers": model.layers,
+        "embedding_dim": DIM,
+        "num_embeddings": CONTEXT,
+    }
+    save(directory / "prior", said, known["prior"], karlo.PRIOR)
+    model, table = DECODER.model, karlo.unet(len(LEVELS))
+    said = {
+        "_class_name": "UnCLIPTextProjModel",
+        "clip_extra_context_tokens": model.image_tokens,
+        "clip_embeddings_dim": DIM,
+        "time_embed_dim": model.time_width,
+        "cross_attention_dim": model.context_width,
+    }
+    context = {name: leaf for name, leaf in known["decoder"].items() if name.startswith("context/")}
+    save(directory / "text_proj", said, context, karlo.text_projection(model))
+    said = unet_config(
+        model,
+        "UNet2DConditionModel",
+        ("SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        cross_attention_dim=model.context_width,
+        class_embed_type="identity",
+    )
+    save(directory / "decoder", said, {n: a for n, a in known["decoder"].items() if n not in context}, table)
+    said = unet_config(UPSAMPLER.model, "UNet2DModel", (None, None), add_attention=False)
+    both, table = known["upsampler_0"], karlo.unet(1)
+    last = {name.removeprefix("last/"): leaf for name, leaf in both.items() if name.startswith("last/")}
+    save(directory / "super_res_first", said, {n: a for n, a in both.items() if not n.startswith("last/")}, table)
+    save(directory / "super_res_last", said, last, table)
+    scheduler(directory, "prior_scheduler", prediction_type="sample", clip_sample_range=5.0)
+    scheduler(directory, "decoder_scheduler", variance_type="learned_range")
+    scheduler(directory, "super_res_scheduler", variance_type="fixed_small_log")
+    parts = {folder.name: ["library", "Class"] for folder in directory.iterdir()}
+    write(directory / "model_index.json", {"_class_name": "UnCLIPPipeline", **parts})
+    return variables, params
+
+
+STAGES = {"prior": PRIOR, "decoder": DECODER, "upsampler_0": UPSAMPLER}
+
+
+def edit_json(path, **changes):
+    write(path, json.loads(path.read_text()) | changes)
+
+
+def edit_weights(path, change):
+    """Rewrites a file of weights with ``change(arrays)``."""
+    from safetensors.numpy import load_file
+
+    arrays = load_file(path)
+    change(arrays)
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)

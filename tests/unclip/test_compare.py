@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from unclip_jax import compare, pipeline
+from unclip_jax.compare import Options, evaluations, variants
+from unclip_jax.evaluate import command
+
+
+def run(*arguments):
+    return command([str(argument) for argument in arguments], compare.main, "compare")
+
+
+@pytest.mark.slow
+def test_guidance_is_compared_in_a_table_a_file_and_a_picture(tiny_run, tmp_path, capsys):
+    out = tmp_path / "new" / "guidance.json"
+    scales = ("--guidance-scales", 1, 4)
+    assert run("guidance", "--run", tiny_run, "--num", 2, "--chunk", 4, "--out", out, *scales) == 0
+    report = json.loads(out.read_text())
+    assert [row["title"] for row in report["rows"]] == ["guidance 1", "guidance 4"]
+    # Without guidance the unconditional branch is not run.
+    assert [row["evaluations"] for row in report["rows"]] == [4, 8]
+    assert report["rows"][0]["sampling"]["guidance_scale"] is None
+    assert sorted(path.name for path in out.parent.iterdir()) == ["guidance.json", "guidance.png"]
+    printed = capsys.readouterr().out
+    assert all(row["title"] in printed for row in report["rows"])
+    assert "Fréchet distance in: mean over positions" in printed
+
+
+def test_samplers_are_read_as_name_and_steps(tiny_run):
+    options = Options("samplers", run=str(tiny_run), samplers=("dpmpp_2m:5", "heun:3"))
+    first, second = (variant.loaded.unclip.decoder for variant in variants(options))
+    assert (first.sampling.sampler, first.sampling.num_steps, first.sampling.grid) == ("dpmpp_2m", 5, "uniform")
+    assert (second.sampling.sampler, second.sampling.num_steps, second.sampling.grid) == ("heun", 3, "karras")
+    # Two branches of guidance, and Heun's two calls per step.
+    assert (evaluations(first), evaluations(second)) == (10, 12)
+
+
+def test_only_the_decoder_changes(tiny_run):
+    before = pipeline.load(tiny_run).unclip
+    for variant in variants(Options("guidance", run=str(tiny_run))):
+        assert variant.loaded.unclip.prior == before.prior
+        assert variant.loaded.unclip.upsamplers == before.upsamplers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["guidance", "--run", "no-such-run"], "no-such-run is not a directory"),
+        (["guidance", "--num", "1"], "--num: 1 is less than 2"),
+        (["guidance", "--seed", "-1"], "--seed: -1 is not between"),
+        (["guidance", "--guidance-scales", "2", "-1"], "--guidance-scales: -1.0 is not between"),
+        (["samplers", "--samplers", "ddpm"], "--samplers: 'ddpm' is not NAME:STEPS"),
+        (["samplers", "--samplers", "dppm:5"], "'dppm:5' is not NAME:STEPS with a name of ddpm, "),
+        (["samplers", "--samplers", "ddpm:0"], "sampling.num_steps is 0"),
+        (["guidance", "--out", "."], "--out: . is a directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, words, capsys):
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("compare: ")
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
