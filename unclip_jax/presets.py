@@ -86,7 +86,7 @@ def shapes_decoder(
         ),
         prediction="x0",
         weight="capped_v",
-        sampling=Sampling("dpmpp_2m", num_steps=steps, guidance_scale=3.0),
+        sampling=Sampling("dpmpp_2m", num_steps=steps, guidance_scale=2.0),
     )
 
 
