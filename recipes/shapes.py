@@ -265,7 +265,7 @@ def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[Train
     return lambda state: save_stage(config.run / name, stage, state.ema_params, dtype=config.weights)
 
 
-PLANS: dict[str, Callable[..., tuple[Any, Plan]]] = {
+PLANS: dict[str, Callable[[str, Shapes | OneStage, World], tuple[Any, Plan]]] = {
     "clip": plan_clip,
     "prior": plan_prior,
     "ar-prior": plan_ar_prior,

@@ -90,7 +90,9 @@ TRAINING: dict[str, StageTraining] = {
 # fmt: on
 
 STAGES = ("prior", "decoder", "upsampler_0")
-SMALL = Cascade(Path("runs/small-64"), *(TRAINING[f"small-{name}"] for name in STAGES))
+SMALL = Cascade(
+    Path("runs/small-64"), TRAINING["small-prior"], TRAINING["small-decoder"], TRAINING["small-upsampler_0"]
+)
 
 
 def tiny(name: str) -> StageTraining:
@@ -302,9 +304,9 @@ def measured(task: Any, params: Any, source: Pictures) -> Any:
     images, tokens = (np.stack([example[name] for example in examples]) for name in ("image", "tokens"))
 
     @jax.jit
-    def measure(params: Any, clip_params: Any) -> jax.Array:
+    def measure(params: Any, clip_params: Any, images: jax.Array, tokens: jax.Array) -> jax.Array:
         cond = encode(task.clip, clip_params, images, tokens)
         x0 = standardise(task.stage, params, cond.image_embed)
         return stages.measure_x0_error(task.stage, params, x0, cond, jax.random.key(0))
 
-    return params | {"x0_error": measure(params, task.clip_params)}
+    return params | {"x0_error": measure(params, task.clip_params, images, tokens)}

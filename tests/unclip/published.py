@@ -85,6 +85,27 @@ def save(folder, config, flat, rules):
     save_file(export(flat, rules), folder / "diffusion_pytorch_model.safetensors")
 
 
+def write_prior(folder, model, flat):
+    said = {
+        "_class_name": "PriorTransformer",
+        "num_attention_heads": model.heads,
+        "attention_head_dim": model.width // model.heads,
+        "num_layers": model.layers,
+        "embedding_dim": DIM,
+        "num_embeddings": CONTEXT,
+        "additional_embeddings": model.extra_tokens,
+    }
+    save(folder, said, flat, karlo.PRIOR)
+
+
+def write_eclipse(directory, fill):
+    """A prior alone, without time; returns its flat parameters."""
+    stage = dataclasses.replace(PRIOR, model=dataclasses.replace(PRIOR.model, time_token=False))
+    flat = {name: leaf for name, leaf in flatten(fill(stage, 9)).items() if name not in karlo.NULLS}
+    write_prior(directory, stage.model, flat)
+    return flat
+
+
 def write_karlo(directory, fill):
     """Writes the directory; returns the flat parameters of each stage. ``fill`` makes random ones."""
     tokenizer = clip_jax.train_bpe(["red", "blue", "circle"], 520, context_length=CONTEXT)
@@ -99,16 +120,7 @@ def write_karlo(directory, fill):
         name: {path: leaf for path, leaf in flat.items() if not path.endswith(karlo.NULLS)}
         for name, flat in params.items()
     }
-    model = PRIOR.model
-    said = {
-        "_class_name": "PriorTransformer",
-        "num_attention_heads": model.heads,
-        "attention_head_dim": model.width // model.heads,
-        "num_layers": model.layers,
-        "embedding_dim": DIM,
-        "num_embeddings": CONTEXT,
-    }
-    save(directory / "prior", said, known["prior"], karlo.PRIOR)
+    write_prior(directory / "prior", PRIOR.model, known["prior"])
     model, table = DECODER.model, karlo.unet(len(LEVELS))
     said = {
         "_class_name": "UnCLIPTextProjModel",

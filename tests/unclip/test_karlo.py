@@ -12,15 +12,17 @@ from clip_jax.weights.native import flatten
 from tests.unclip import parity
 from tests.unclip.published import (
     DECODER,
+    DIM,
     PRIOR,
     STAGES,
     UPSAMPLER,
     edit_json,
     edit_weights,
     write,
+    write_eclipse,
     write_karlo,
 )
-from unclip_jax import generate_jit, pipeline, sample_keys
+from unclip_jax import Sampling, generate_jit, pipeline, sample_keys
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -72,6 +74,20 @@ def test_in_half_precision_only_matrices_are_halved(karlo):
     for path, leaf in flatten({name: params[name] for name in STAGES}).items():
         half = path.endswith("/kernel") and "time_embedding" not in path
         assert leaf.dtype == (jnp.bfloat16 if half else jnp.float32), path
+
+
+def test_a_prior_alone_takes_the_place_of_another(karlo, loaded, fill, tmp_path):
+    """ECLIPSE's has no time and draws CLIP's embeddings themselves in one step, whatever statistics lie in its file."""
+    flat = write_eclipse(tmp_path, fill)
+    unclip, params, _ = pipeline.load(karlo[0], tmp_path)
+    assert unclip.prior.sampling == Sampling("ddim", num_steps=1, guidance_scale=None, clip=None)
+    assert unclip.decoder == loaded.unclip.decoder
+    found = flatten(params["prior"])
+    assert not any("time_embedding" in name for name in found)
+    np.testing.assert_array_equal(found["embed_mean"], np.zeros(DIM))
+    np.testing.assert_array_equal(found["embed_std"], np.ones(DIM))
+    for name in flat.keys() - {"embed_mean", "embed_std"}:
+        np.testing.assert_array_equal(found[name], flat[name])
 
 
 def remove(name):

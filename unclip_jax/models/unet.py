@@ -279,8 +279,8 @@ class UNet(nn.Module):
         added, context, context_mask = Context(config, name="context")(cond)
         time = TimestepMLP(config.levels[0].width, config.time_width, name="time_embedding")(t) + added
         if config.low_res_level:
-            embedding = TimestepMLP(config.levels[0].width, config.time_width, name="level_embedding")
-            time = time + embedding(1000.0 * cond.low_res_level)  # of the size of the times
+            embed = TimestepMLP(config.levels[0].width, config.time_width, name="level_embedding")
+            time = time + embed(1000.0 * cond.low_res_level)  # of the size of the times
 
         # `train` is no array: it decides what is traced.
         block = nn.remat(ResBlock, static_argnums=(3,)) if config.remat else ResBlock
