@@ -198,8 +198,15 @@ def main(argv: list[str]) -> None:
     count = len(titles) * options.num
     sampling = loaded.unclip.decoder.sampling
     scale = sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale
-    settings = {"seed": options.seed, "steps": sampling.num_steps, "sampler": sampling.sampler, "chunk": options.chunk}
-    stated = {name: str(value) for name, value in {**settings, "guidance_scale": scale}.items()}
+    settings = {
+        "prior": options.prior,
+        "seed": options.seed,
+        "steps": sampling.num_steps,
+        "sampler": sampling.sampler,
+        "guidance_scale": scale,
+        "chunk": options.chunk,
+    }
+    stated = {name: str(value) for name, value in settings.items()}
     if edit:
         stated = {"edit": f"--{name}", "seed": str(options.seed)}
     with tqdm(total=count, desc="sampling", unit="image", disable=not sys.stderr.isatty()) as progress:

@@ -104,7 +104,7 @@ class ARPrior(CaptionReader):
         config = self.config
         self.statistics = Quantiser(config)
         self.bucket_embed = nn.Embed(config.buckets, config.width, embedding_init=nn.initializers.normal(0.02))
-        self.logits_proj = nn.Dense(config.buckets)
+        self.logits_proj = nn.Dense(config.buckets, dtype=config.dtype)
 
     def __call__(self, image_embed: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array]:
         tokens = jax.lax.stop_gradient(self.statistics.quantise(image_embed, cond.text_embed))
@@ -132,7 +132,7 @@ class ARPrior(CaptionReader):
         return self.statistics.restore(coordinates)
 
     def _read_off(self, states: jax.Array) -> jax.Array:
-        return self.logits_proj(self.norm_out(states))
+        return self.logits_proj(self.norm_out(states)).astype(jnp.float32)
 
 
 def measure(config: ARPriorConfig, image_embeds: np.ndarray, text_embeds: np.ndarray) -> dict[str, np.ndarray]:
