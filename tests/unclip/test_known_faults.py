@@ -202,13 +202,17 @@ def test_10_resizing_does_not_alias():
 
 def test_11_chance_is_drawn_on_the_device_for_each_sample():
     """`random.random()` decided once per batch; in a compiled program it would decide once and for all."""
-    spoil = jax.jit(lambda key: degrade(jnp.asarray(np.tanh(gaussian(11, 64, 6, 6, 3))), key, DegradeConfig()))
     clean = np.tanh(gaussian(11, 64, 6, 6, 3))
-    first, second = (np.asarray(spoil(jax.random.key(seed))) - clean for seed in (0, 1))
+    noise, blur = DegradeConfig(blur_prob=0.0), DegradeConfig(noise_std=0.0)
+    spoil = jax.jit(lambda key: [degrade(jnp.asarray(clean), key, config) - clean for config in (noise, blur)])
+    first, second = spoil(jax.random.key(0)), spoil(jax.random.key(1))
     assert spoil._cache_size() == 1
-    assert (np.abs(first - second).max(axis=(1, 2, 3)) > 1e-4).all()
-    spread = first.std(axis=(1, 2, 3))
-    assert spread.max() > 2 * spread.min()
+    amounts = np.asarray(first[0]).std(axis=(1, 2, 3))
+    assert amounts.max() > 5 * amounts.min()
+    assert not np.allclose(amounts, np.asarray(second[0]).std(axis=(1, 2, 3)), rtol=0.2)
+    blurred, others = ((np.abs(x[1]).max(axis=(1, 2, 3)) > 1e-6) for x in (first, second))
+    assert 16 < blurred.sum() < 48
+    assert (blurred != others).any()
     # And nothing of the package draws from a generator of Python or numpy while a program is traced.
     for path in Path(unclip_jax.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
