@@ -1,6 +1,9 @@
 """Published weights: every one where it belongs or none at all; and beside diffusers, the same numbers."""
 
 import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +26,7 @@ from tests.unclip.published import (
     write_karlo,
 )
 from unclip_jax import Sampling, generate_jit, pipeline, sample_keys
+from unclip_jax.weights.hub import fetch_pipeline
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -178,6 +182,26 @@ def test_a_decoder_without_its_encoders_says_what_else_to_give(copy):
 def test_one_directory_of_ours_is_whole(tiny_run, karlo):
     with pytest.raises(UserError, match="whole"):
         pipeline.load(tiny_run, karlo[0])
+
+
+def test_a_name_on_the_hub_is_fetched_with_its_folders(copy, monkeypatch):
+    """Torch's own files only for the parts that have no others; a path is never taken for a name."""
+    asked = []
+
+    def snapshot_download(name, *, allow_patterns, ignore_patterns):
+        asked.append((name, allow_patterns))
+        return str(copy)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    (copy / "decoder" / WEIGHTS).unlink()
+    assert fetch_pipeline("owner/karlo") == copy
+    (first, patterns), second = asked
+    assert first == "owner/karlo"
+    assert not any(pattern.endswith(".bin") for pattern in patterns)
+    assert second == ("owner/karlo", ["decoder/*.bin"])
+    with pytest.raises(UserError, match="not a directory"):
+        pipeline.load(Path("owner/karlo"))
+    assert len(asked) == 2
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ is every weight that is missing, left over or of another shape.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,6 +110,8 @@ def load(directories: Sequence[Path], dtype: str) -> Published:
             raise UserError(f"{where} has no {name}: give the directory of the pipeline it belongs to as well")
         return parts[name]
 
+    for name in ("text_encoder", "decoder", "decoder_scheduler"):
+        folder(name)  # refused before the larger parts are read
     clip_config, clip_params, tokenize = _clip(folder("text_encoder"), parts)
     empty = _empty_caption(clip_config, clip_params, tokenize)
     params: Params = {"clip": clip_params}
@@ -155,7 +158,8 @@ def _parts(directory: Path) -> dict[str, Path]:
     kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise UserError(f"{directory / INDEX}: it is a {kind}; supported are {', '.join(PIPELINES)}")
-    absent = [theirs for theirs in PIPELINES[kind].values() if index.get(theirs) and not (directory / theirs).is_dir()]
+    named = [theirs for theirs in PIPELINES[kind].values() if any(index.get(theirs) or ())]  # else [null, null]
+    absent = [theirs for theirs in named if not (directory / theirs).is_dir()]
     if absent:
         raise UserError(f"{directory} lacks the folders {', '.join(absent)}, which {INDEX} names: fetch it whole")
     return {ours: directory / theirs for ours, theirs in PIPELINES[kind].items() if (directory / theirs).is_dir()}
@@ -216,7 +220,7 @@ def _clip(folder: Path, parts: Mapping[str, Path]) -> tuple[CLIPConfig, Params, 
 
 def _empty_caption(config: CLIPConfig, params: Params, tokenize: Any) -> dict[str, np.ndarray]:
     """What CLIP says of no words, as the networks keep it (``with_empty_captions``)."""
-    text = jax.jit(lambda p, t: CLIP(config).apply({"params": p}, t, method="encode_text"))(params, tokenize([""]))
+    text = _encode(config, "encode_text", params, tokenize([""]))
     if int(text.mask.sum()) != EMPTY_CAPTION:
         raise UserError(
             f"the empty caption has {int(text.mask.sum())} tokens, not a start and an end: another tokenizer?"
@@ -232,7 +236,12 @@ def _black_picture(config: CLIPConfig, params: Params) -> np.ndarray:
     if config.vision is None:
         raise UserError("there is no image_encoder: give the directory of Kandinsky's prior as well")
     zeros = jnp.zeros((1, config.vision.image_size, config.vision.image_size, config.vision.channels))
-    return np.asarray(jax.jit(lambda p: CLIP(config).apply({"params": p}, zeros, method="encode_image"))(params)[0])
+    return np.asarray(_encode(config, "encode_image", params, zeros)[0])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(config: CLIPConfig, method: str, params: Params, given: jax.Array) -> Any:
+    return CLIP(config).apply({"params": params}, given, method=method)
 
 
 def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
