@@ -630,7 +630,7 @@ def compare_eclipse(name: str) -> Iterator[Difference]:
         with jax.default_matmul_precision("highest"):
             ours = jax.jit(pipeline.sample_prior, static_argnums=0)(unclip, params, features, keys)
         own = jax.vmap(lambda key: sample_keys(key, jnp.arange(1)))(keys).reshape(-1)
-        start = noise(unclip.prior, own).start
+        start = normal(own, (size.dim,))
         with torch.no_grad():
             expected = theirs(*map(as_tensor, (start, *features[:3])))
         yield difference(f"one step, before {family}'s decoder", ours, expected.numpy())

@@ -11,6 +11,7 @@ from clip_jax.weights.native import flatten
 from clip_jax.weights.rules import export
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import Level, UNetConfig
+from unclip_jax.priors import OneStepStage
 from unclip_jax.stage import Sampling, Stage
 from unclip_jax.weights import karlo
 
@@ -93,14 +94,14 @@ def write_prior(folder, model, flat):
         "num_layers": model.layers,
         "embedding_dim": DIM,
         "num_embeddings": CONTEXT,
-        "additional_embeddings": model.extra_tokens,
+        "additional_embeddings": model.length - model.context_length,
     }
     save(folder, said, flat, karlo.PRIOR)
 
 
 def write_eclipse(directory, fill):
     """A prior alone, without time; returns its flat parameters."""
-    stage = dataclasses.replace(PRIOR, model=dataclasses.replace(PRIOR.model, time_token=False))
+    stage = OneStepStage(dataclasses.replace(PRIOR.model, time_token=False))
     flat = {name: leaf for name, leaf in flatten(fill(stage, 9)).items() if name not in karlo.NULLS}
     write_prior(directory, stage.model, flat)
     return flat

@@ -152,7 +152,8 @@ def test_8_embeddings_are_not_clipped_to_the_range_of_pictures(monkeypatch, samp
     Said(monkeypatch, lambda x_t, t, cond: jnp.full_like(x_t, 3.0))
     stage = dataclasses.replace(PRIOR, sampling=dataclasses.replace(PRIOR.sampling, sampler=sampler))
     np.testing.assert_allclose(stages.run(stage, {}, TEXT, KEYS), 3.0, rtol=1e-5)
-    priors = {name: row.stage for name, row in PRESETS.items() if isinstance(row.stage.model, PriorConfig)}
+    diffusion = {name: row.stage for name, row in PRESETS.items() if isinstance(row.stage, Stage)}
+    priors = {name: stage for name, stage in diffusion.items() if isinstance(stage.model, PriorConfig)}
     assert priors
     for name, stage in priors.items():
         assert stage.sampling.threshold is None, name

@@ -84,8 +84,8 @@ def test_guidance_is_data_and_one_is_off(params):
     plain = dataclasses.replace(AR, sampling=ARSampling())
     sampled = jax.jit(lambda scale: priors.sample(AR, params[AR], COND, KEYS, guidance_scale=scale))
     own = np.asarray(sample(AR, params[AR], COND, KEYS))
-    np.testing.assert_allclose(sampled(jnp.full(B, 2.0)), own, atol=1e-5)
-    mixed = np.asarray(sampled(jnp.array([2.0, 30.0, 2.0, 30.0])))
+    np.testing.assert_allclose(sampled(jnp.full(B, 2.0, jnp.float32)), own, atol=1e-5)
+    mixed = np.asarray(sampled(jnp.array([2.0, 30.0, 2.0, 30.0], jnp.float32)))
     assert np.abs(mixed - own).max(axis=1)[[1, 3]].max() > 1e-3
     np.testing.assert_allclose(mixed[[0, 2]], own[[0, 2]], atol=1e-5)
     assert sampled._cache_size() == 1
