@@ -300,7 +300,8 @@ def test_a_finished_prior_knows_its_error(untrained_run, tmp_path):
 # distillation
 
 
-@pytest.mark.parametrize("model", ["decoder", pytest.param("upsampler_0", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["decoder", "upsampler_0"])
 def test_each_round_is_taught_by_the_student_of_the_one_before(caught, monkeypatch, untrained_run, tmp_path, model):
     """What comes out is a whole system with the last student in it; both networks of a round can be traced."""
     monkeypatch.setattr(distill, "write_samples", lambda run: run)

@@ -69,6 +69,7 @@ def test_statistics_are_trained_and_then_used(config):
     assert float(first) != float(second)
 
 
+@pytest.mark.slow
 def test_a_sharded_batch_has_the_statistics_of_the_whole():
     task, data = CLIPTask(CONFIG), batch(size=16)
     params, model_state = jax.jit(task.init)(jax.random.key(0))

@@ -80,6 +80,7 @@ def test_learns_a_batch_by_heart(tiny, batch):
     assert float(metrics["accuracy"]) > 0.9
 
 
+@pytest.mark.slow
 def test_scanned_towers_train_too(tiny, batch):
     config = dataclasses.replace(tiny, vision=dataclasses.replace(tiny.vision, scan_layers=True, remat=True))
     task = CLIPTask(config)

@@ -279,6 +279,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_a_line(toy, tmp_path, undistur
     assert all(line.startswith("toy: step ") for line in said[2:])
 
 
+@pytest.mark.slow
 def test_killed_and_rerun_ends_the_same(tmp_path):
     arguments = ("--save-every", 5, "--pause", 0.01)
     signals = (signal.SIGKILL, signal.SIGTERM)

@@ -78,7 +78,9 @@ def precise(pipe: Any) -> Any:
     """Gives a pipeline's scheduler the same schedule in float64, rounded where it is used, as ours is.
 
     Theirs multiplies in float32, which is 5e-4 off at the noisy end; guidance 4 and 8 of a random network stretch that
-    at every step into another picture. With the schedule exact nothing else is left between the two.
+    at every step into another picture. They stretch the rounding of the last bit, too, to 2e-2 in the worst pixel of a
+    hundred steps: so the last layer of each network is made smaller. It is still no trained one: guidance moves pixels
+    by half their range.
     """
     import torch
     from diffusers import DDPMScheduler
@@ -96,6 +98,11 @@ def precise(pipe: Any) -> Any:
             continue
         part.alphas = 1.0 - part.betas
         part.alphas_cumprod = torch.cumprod(part.alphas, dim=0)
+    with torch.no_grad():
+        for network in pipe.components.values():
+            for name in ("proj_to_clip_embeddings", "conv_out"):
+                if isinstance(network, torch.nn.Module) and hasattr(network, name):
+                    getattr(network, name).weight.mul_(0.3)
     return pipe
 
 

@@ -116,6 +116,7 @@ def test_interpolation_ends_at_its_pictures(system):
     assert np.abs(got.images[2] - want).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_text_diff_of_no_strength_changes_nothing_and_of_full_strength_forgets_the_picture(system):
     do, unclip, params, tokens = system
     strength = jnp.array([0.0, 0.4, 1.0])
@@ -151,6 +152,7 @@ class TestInpaint:
         do, _, _, tokens = system
         np.testing.assert_array_equal(do("inpaint", PICTURES, self.mask(False), tokens, KEYS).images, PICTURES)
 
+    @pytest.mark.slow
     def test_with_everything_free_it_is_sampling(self, system):
         do, unclip, params, tokens = system
         embed = LATENT.image_embed
@@ -162,6 +164,7 @@ class TestInpaint:
         np.testing.assert_allclose(got.images, edit.upsample(unclip, params, small, KEYS), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_redrawing_from_the_top_is_sampling_and_from_lower_keeps_more(system):
     do, unclip, params, tokens = system
     embed = LATENT.image_embed

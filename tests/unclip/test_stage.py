@@ -256,8 +256,8 @@ def test_another_network_takes_the_last_step_alone(fill):
 
     @jax.jit
     def estimate(params, t):
-        plain = stages.conditional_denoiser(PIXELS, params)
-        return stages.conditional_denoiser(stage, params)(x_t, t, IMAGE).x0, plain(x_t, t, IMAGE).x0
+        plain = stages.conditional_denoiser(PIXELS, params, IMAGE)
+        return stages.conditional_denoiser(stage, params, IMAGE)(x_t, t).x0, plain(x_t, t).x0
 
     for t, network in ((999, params), (1, params), (0, params["last"])):
         at = jnp.full(B, t)

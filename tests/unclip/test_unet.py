@@ -360,6 +360,7 @@ class TestUpsampler:
             assert np.isfinite(out).all()
 
 
+@pytest.mark.slow
 def test_computing_blocks_again_changes_nothing(fill):
     """Same parameters, same output and gradient, dropout too; the blocks are marked to be computed again."""
     config = dataclasses.replace(CONFIG, dropout=0.3)
