@@ -83,7 +83,7 @@ def with_steps(recipe: Shapes, **num_steps: int) -> Shapes:
 
 
 LONG = dataclasses.replace(
-    with_steps(SHAPES, clip=2400, prior=1500, decoder=6000, upsampler=1500),
+    with_steps(SHAPES, clip=2400, prior=4000, decoder=6000, upsampler=1500),
     run=Path("runs/shapes-long"),
     weights="float16",
 )
