@@ -227,6 +227,7 @@ def captions_config(directory, run, **fields):
     ), captions
 
 
+@pytest.mark.slow
 def test_every_stage_of_unclip_gets_its_pictures_with_their_captions(caught, monkeypatch, untrained_run, tmp_path):
     """Pictures of the stage's own size, and of CLIP's where it is asked; the run directory is a whole system."""
     monkeypatch.setattr(unclip, "draw_sheet", lambda run, prompts: f"{run.name} {prompts}")

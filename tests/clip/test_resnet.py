@@ -86,6 +86,7 @@ def test_a_sharded_batch_has_the_statistics_of_the_whole():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), grads, sharded_grads)
 
 
+@pytest.mark.slow
 def test_learns_a_batch_by_heart():
     task, data = CLIPTask(PLAIN), batch()
     params, model_state = jax.jit(task.init)(jax.random.key(0))

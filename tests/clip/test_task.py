@@ -42,6 +42,7 @@ def test_padding_is_never_counted_as_text():
     np.testing.assert_array_equal(drop_tokens(tokens, KEY, 0.9, eos_id=None, pad_id=0), tokens)
 
 
+@pytest.mark.slow
 def test_evaluation_is_deterministic_and_training_is_not(tiny, batch):
     task = CLIPTask(tiny, token_drop_prob=0.5, patch_drop_prob=0.5)
     params, model_state = start(task)

@@ -14,6 +14,7 @@ from clip_jax.vit import ConvStem, VisionTransformer
 TINY = dataclasses.replace(preset("tiny").vision, stem=(6, 10))
 
 
+@pytest.mark.slow
 def test_a_stem_takes_the_place_of_the_pixels():
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     tower = VisionTransformer(TINY, 16)

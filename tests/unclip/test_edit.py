@@ -81,6 +81,7 @@ def test_a_picture_of_the_decoder_is_inverted_to_its_noise(system):
     assert np.sqrt(np.square(other - drawn).mean()) > 0.1 * spread
 
 
+@pytest.mark.slow
 def test_encoding_sees_what_clip_sees(system):
     do, unclip, params, _ = system
     np.testing.assert_allclose(
