@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from unclip_jax.conditioning import Cond
-from unclip_jax.models.unet import Level, UNet, UNetConfig
-from unclip_jax.presets import preset
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is all it has
+
+from unclip_jax.conditioning import Cond  # noqa: E402
+from unclip_jax.models.unet import Level, UNet, UNetConfig  # noqa: E402
+from unclip_jax.presets import preset  # noqa: E402
 
 # The paper's second upsampler, with a twelfth of its channels and one block per level.
 SMALL = UNetConfig(
