@@ -20,9 +20,9 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is all it has
 
-from unclip_jax.conditioning import Cond  # noqa: E402
-from unclip_jax.models.unet import Level, UNet, UNetConfig  # noqa: E402
-from unclip_jax.presets import preset  # noqa: E402
+from unclip_jax.conditioning import Cond
+from unclip_jax.models.unet import Level, UNet, UNetConfig
+from unclip_jax.presets import preset
 
 # The paper's second upsampler, with a twelfth of its channels and one block per level.
 SMALL = UNetConfig(
