@@ -15,7 +15,6 @@ Each picture is a PNG of its own, and a contact sheet shows them together.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import time
@@ -141,14 +140,18 @@ def load(options: Options) -> LoadedUnCLIP:
 
     if options.weights and options.run is not None:
         raise UserError("--weights: pictures are drawn from published weights or from a run; leave out --run")
-    loaded = pipeline.load(*options.weights) if options.weights else pipeline.load(options.run, prior=options.prior)
-    # Euler's and Heun's methods are made for the grid of Karras et al.
-    grid = "karras" if options.sampler in ("euler", "heun") else None
-    changes: dict[str, Any] = {"num_steps": options.steps, "sampler": options.sampler, "grid": grid}
-    decoder = loaded.unclip.decoder
-    sampling = dataclasses.replace(decoder.sampling, **{k: v for k, v in changes.items() if v is not None})
-    decoder = dataclasses.replace(decoder, sampling=sampling)
-    return loaded._replace(unclip=dataclasses.replace(loaded.unclip, decoder=decoder))
+    sources = options.weights or (options.run,)
+    loaded = pipeline.load(*sources, prior=options.prior)
+    if options.guidance_scale is not None and loaded.unclip.decoder.sampling.guidance_scale is None:
+        raise UserError("--guidance-scale: this decoder is drawn without guidance, as distilled ones are; leave it out")
+    changes = {"num_steps": options.steps, "sampler": options.sampler}
+    return pipeline.with_sampling(loaded, **{name: value for name, value in changes.items() if value is not None})
+
+
+def guidance_scale(loaded: LoadedUnCLIP, options: Options) -> float | None:
+    """The decoder's guidance: that of the options, or as it was saved; None for a decoder that is drawn without."""
+    saved = loaded.unclip.decoder.sampling.guidance_scale
+    return saved if options.guidance_scale is None else options.guidance_scale
 
 
 def draw(loaded: LoadedUnCLIP, prompts: list[str], options: Options) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -166,13 +169,13 @@ def draw(loaded: LoadedUnCLIP, prompts: list[str], options: Options) -> Iterator
     from unclip_jax.tasks import to_uint8
 
     key = jax.random.key(options.seed)
-    scale = loaded.unclip.decoder.sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    scale = guidance_scale(loaded, options)
+    guidance = Guidance() if scale is None else Guidance(decoder=jnp.float32(scale))
     total = len(prompts) * options.num
     for start in range(0, total, options.chunk):
         jobs = [divmod(min(i, total - 1), options.num) for i in range(start, start + options.chunk)]
         tokens = loaded.tokenize([prompts[p] for p, _ in jobs])
         keys = sample_keys(key, jnp.array([index for _, index in jobs]))
-        guidance = Guidance(decoder=jnp.float32(scale))
         images = generate_jit(loaded.unclip, loaded.params, tokens, keys, guidance=guidance).images
         for (p, index), image in list(zip(jobs, np.asarray(to_uint8(images)), strict=True))[: total - start]:
             yield p, index, image
@@ -197,13 +200,12 @@ def main(argv: list[str]) -> None:
     rows: list[tuple[str, list[Any]]] = [(title, list(edit.originals) if edit else []) for title in titles[:SHEET_ROWS]]
     count = len(titles) * options.num
     sampling = loaded.unclip.decoder.sampling
-    scale = sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale
     settings = {
         "prior": options.prior,
         "seed": options.seed,
         "steps": sampling.num_steps,
         "sampler": sampling.sampler,
-        "guidance_scale": scale,
+        "guidance_scale": guidance_scale(loaded, options),
         "chunk": options.chunk,
     }
     stated = {name: str(value) for name, value in settings.items()}

@@ -195,16 +195,18 @@ def plan_clip(model: str, config: Shapes | OneStage, world: World) -> tuple[Any,
     return tokenize, Plan(clip_jax.CLIPTask(clip), clip.to_dict(), export, evaluate)
 
 
-def plan_prior(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
+def plan_prior(model: str, config: Shapes | OneStage, world: World, folder: str = "prior") -> tuple[Any, Plan]:
     import clip_jax
     from unclip_jax.presets import preset
-    from unclip_jax.tasks import PriorTask, embedding_statistics
+    from unclip_jax.stage import Stage
+    from unclip_jax.tasks import OneStepPriorTask, PriorTask, embedding_statistics
 
     clip, stage = clip_jax.load(config.run / "clip"), preset(model)
     params = clip.variables["params"]
     mean, std = embedding_statistics(clip.model.config, params, world.images[:4096])
-    task = PriorTask(stage, clip.model.config, params, mean, std)
-    return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("prior", stage, config))
+    kind = PriorTask if isinstance(stage, Stage) else OneStepPriorTask
+    task = kind(stage, clip.model.config, params, mean, std)
+    return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as(folder, stage, config))
 
 
 def plan_ar_prior(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
@@ -219,18 +221,6 @@ def plan_ar_prior(model: str, config: Shapes | OneStage, world: World) -> tuple[
     embeds = embedding_pairs(clip.model.config, params, world.images[:4096], tokens)
     task = ARPriorTask(stage, clip.model.config, params, measure(stage.model, *embeds))
     return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("ar_prior", stage, config))
-
-
-def plan_one_step_prior(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
-    import clip_jax
-    from unclip_jax.presets import preset
-    from unclip_jax.tasks import OneStepPriorTask, embedding_statistics
-
-    clip, stage = clip_jax.load(config.run / "clip"), preset(model)
-    params = clip.variables["params"]
-    mean, std = embedding_statistics(clip.model.config, params, world.images[:4096])
-    task = OneStepPriorTask(stage, clip.model.config, params, mean, std)
-    return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("one_step_prior", stage, config))
 
 
 def plan_decoder(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
@@ -269,7 +259,7 @@ PLANS: dict[str, Callable[[str, Shapes | OneStage, World], tuple[Any, Plan]]] = 
     "clip": plan_clip,
     "prior": plan_prior,
     "ar-prior": plan_ar_prior,
-    "one-step-prior": plan_one_step_prior,
+    "one-step-prior": partial(plan_prior, folder="one_step_prior"),
     "decoder": plan_decoder,
     "upsampler": plan_upsampler,
     "upsampler_1": partial(plan_upsampler, folder="upsampler_1"),

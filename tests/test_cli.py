@@ -538,8 +538,10 @@ def test_a_system_is_distilled_to_few_steps(trained_run, data, tmp_path):
     same = jax.tree.map(np.array_equal, teacher.params, student.params)
     assert all(jax.tree.leaves([same[name] for name in ("clip", "prior", "upsampler_0")]))
     assert not all(jax.tree.leaves(same["decoder"]))
-    ended = run("sample.py", PROMPTS[0], "--run", tmp_path / "run", "--out", tmp_path / "pictures")
+    argv_sample = ["sample.py", PROMPTS[0], "--run", tmp_path / "run", "--out", tmp_path / "pictures"]
+    ended = run(*argv_sample)
     assert ended.code == 0, ended.err
+    assert_refused(run(*argv_sample, "--guidance-scale", 3), "sample.py", "this decoder is drawn without guidance")
     ended = run("train.py", *argv[:5], "--data.directory", data, "--model", "upsampler_0", "--rounds", 1)
     assert ended.code == 0, ended.err
     assert pipeline.load(tmp_path / "run").unclip.upsamplers[0].sampling.num_steps == 1
@@ -550,7 +552,7 @@ def test_a_cascade_of_two_upsamplers(tmp_path):
     """32 → 64 → 128 on the shipped weights: the second upsampler is trained (a little) and drawn through."""
     shutil.copytree(pipeline.SHIPPED, tmp_path / "run")
     argv = ["shapes-upsampler_1", "--run", tmp_path / "run", "--data.directory", tmp_path / "data"]
-    argv += ["--data.train-examples", 32, "--num-steps", 4, "--batch-size", 4]
+    argv += ["--data.train-examples", 32, "--num-steps", 4, "--batch-size", 4, "--optim.warmup-steps", 2]
     ended = run("train.py", *argv)
     assert ended.code == 0, ended.err
     sizes = [stage.model.image_size for stage in pipeline.load(tmp_path / "run").unclip.upsamplers]

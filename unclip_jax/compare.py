@@ -23,12 +23,13 @@ import numpy as np
 import tyro
 
 from clip_jax.errors import UserError
+from clip_jax.text import TextFeatures
 from clip_jax.weights.native import atomic_path
 from unclip_jax import evaluate, pipeline
 from unclip_jax.diffusion.samplers import SAMPLERS, sample_keys
 from unclip_jax.evaluate import SPLITS, Questions, System, by_split, score_pictures
 from unclip_jax.pictures import contact_sheet, save_png
-from unclip_jax.pipeline import LoadedUnCLIP
+from unclip_jax.pipeline import LoadedUnCLIP, with_sampling
 from unclip_jax.stage import Stage
 
 PRIORS = ("prior", "ar_prior", "one_step_prior")  # folders of a run directory
@@ -68,13 +69,6 @@ class Variant(NamedTuple):
     keep_text: bool = True
 
 
-def with_sampling(loaded: LoadedUnCLIP, **changes: Any) -> LoadedUnCLIP:
-    """The same system with another sampling of the decoder."""
-    decoder = loaded.unclip.decoder
-    decoder = dataclasses.replace(decoder, sampling=dataclasses.replace(decoder.sampling, **changes))
-    return loaded._replace(unclip=dataclasses.replace(loaded.unclip, decoder=decoder))
-
-
 def evaluations(stage: Stage) -> int:
     """Network evaluations per sample of a stage: both branches of guidance count, and both calls of a Heun step."""
     sampling = stage.sampling
@@ -83,26 +77,25 @@ def evaluations(stage: Stage) -> int:
 
 def variants(options: Options) -> Iterator[Variant]:
     """What there is to compare. Raises UserError for a sampler there is none of, or a run directory without priors."""
-    run = None if options.run == "shipped" else options.run
+    root = evaluate.run_directory(options.run)
     if options.what == "priors":
-        yield from prior_variants(run)
+        yield from prior_variants(root)
         return
-    loaded = pipeline.load(run)
+    loaded = pipeline.load(root)
     if options.what == "guidance":
         for scale in options.guidance_scales:
-            yield Variant(f"guidance {scale:g}", with_sampling(loaded, guidance_scale=None if scale == 1 else scale))
+            off = scale == 1  # the unconditional branch is not run then
+            yield Variant(f"guidance {scale:g}", with_sampling(loaded, guidance_scale=None if off else scale))
         return
     for row in options.samplers:
         name, _, steps = row.partition(":")
         if name not in SAMPLERS or not steps.isdecimal():
             raise UserError(f"--samplers: {row!r} is not NAME:STEPS with a name of {', '.join(SAMPLERS)}")
-        grid = "karras" if name in ("euler", "heun") else "uniform"
-        yield Variant(f"{name}, {steps} steps", with_sampling(loaded, sampler=name, num_steps=int(steps), grid=grid))
+        yield Variant(f"{name}, {steps} steps", with_sampling(loaded, sampler=name, num_steps=int(steps)))
 
 
-def prior_variants(run: str | None) -> Iterator[Variant]:
+def prior_variants(root: Path) -> Iterator[Variant]:
     """Each prior of a run directory, between what any of them should beat and what none can."""
-    root = pipeline.SHIPPED if run is None else Path(run)
     loaded = pipeline.load(root)
     yield Variant("z_t as if z_i", loaded, "text", keep_text=False)
     for name in PRIORS:
@@ -111,31 +104,49 @@ def prior_variants(run: str | None) -> Iterator[Variant]:
     yield Variant("real z_i", loaded, "image", keep_text=False)
 
 
-def measure(variant: Variant, questions: Questions, twins: np.ndarray, options: Options) -> dict[str, Any]:
-    """What a variant draws of the questions, and what that is worth.
+class Asked(NamedTuple):
+    """What every variant is asked to draw, and what CLIP makes of it: the same CLIP reads and sees for all."""
 
-    Args:
-      twins: other real pictures of the same labels, uint8 [N, R, R, 3].
+    labels: np.ndarray  # int [N, 4]
+    keys: jax.Array  # [N]
+    text: TextFeatures
+    image_embed: np.ndarray  # [N, D] of the real pictures the captions were written for
+    twin_embed: np.ndarray  # [N, D] of other real pictures of the same labels
+    features: np.ndarray  # [N, F] for the Fréchet distance, of the real pictures
+    twin_features: np.ndarray
 
-    Returns:
-      {"row": plain JSON values, "images": uint8 [N, H, W, 3]}.
-    """
-    system = System(variant.loaded, options.chunk)
-    keys = sample_keys(jax.random.key(options.seed), jnp.tile(jnp.arange(options.num), len(SPLITS)))
-    text, real = system.encode_text(questions.tokens), system.encode_images(questions.images)
-    text_embed = np.asarray(text.embed)
-    sources = {
-        "image": lambda: real,
-        "text": lambda: np.asarray(text.embed),
-        "prior": lambda: system.predict(text, keys),
-    }
-    image_embed = sources[variant.image_embed]()
+
+def ask(loaded: LoadedUnCLIP, options: Options) -> Asked:
+    """The first captions of each split, one split after the other; the i-th of each has the i-th key."""
+    system, size = System(loaded, options.chunk), loaded.unclip.clip.vision.image_size
+    asked = [evaluate.ask(loaded.tokenize, split, options.num, size) for split in SPLITS]
+    questions = Questions(*(np.concatenate(arrays) for arrays in zip(*asked, strict=True)))
+    twins = evaluate.render_again(questions.labels, size, options.seed)
+    return Asked(
+        questions.labels,
+        sample_keys(jax.random.key(options.seed), jnp.tile(jnp.arange(options.num), len(SPLITS))),
+        system.encode_text(questions.tokens),
+        system.encode_images(questions.images),
+        system.encode_images(twins),
+        system.features(questions.images),
+        system.features(twins),
+    )
+
+
+def measure(variant: Variant, asked: Asked, options: Options) -> tuple[dict[str, Any], np.ndarray]:
+    """What a variant draws: (plain JSON values that say what it is worth, the pictures uint8 [N, H, W, 3])."""
+    system, text_embed = System(variant.loaded, options.chunk), np.asarray(asked.text.embed)
+    if variant.image_embed == "prior":
+        image_embed = system.predict(asked.text, asked.keys)
+    else:
+        image_embed = {"image": asked.image_embed, "text": text_embed}[variant.image_embed]
     began = time.perf_counter()
-    images = system.draw(text, image_embed, variant.keep_text, keys, variant.title)
+    images = system.draw(asked.text, image_embed, variant.keep_text, asked.keys, variant.title)
     seconds = time.perf_counter() - began
-    results, _ = score_pictures(images, questions.labels)
-    seen = evaluate.fitted(images, questions.images.shape[1])
-    fid = {"generated": system.features(seen), "floor": system.features(twins)}
+    results, _ = score_pictures(images, asked.labels)
+    seen = evaluate.fitted(images, variant.loaded.unclip.clip.vision.image_size)
+    fid = {"generated": system.features(seen), "floor": asked.twin_features}
+    scored = {"generated": system.encode_images(seen), "real": asked.image_embed}
     decoder = variant.loaded.unclip.decoder
     row = {
         "title": variant.title,
@@ -143,13 +154,11 @@ def measure(variant: Variant, questions: Questions, twins: np.ndarray, options: 
         "evaluations": evaluations(decoder),
         "seconds": round(seconds, 1),
         "results": results,
-        "clip_score": evaluate.clip_scores(
-            {"generated": system.encode_images(seen), "real": real}, np.asarray(text.embed)
-        ),
-        "fid": evaluate.distances_to_real(fid, system.features(questions.images)),
-        "cosines": by_split(evaluate.cosines, image_embed, real, text_embed, system.encode_images(twins)),
+        "clip_score": evaluate.clip_scores(scored, text_embed),
+        "fid": evaluate.distances_to_real(fid, asked.features),
+        "cosines": by_split(evaluate.cosines, image_embed, asked.image_embed, text_embed, asked.twin_embed),
     }
-    return {"row": row, "images": images}
+    return row, images
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -208,20 +217,16 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out: {out} is a directory; give a file")
     out.parent.mkdir(parents=True, exist_ok=True)
 
-    unclip, _, tokenize = compared[0].loaded
-    size = unclip.clip.vision.image_size
-    asked = [evaluate.ask(tokenize, split, options.num, size) for split in SPLITS]
-    questions = Questions(*(np.concatenate(arrays) for arrays in zip(*asked, strict=True)))
-    twins = evaluate.render_again(questions.labels, size, options.seed)
+    asked = ask(compared[0].loaded, options)
     shown = np.concatenate([np.arange(min(SHOWN // 2, options.num)) + i * options.num for i in range(len(SPLITS))])
     rows, sheet = [], []
     with atomic_path(out) as temporary:  # opened first: minutes of work must not end at a file that cannot be written
         for variant in compared:
-            measured = measure(variant, questions, twins, options)
-            rows.append(measured["row"])
-            exact = measured["row"]["results"]
+            row, images = measure(variant, asked, options)
+            rows.append(row)
+            exact = row["results"]
             share = " / ".join(f"{100 * exact[split]['exact_match']['value']:.1f}" for split in SPLITS)
-            sheet.append((f"{variant.title}: {share} %", list(measured["images"][shown])))
+            sheet.append((f"{variant.title}: {share} %", list(images[shown])))
         head = evaluate.environment(options.run) | {
             "what": options.what,
             "num_per_split": options.num,

@@ -281,7 +281,8 @@ def evaluate(system: System, options: Options) -> dict[str, Any]:
     if "diversity" in sections:
         with timed(seconds, "diversity"):
             report["diversity"] = measure_diversity(system, text, questions.labels, options)
-    twins = render_again(questions.labels, size, options.seed)
+    if "cosines" in sections or "fid" in sections:
+        twins = render_again(questions.labels, size, options.seed)
     if "cosines" in sections:
         report["cosines"] = by_split(cosines, predicted, image_embed, sources["text"], system.encode_images(twins))
     if "clip_score" in sections:
@@ -476,13 +477,17 @@ def check(options: Options) -> None:
 
 def load(options: Options) -> LoadedUnCLIP:
     """The system to measure, with the sampling that the options ask for."""
-    loaded = pipeline.load(None if options.run == "shipped" else options.run, prior=options.prior)
-    unclip = loaded.unclip
-    changes: dict[str, Any] = {"num_steps": options.steps, "guidance_scale": options.guidance_scale}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    decoder = dataclasses.replace(unclip.decoder, sampling=dataclasses.replace(unclip.decoder.sampling, **changes))
-    candidates = unclip.candidates if options.candidates is None else options.candidates
-    return loaded._replace(unclip=dataclasses.replace(unclip, decoder=decoder, candidates=candidates))
+    loaded = pipeline.load(run_directory(options.run), prior=options.prior)
+    changes = {"num_steps": options.steps, "guidance_scale": options.guidance_scale}
+    loaded = pipeline.with_sampling(loaded, **{name: value for name, value in changes.items() if value is not None})
+    if options.candidates is None:
+        return loaded
+    return loaded._replace(unclip=dataclasses.replace(loaded.unclip, candidates=options.candidates))
+
+
+def run_directory(run: str) -> Path:
+    """What ``--run`` names: a directory of one's own, or that of the weights that come with the package."""
+    return pipeline.SHIPPED if run == "shipped" else Path(run)
 
 
 def main(argv: list[str]) -> None:

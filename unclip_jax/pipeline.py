@@ -195,6 +195,21 @@ generate_jit = jax.jit(generate, static_argnums=0)
 """``generate`` compiled once per architecture and batch size."""
 
 
+def with_sampling(loaded: LoadedUnCLIP, **changes: Any) -> LoadedUnCLIP:
+    """The same system with other fields of the decoder's ``Sampling``; those that are not named stay.
+
+    Raises:
+      UserError: a value that ``Sampling`` refuses, or guidance for a decoder that is drawn without.
+    """
+    if changes.get("guidance_scale") is not None and loaded.unclip.decoder.sampling.guidance_scale is None:
+        raise UserError("guidance scale: this decoder is drawn without guidance, as distilled ones are; leave it out")
+    if changes.get("sampler") in ("euler", "heun"):  # made for the grid of Karras et al.
+        changes = {"grid": "karras"} | changes
+    decoder = loaded.unclip.decoder
+    decoder = dataclasses.replace(decoder, sampling=dataclasses.replace(decoder.sampling, **changes))
+    return loaded._replace(unclip=dataclasses.replace(loaded.unclip, decoder=decoder))
+
+
 def save_stage(directory: str | os.PathLike, stage: Prior, params: dict[str, Any], *, dtype: Any = None) -> None:
     """Writes config.json and weights.safetensors of a stage or a prior of any kind, each whole or not at all.
 
@@ -251,12 +266,17 @@ def load(
       dtype: of a published system's matrix products, "float32" or "bfloat16"; None is bfloat16 on a GPU or TPU.
 
     Raises:
-      UserError: a folder is missing, damaged, or the stages do not fit each other.
+      UserError: a folder is missing, damaged, or the stages do not fit each other; or an option is not for this kind of
+        system.
     """
     root = SHIPPED if directory is None else _local(directory)
     if not root.is_dir():
         raise UserError(f"{root} is not a directory; give the run directory of a finished `train.py`")
     if diffusers.is_published(root):
+        if prior != "prior":
+            raise UserError(
+                f"prior: {root} is a published system, which has one prior; give another's directory after it"
+            )
         return _published([root, *map(_local, more)], dtype)
     if more or dtype is not None:
         raise UserError(

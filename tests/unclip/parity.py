@@ -79,8 +79,7 @@ def precise(pipe: Any) -> Any:
 
     Theirs multiplies in float32, which is 5e-4 off at the noisy end; guidance 4 and 8 of a random network stretch that
     at every step into another picture. They stretch the rounding of the last bit, too, to 2e-2 in the worst pixel of a
-    hundred steps: so the last layer of each network is made smaller. It is still no trained one: guidance moves pixels
-    by half their range.
+    hundred steps: so the last layer of each network is made smaller.
     """
     import torch
     from diffusers import DDPMScheduler

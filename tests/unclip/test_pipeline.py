@@ -26,6 +26,7 @@ from unclip_jax.pipeline import (
     load_stage,
     sample_prior,
     save_stage,
+    with_sampling,
 )
 from unclip_jax.presets import preset
 from unclip_jax.tasks import similarity, to_uint8
@@ -278,6 +279,23 @@ class TestFiles:
         other = load(tiny_run, prior=name)
         assert other.unclip == dataclasses.replace(tiny_system.unclip, prior=preset(OTHER_PRIORS[name]))
         jax.tree.map(np.testing.assert_array_equal, other.params["prior"], load_stage(tiny_run / name)[1])
+
+    def test_a_published_system_has_no_other_prior(self, tmp_path):
+        (tmp_path / "model_index.json").write_text('{"_class_name": "UnCLIPPipeline"}')
+        with pytest.raises(UserError, match="which has one prior; give another"):
+            load(tmp_path, prior="ar_prior")
+
+    def test_the_decoders_sampling_alone_is_changed(self, tiny_system):
+        changed = with_sampling(tiny_system, sampler="heun", num_steps=3)
+        sampling = changed.unclip.decoder.sampling
+        assert (sampling.sampler, sampling.num_steps, sampling.grid) == ("heun", 3, "karras")
+        assert dataclasses.replace(changed.unclip, decoder=tiny_system.unclip.decoder) == tiny_system.unclip
+        assert with_sampling(tiny_system) == tiny_system
+
+    def test_guidance_is_refused_where_there_is_none(self, tiny_system):
+        unguided = with_sampling(tiny_system, guidance_scale=None)
+        with pytest.raises(UserError, match="drawn without guidance"):
+            with_sampling(unguided, guidance_scale=2.0)
 
     def test_a_system_without_upsampler_is_one(self, tiny_run, tmp_path):
         shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("upsampler_0"))

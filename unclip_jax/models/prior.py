@@ -10,6 +10,7 @@ Text comes first and no token reads what follows it: whatever is drawn behind a 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ EXTRA_TOKENS = 4  # text embedding, time, noised image embedding, query
 
 
 @dataclass(frozen=True)
-class CaptionConfig:
+class CaptionConfig(ABC):
     """What all priors have: a transformer behind a caption.
 
     Attributes:
@@ -60,9 +61,9 @@ class CaptionConfig:
         return self.context_length + 1
 
     @property
+    @abstractmethod
     def length(self) -> int:
         """Tokens of the whole sequence."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
