@@ -13,12 +13,17 @@ from unclip_jax.diffusion.schedule import (
     karras_timesteps,
     leading_timesteps,
     linear,
+    posterior,
     spaced_timesteps,
     trailing_timesteps,
 )
 
 T = 1000
-ALL = [pytest.param(build(length), id=f"{name}-{length}") for name, build in SCHEDULES.items() for length in (50, T)]
+EXACT, ROUNDED = (
+    [name for name in SCHEDULES if "float32" not in name],
+    [name for name in SCHEDULES if "float32" in name],
+)
+ALL = [pytest.param(SCHEDULES[name](length), id=f"{name}-{length}") for name in EXACT for length in (50, T)]
 
 
 def cosine_alpha_bar(t, num_timesteps):
@@ -87,6 +92,49 @@ def test_variances_of_consecutive_jumps_compose(schedule):
     both = schedule.variance_between(t, s) + ratio * schedule.variance_between(s, r)
     np.testing.assert_allclose(schedule.variance_between(t, r), both, rtol=1e-5)
     np.testing.assert_allclose(schedule.variance_between(t, np.full(3, -1)), np.square(schedule.sigma(t)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounded_schedule_is_near_the_exact_one(name):
+    exact, rounded = SCHEDULES[name.removesuffix("_float32")](T), SCHEDULES[name](T)
+    t = jnp.arange(-1, T)
+    for scale in ("alpha", "sigma", "log_snr"):
+        # Near clean data, 1 − ᾱ has lost digits.
+        np.testing.assert_allclose(getattr(rounded, scale)(t), getattr(exact, scale)(t), rtol=2e-3, atol=2e-3)
+    s = t[1:] // 2
+    np.testing.assert_allclose(rounded.variance_between(t[1:], s), exact.variance_between(t[1:], s), rtol=2e-3)
+    assert not np.array_equal(rounded.sigma(t), exact.sigma(t))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("name", "ends"), [("linear", (1e-4, 0.02)), ("latent_linear", (0.00085, 0.012))])
+def test_rounded_table_is_that_of_diffusers(name, ends):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler(T, beta_start=ends[0], beta_end=ends[1])
+    schedule = SCHEDULES[f"{name}_float32"](T)
+    np.testing.assert_array_equal(schedule.beta_table, theirs.betas)
+    np.testing.assert_array_equal(schedule.alpha_bar(np.arange(T)), theirs.alphas_cumprod)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("num_steps", [7, 25, 1000])
+def test_rounded_schedule_is_that_of_diffusers(num_steps, monkeypatch):
+    """Every step of their scheduler, as it mixes x0, x_t and noise of a learned variance."""
+    torch, scheduling = pytest.importorskip("torch"), pytest.importorskip("diffusers.schedulers.scheduling_unclip")
+    theirs = scheduling.UnCLIPScheduler(variance_type="learned_range", prediction_type="sample", clip_sample=False)
+    monkeypatch.setattr(scheduling, "randn_tensor", lambda shape, **_: torch.ones(shape))
+    schedule, times = SCHEDULES["cosine_float32"](T), spaced_timesteps(T, num_steps)
+    np.testing.assert_array_equal(schedule.beta_table, theirs.betas)
+    np.testing.assert_array_equal(schedule.alpha_bar(np.arange(T)), theirs.alphas_cumprod)
+    x0, x_t, frac = 0.3, 1.7, 0.6
+    output, start = torch.tensor([[x0, 2 * frac - 1]]), torch.tensor([[x_t]])
+    ends = np.append(times[1:], -1)
+    steps = zip(times.tolist(), ends.tolist(), strict=True)
+    expected = [theirs.step(output, t, start, prev_timestep=s if s >= 0 else None).prev_sample.item() for t, s in steps]
+    reverse = jax.jit(lambda t, s: posterior(schedule, t, s))(times, ends)
+    log_variance = frac * reverse.log_large + (1 - frac) * reverse.log_small
+    noise = np.where(ends < 0, 0.0, np.exp(0.5 * log_variance))
+    np.testing.assert_allclose(reverse.coef_x0 * x0 + reverse.coef_xt * x_t + noise, expected, rtol=1e-6)
 
 
 def test_times_of_any_shape_under_jit():

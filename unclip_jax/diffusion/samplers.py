@@ -208,7 +208,7 @@ def resampled(sampler: Sampler, times: int) -> Sampler:
 
     def step(denoise, schedule, x_t, state, step):
         t, s, keys = step
-        up = schedule.alpha(t) / schedule.alpha(s), jnp.sqrt(schedule.variance_between(t, s))
+        up = schedule.alpha_between(t, s), jnp.sqrt(schedule.variance_between(t, s))
 
         def once(i, x_t):
             own = fold_in_each(keys, i)

@@ -274,7 +274,11 @@ def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "beta_schedule": (
             noise,
-            {"squaredcos_cap_v2": "cosine", (0.0001, 0.02): "linear", (0.00085, 0.012): "latent_linear"},
+            {
+                "squaredcos_cap_v2": "cosine_float32",
+                (0.0001, 0.02): "linear_float32",
+                (0.00085, 0.012): "latent_linear_float32",
+            },
         ),
         "timestep_spacing": (said.get("timestep_spacing", "linspace"), {"linspace": "uniform", "leading": "leading"}),
     }
