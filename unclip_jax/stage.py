@@ -20,9 +20,9 @@ from clip_jax.errors import UserError
 from unclip_jax.conditioning import Cond
 from unclip_jax.degrade import add_level
 from unclip_jax.diffusion.guidance import CondDenoiser, Decorator, classifier_free, clip_x0, dynamic_threshold
-from unclip_jax.diffusion.losses import WEIGHTS, add_noise, diffusion_loss, noised, variational_bound
+from unclip_jax.diffusion.losses import WEIGHTS, Noised, add_noise, diffusion_loss, noised, variational_bound
 from unclip_jax.diffusion.predict import PREDICTIONS, Denoiser, denoiser, per_sample, split_output
-from unclip_jax.diffusion.samplers import SAMPLERS, Sampler, fold_in_each, normal, sample
+from unclip_jax.diffusion.samplers import SAMPLERS, Sampler, fold_in_each, normal, sample, self_conditioned
 from unclip_jax.diffusion.schedule import GRIDS, SCHEDULES, NoiseSchedule
 from unclip_jax.models.prior import DiffusionPrior, PriorConfig, blank_caption
 from unclip_jax.models.unet import UNet, UNetConfig
@@ -174,6 +174,10 @@ def learned_variance(stage: Stage) -> bool:
     return isinstance(stage.model, UNetConfig) and stage.model.learned_variance
 
 
+def self_condition(stage: Stage) -> bool:
+    return isinstance(stage.model, PriorConfig) and stage.model.self_condition
+
+
 def conditional_denoiser(
     stage: Stage, params: dict[str, Any], cond: Cond, *, guidance_scale: float | jax.Array | None = None
 ) -> Denoiser:
@@ -185,19 +189,19 @@ def conditional_denoiser(
     sampling, module = stage.sampling, network(stage)
 
     def bind(cond: Cond) -> Denoiser:
-        def reader(params: dict[str, Any]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        def reader(params: dict[str, Any]) -> Callable[..., jax.Array]:
             variables, seen = {"params": params}, cond
             if isinstance(stage.model, PriorConfig):
                 seen = module.apply(variables, cond, method="encode_prefix")
-            return lambda x_t, t: module.apply(variables, x_t, t, seen)
+            return lambda x_t, t, *given: module.apply(variables, x_t, t, seen, *given)
 
         read = reader(params)
         if stage.last_network:
             first, second, last = read, reader(params["last"]), int(timesteps(stage)[-1])
 
-            def read(x_t: jax.Array, t: jax.Array) -> jax.Array:
+            def read(x_t: jax.Array, t: jax.Array, *given: jax.Array) -> jax.Array:
                 # All of a batch is at the same step when it is sampled; only one of the two is ever run.
-                return jax.lax.cond(t[0] <= last, second, first, x_t, t)
+                return jax.lax.cond(t[0] <= last, second, first, x_t, t, *given)
 
         return denoiser(
             read,
@@ -267,6 +271,7 @@ def run(
     denoise = denoise if decorate is None else decorate(denoise)
     x_T = starting_noise(stage, keys) if x_T is None else x_T
     sampler = SAMPLERS[stage.sampling.sampler]() if sampler is None else sampler
+    sampler = self_conditioned(sampler) if self_condition(stage) else sampler
     times = timesteps(stage) if times is None else times
     return sample(denoise, noise_schedule(stage), times, sampler, x_T, keys)
 
@@ -300,7 +305,10 @@ def loss(
     key_noise, key_dropout = jax.random.split(key)
     schedule = noise_schedule(stage)
     at = noised(schedule, x0, key_noise)
-    output = network(stage).apply({"params": params}, at.x_t, at.t, cond, train=train, rngs={"dropout": key_dropout})
+    given = [drawn_estimate(stage, params, at, cond, jax.random.fold_in(key, 1))] if self_condition(stage) else []
+    output = network(stage).apply(
+        {"params": params}, at.x_t, at.t, cond, *given, train=train, rngs={"dropout": key_dropout}
+    )
     prediction, var_frac = split_output(output, learned_variance(stage))
     error = diffusion_loss(
         prediction, x0, at, schedule, prediction=stage.prediction, weight=stage.weight, cap=stage.weight_cap
@@ -313,3 +321,14 @@ def loss(
     # The bound of all T steps weighs 1/1000 (Nichol & Dhariwal 2021, eq. 16): T/1000 for the one step drawn.
     bound = variational_bound(x0_hat, var_frac, x0, at, schedule).mean()
     return mean + bound * stage.num_timesteps / 1000.0, {"mean_squared_error": mean, "bound_bits": bound}
+
+
+def drawn_estimate(stage: Stage, params: dict[str, Any], at: Noised, cond: Cond, key: jax.Array) -> jax.Array:
+    """What a self-conditioned network is given in training: by a coin per sample zeros, or the network's own estimate.
+
+    The estimate is that of sampling without guidance: of x0 whatever is predicted, and clipped. No gradient goes
+    through it (Chen et al. 2022, algorithm 1).
+    """
+    denoise = conditional_denoiser(stage, params, cond, guidance_scale=1.0)
+    coin = per_sample(jax.random.bernoulli(key, 0.5, at.t.shape), at.x_t)
+    return jax.lax.stop_gradient(jnp.where(coin, denoise(at.x_t, at.t, jnp.zeros_like(at.x_t)).x0, 0.0))

@@ -186,3 +186,8 @@ def test_heads_must_divide_the_width():
 def test_a_skip_needs_a_time():
     with pytest.raises(UserError, match="the gate of the skip is learned of the time"):
         PriorConfig(D, C, L, WIDTH, layers=1, heads=2, skip=True, time_token=False)
+
+
+def test_self_conditioning_needs_a_time():
+    with pytest.raises(UserError, match="one step has no estimate before it"):
+        PriorConfig(6, 5, 3, 16, 1, 2, time_token=False, self_condition=True)

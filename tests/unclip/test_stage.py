@@ -11,6 +11,7 @@ from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.guidance import dynamic_threshold, inpaint
 from unclip_jax.diffusion.losses import add_noise, diffusion_loss, noised
 from unclip_jax.diffusion.samplers import SAMPLERS, ddim, fold_in_each, normal, sample_keys
+from unclip_jax.diffusion.schedule import GRIDS
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import Level, UNetConfig
 from unclip_jax.stage import Sampling, Stage
@@ -142,6 +143,15 @@ def test_dynamic_thresholding_takes_the_place_of_clipping(fill):
     np.testing.assert_allclose(denoise(x_t, t).x0, want.x0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_grid_is_laid_out_inside_a_compiled_program(fill, name):
+    """The program holds one scan over as many steps as were asked for."""
+    stage = with_sampling(PIXELS, grid=name, num_steps=27 if name == "fast27" else 3)
+    program = jax.make_jaxpr(stages.run, static_argnums=0)(stage, fill(stage), IMAGE, KEYS)
+    (scan,) = (equation for equation in program.eqns if equation.primitive.name == "scan")
+    assert scan.params["length"] == stage.sampling.num_steps
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_runs_a_network_with_learned_variance(fill, name):
     stage = dataclasses.replace(LEARNED, x0_error=True)
@@ -264,3 +274,48 @@ def test_another_network_takes_the_last_step_alone(fill):
         expected = estimate({**network, "last": params["last"]}, at)[1]
         np.testing.assert_allclose(estimate(params, at)[0], expected, rtol=1e-5, atol=1e-5)
     assert np.abs(estimate(params, jnp.zeros(B, int))[0] - estimate(params, jnp.zeros(B, int))[1]).max() > 1e-3
+
+
+SELF = dataclasses.replace(PRIOR, model=dataclasses.replace(PRIOR.model, self_condition=True))
+
+
+def test_a_self_conditioned_stage_is_given_its_last_estimate(fill):
+    """Both branches of guidance read the guided and clipped estimate of the last step, at first zeros: a loop by hand."""
+    stage = with_sampling(SELF, sampler="ddim", clip=0.8)
+    params, schedule, times = fill(stage), stages.noise_schedule(stage), stages.timesteps(stage)
+    module, x_t, x0_hat = stages.network(stage), stages.starting_noise(stage, KEYS), jnp.zeros((B, D))
+    for t, s in zip(times, [*times[1:], -1], strict=True):
+        at = jnp.full((B,), t)
+        with_text, without = (module.apply({"params": params}, x_t, at, cond, x0_hat) for cond in (TEXT, TEXT.null()))
+        x0_hat = jnp.clip(without + 2.0 * (with_text - without), -0.8, 0.8)
+        eps = (x_t - schedule.alpha(t) * x0_hat) / schedule.sigma(t)
+        x_t = schedule.alpha(s) * x0_hat + schedule.sigma(s) * eps
+    np.testing.assert_allclose(run(stage, params, TEXT, KEYS), x_t, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_runs_a_self_conditioned_stage(fill, name):
+    if name in ("ddpm_learned", "ddpm_analytic"):
+        pytest.skip("they need what a prior does not learn")
+    stage = with_sampling(SELF, sampler=name, guidance_scale=None, grid="karras" if name == "heun" else "uniform")
+    assert np.isfinite(run(stage, fill(stage), TEXT, KEYS)).all()
+
+
+def test_in_training_a_coin_per_sample_says_who_is_given_an_estimate(fill):
+    stage = with_sampling(SELF, clip=0.5)
+    params, x0 = fill(stage), gaussian(3, 64, D)
+    cond = jax.tree.map(lambda a: np.tile(a, (16,) + (1,) * (a.ndim - 1)), TEXT)
+    at = noised(stages.noise_schedule(stage), x0, jax.random.key(1))
+    given = stages.drawn_estimate(stage, params, at, cond, jax.random.key(2))
+    estimate = stages.network(stage).apply({"params": params}, at.x_t, at.t, cond, jnp.zeros_like(x0))
+    has = np.any(given != 0, axis=1)
+    assert 16 < has.sum() < 48
+    np.testing.assert_allclose(given[has], np.clip(estimate, -0.5, 0.5)[has], atol=1e-5)
+
+    def of_estimate(params):
+        return stages.drawn_estimate(stage, params, at, cond, jax.random.key(2)).sum()
+
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(jax.grad(of_estimate)(params)))
+    # The loss reads it: the part of the network that does so gets a gradient.
+    gradient = jax.grad(lambda params: loss(stage, params, x0, cond, jax.random.key(0))[0])(params)
+    assert np.any(gradient["image_embed_proj"]["kernel"][D:])

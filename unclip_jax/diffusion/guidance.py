@@ -32,8 +32,8 @@ def classifier_free(guidance_scale: float | jax.Array) -> Callable[[CondDenoiser
             cond = cond.with_keep(cond.batch_size)
             denoise = bind(concatenate(cond, cond.null()))
 
-            def denoise_guided(x_t: jax.Array, t: jax.Array) -> Denoised:
-                both = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]))
+            def denoise_guided(x_t: jax.Array, t: jax.Array, *given: jax.Array) -> Denoised:
+                both = denoise(*(jnp.concatenate([rows, rows]) for rows in (x_t, t, *given)))
                 conditional, unconditional = jnp.split(both.x0, 2)
                 scale = per_sample(jnp.broadcast_to(guidance_scale, t.shape), x_t)
                 var_frac, x0_error = (None if a is None else jnp.split(a, 2)[0] for a in both[1:])
@@ -50,8 +50,8 @@ def clip_x0(low: float, high: float) -> Decorator:
     """Clamps the estimate of clean data to [low, high], the range of the data."""
 
     def decorate(denoise: Denoiser) -> Denoiser:
-        def clipped(x_t: jax.Array, t: jax.Array) -> Denoised:
-            estimate = denoise(x_t, t)
+        def clipped(x_t: jax.Array, t: jax.Array, *given: jax.Array) -> Denoised:
+            estimate = denoise(x_t, t, *given)
             return estimate._replace(x0=jnp.clip(estimate.x0, low, high))
 
         return clipped
@@ -66,8 +66,8 @@ def inpaint(known: jax.Array, mask: jax.Array) -> Decorator:
     """
 
     def decorate(denoise: Denoiser) -> Denoiser:
-        def inpainted(x_t: jax.Array, t: jax.Array) -> Denoised:
-            estimate = denoise(x_t, t)
+        def inpainted(x_t: jax.Array, t: jax.Array, *given: jax.Array) -> Denoised:
+            estimate = denoise(x_t, t, *given)
             return estimate._replace(x0=jnp.where(mask, estimate.x0, known))
 
         return inpainted
@@ -79,8 +79,8 @@ def dynamic_threshold(percentile: float) -> Decorator:
     """Scales each sample's x0 into [−1, 1] by its own ``percentile`` (0 to 100) of |x0|, at least 1 (Imagen, §2.3)."""
 
     def decorate(denoise: Denoiser) -> Denoiser:
-        def thresholded(x_t: jax.Array, t: jax.Array) -> Denoised:
-            estimate = denoise(x_t, t)
+        def thresholded(x_t: jax.Array, t: jax.Array, *given: jax.Array) -> Denoised:
+            estimate = denoise(x_t, t, *given)
             magnitude = jnp.abs(estimate.x0).reshape(x_t.shape[0], -1)
             limit = per_sample(jnp.maximum(jnp.percentile(magnitude, percentile, axis=1), 1.0), x_t)
             return estimate._replace(x0=jnp.clip(estimate.x0, -limit, limit) / limit)

@@ -33,8 +33,11 @@ class Denoised(NamedTuple):
     x0_error: jax.Array | None = None
 
 
-Denoiser = Callable[[jax.Array, jax.Array], Denoised]
-"""(x_t [B, ...], t int32 [B]) -> Denoised; the condition is already bound. All that a sampler ever sees."""
+Denoiser = Callable[..., Denoised]
+"""(x_t [B, ...], t int32 [B]) -> Denoised; the condition is already bound. All that a sampler ever sees.
+
+A self-conditioned one also takes x0_hat, shaped like x_t; decorators hand on what else they are given.
+"""
 
 
 class Prediction(NamedTuple):
@@ -77,14 +80,14 @@ def split_output(output: jax.Array, learned_variance: bool) -> tuple[jax.Array, 
 
 
 def denoiser(
-    network: Callable[[jax.Array, jax.Array], jax.Array],
+    network: Callable[..., jax.Array],
     schedule: NoiseSchedule,
     prediction: str,
     *,
     learned_variance: bool = False,
     x0_error: jax.Array | None = None,
 ) -> Denoiser:
-    """Wraps ``network(x_t, t)`` of the given parametrisation as a denoiser that returns x0.
+    """Wraps ``network(x_t, t, *given)`` of the given parametrisation as a denoiser that returns x0.
 
     ``x0_error`` [T] is its mean squared error at each time, where it has been measured.
 
@@ -93,8 +96,8 @@ def denoiser(
     """
     to_x0 = PREDICTIONS[prediction].to_x0
 
-    def denoise(x_t: jax.Array, t: jax.Array) -> Denoised:
-        output, var_frac = split_output(network(x_t, t), learned_variance)
+    def denoise(x_t: jax.Array, t: jax.Array, *given: jax.Array) -> Denoised:
+        output, var_frac = split_output(network(x_t, t, *given), learned_variance)
         alpha, sigma = (per_sample(f(t), x_t) for f in (schedule.alpha, schedule.sigma))
         error = None if x0_error is None else per_sample(x0_error[t], x_t)
         return Denoised(to_x0(output, x_t, alpha, sigma), var_frac, error)

@@ -88,6 +88,30 @@ def _no_state(x_T: jax.Array) -> tuple[()]:
     return ()
 
 
+def self_conditioned(sampler: Sampler) -> Sampler:
+    """The same sampler for a denoiser (x_t, t, x0_hat) that also reads its last estimate, at first zeros.
+
+    Self-conditioning (Chen et al. 2022, "Analog Bits", algorithm 2). What is read is the estimate as the sampler gets
+    it, guided and clipped.
+    """
+
+    def init(x_T):
+        return sampler.init(x_T), jnp.zeros_like(x_T)
+
+    def step(denoise, schedule, x_t, state, step):
+        state, x0_hat = state
+        estimates = []
+
+        def denoise_again(x_t, t):
+            estimates.append(denoise(x_t, t, x0_hat))
+            return estimates[-1]
+
+        x_s, state = sampler.step(denoise_again, schedule, x_t, state, step)
+        return x_s, (state, estimates[-1].x0)
+
+    return Sampler(init, step)
+
+
 def invert(
     denoise: Denoiser, schedule: NoiseSchedule, timesteps: np.ndarray, x0: jax.Array, *, iterations: int = 5
 ) -> jax.Array:

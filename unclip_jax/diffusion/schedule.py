@@ -211,8 +211,9 @@ def karras_timesteps(schedule: NoiseSchedule, num_steps: int, *, rho: float = 7.
     two would fall on one time, the later moves on to the next free one.
     """
     _check_num_steps(schedule.num_timesteps, num_steps)
-    log_snr = np.asarray(schedule.log_snr(jnp.arange(schedule.num_timesteps)), np.float64)
-    log_sigma = -0.5 * log_snr
+    # In numpy: a grid is laid out while the program that visits it is traced.
+    log_alpha_bar = schedule.log_alpha_bar_table.astype(np.float64)
+    log_sigma = -0.5 * (log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
     first = int(np.searchsorted(log_sigma, min(np.log(80.0), log_sigma[-1]), side="right")) - 1
     ends = np.exp(log_sigma[[first, 0]] / rho)
     wanted = rho * np.log(np.linspace(ends[0], ends[1], num_steps))

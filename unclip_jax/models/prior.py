@@ -76,18 +76,22 @@ class PriorConfig(CaptionConfig):
         has no mean and deviation taken away.
       skip: the output is x_t times a gate learned of t, plus what is read at the query. The best estimate of Gaussian
         data has this form, and where little noise is left a narrow transformer need not carry x_t through its blocks.
+      self_condition: x_t is read together with the last estimate of x0, zeros where there is none (Chen et al. 2022).
 
     Raises:
-      UserError: there is a skip and no time that its gate could be learned of.
+      UserError: there is a skip or self-conditioning, and no time.
     """
 
     time_token: bool = True
     scale: float = 1.0
     skip: bool = False
+    self_condition: bool = False
 
     def __post_init__(self):
         if self.skip and not self.time_token:
             raise UserError("skip is True and time_token False: the gate of the skip is learned of the time")
+        if self.self_condition and not self.time_token:
+            raise UserError("self_condition is True and time_token False: one step has no estimate before it")
 
     @property
     def length(self) -> int:
@@ -182,10 +186,10 @@ class CaptionReader(nn.Module):
 
 
 class DiffusionPrior(CaptionReader):
-    """(x_t [B, D], t int [B], cond) -> [B, D], in the standardised space of ``standardise``.
+    """(x_t [B, D], t int [B], cond, x0_hat [B, D]) -> [B, D], in the standardised space of ``standardise``.
 
     ``cond`` may also be what ``encode_prefix`` made of it, to spare reading the same caption again. Without a
-    ``time_token`` t is not read and may be None.
+    ``time_token`` t is not read and may be None; without ``self_condition``, x0_hat.
     """
 
     config: PriorConfig
@@ -211,8 +215,19 @@ class DiffusionPrior(CaptionReader):
         """Inverse of ``standardise``."""
         return x0 * (self.embed_std / self.config.scale) + self.embed_mean
 
-    def __call__(self, x_t: jax.Array, t: jax.Array | None, cond: Cond | Prefix, *, train: bool = False) -> jax.Array:
-        image_embed = self.image_embed_proj(x_t)
+    def __call__(
+        self,
+        x_t: jax.Array,
+        t: jax.Array | None,
+        cond: Cond | Prefix,
+        x0_hat: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        seen = x_t
+        if self.config.self_condition:
+            seen = jnp.concatenate([x_t, jnp.zeros_like(x_t) if x0_hat is None else x0_hat], axis=-1)
+        image_embed = self.image_embed_proj(seen)
         time = [self.time_embedding(t)] if self.config.time_token else []
         tokens = jnp.stack([*time, image_embed, jnp.broadcast_to(self.query, image_embed.shape)], axis=1)
         if isinstance(cond, Prefix):
