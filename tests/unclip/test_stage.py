@@ -280,7 +280,7 @@ SELF = dataclasses.replace(PRIOR, model=dataclasses.replace(PRIOR.model, self_co
 
 
 def test_a_self_conditioned_stage_is_given_its_last_estimate(fill):
-    """Both branches of guidance read the guided and clipped estimate of the last step, at first zeros: a loop by hand."""
+    """Both branches of guidance read the guided and clipped estimate of the last step, at first zeros."""
     stage = with_sampling(SELF, sampler="ddim", clip=0.8)
     params, schedule, times = fill(stage), stages.noise_schedule(stage), stages.timesteps(stage)
     module, x_t, x0_hat = stages.network(stage), stages.starting_noise(stage, KEYS), jnp.zeros((B, D))
