@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from unclip_jax.diffusion.losses import (
@@ -193,3 +194,57 @@ class TestVariationalBound:
         assert np.isfinite(wrong).all()
         assert (right >= 0).all()
         assert (right + 1 < wrong).all()
+
+
+class TestGaussianData:
+    """Data N(0.1, 0.2²), whose best denoiser and reverse variance are known: q(x_s | x_t) is Gaussian at any step."""
+
+    mean, std, steps = 0.1, 0.2, 20
+    schedule = cosine(steps)
+
+    def batch(self, size, key):
+        """(x0 [N, 16], noised at random times, the best estimate of it)."""
+        key, key_noise = jax.random.split(key)
+        x0 = self.mean + self.std * jax.random.normal(key, (size, 16))
+        at = noised(self.schedule, x0, key_noise)
+        alpha, variance = (per_sample(f(at.t), x0) for f in (self.schedule.alpha, self.schedule.variance))
+        gain = alpha * self.std**2 / (alpha**2 * self.std**2 + variance)
+        return x0, at, self.mean + gain * (at.x_t - alpha * self.mean)
+
+    def best_fraction(self, t):
+        """Where the variance of q(x_s | x_t) lies between the bounds."""
+        alpha, variance = self.schedule.alpha(t), self.schedule.variance(t)
+        left = self.std**2 * variance / (alpha**2 * self.std**2 + variance)
+        reverse = posterior(self.schedule, t, t - 1)
+        # At t = 0 the posterior given x0 has no variance of its own: log_small is a stand-in there.
+        own = jnp.where(t == 0, 0.0, jnp.exp(reverse.log_small))
+        best = jnp.log(own + jnp.square(reverse.coef_x0) * left)
+        return (best - reverse.log_small) / (reverse.log_large - reverse.log_small)
+
+    def test_the_bound_of_the_exact_model_is_the_entropy_of_the_data(self):
+        """Nothing is lost: the bounds of all steps add up to the bits of a value told to within a level of 256."""
+        x0, at, x0_hat = self.batch(20_000, jax.random.key(0))
+        var_frac = jnp.broadcast_to(per_sample(self.best_fraction(at.t), x0), x0.shape)
+        bits = np.asarray(variational_bound(x0_hat, var_frac, x0, at, self.schedule))
+        entropy = 0.5 * np.log2(2 * np.pi * np.e * self.std**2) - np.log2(2 / 255)
+        assert self.steps * bits.mean() == pytest.approx(entropy, rel=5e-3)
+
+    def test_a_variance_learns_to_be_the_analytic_one(self):
+        def loss(fractions, key):
+            x0, at, x0_hat = self.batch(512, key)
+            var_frac = jnp.broadcast_to(per_sample(fractions[at.t], x0), x0.shape)
+            return variational_bound(x0_hat, var_frac, x0, at, self.schedule).mean()
+
+        optimiser = optax.adam(optax.cosine_decay_schedule(0.05, 600))
+
+        def step(carry, key):
+            fractions, state = carry
+            updates, state = optimiser.update(jax.grad(loss)(fractions, key), state)
+            return (optax.apply_updates(fractions, updates), state), None
+
+        fractions = jnp.full(self.steps, 0.5)
+        start = fractions, optimiser.init(fractions)
+        (learned, _), _ = jax.jit(lambda start, keys: jax.lax.scan(step, start, keys))(
+            start, jax.random.split(jax.random.key(1), 600)
+        )
+        np.testing.assert_allclose(learned, self.best_fraction(jnp.arange(self.steps)), atol=0.03)
