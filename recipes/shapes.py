@@ -71,7 +71,7 @@ SHAPES = Shapes(
 
 # Priors of other kinds, each trained by itself and kept beside the diffusion prior.
 OTHER_PRIORS = {
-    # More steps learn the pairs by heart: CLIP reads 97 / 88 % (seen / held-out) of its embeddings right after 400 steps,
+    # More steps learn the pairs by heart: CLIP reads 97 / 88 % (seen / held-out) of its embeddings right after 400,
     # 100 / 71 % after 1500.
     "ar-prior": StageTraining("shapes-ar-prior", 400, 64, optim(1e-3)),
     "one-step-prior": StageTraining("shapes-one-step-prior", 800, 64, optim(1e-3)),
