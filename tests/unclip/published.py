@@ -19,6 +19,7 @@ DIM, CONTEXT, LEVELS = 16, 6, (Level(16, 1), Level(32, 1, True))
 PRIOR = Stage(
     model=PriorConfig(DIM, DIM, CONTEXT, width=16, layers=1, heads=2, empty_caption=True),
     prediction="x0",
+    schedule="cosine_float32",
     sampling=Sampling("ddpm", num_steps=25, guidance_scale=4.0, clip=5.0),
 )
 DECODER = Stage(
@@ -36,12 +37,14 @@ DECODER = Stage(
         context_width=24,
         learned_variance=True,
     ),
+    schedule="cosine_float32",
     sampling=Sampling("ddpm_learned", num_steps=25, guidance_scale=8.0),
 )
 UPSAMPLER = Stage(
     model=UNetConfig(
         image_size=16, levels=(Level(16, 1),), head_width=1, groups=8, time_width=64, scale_shift=False, low_res=True
     ),
+    schedule="cosine_float32",
     sampling=Sampling("ddpm", num_steps=7),
     last_network=True,
 )
