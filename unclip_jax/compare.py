@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -26,8 +25,8 @@ from clip_jax.errors import UserError
 from clip_jax.text import TextFeatures
 from clip_jax.weights.native import atomic_path
 from unclip_jax import evaluate, pipeline
-from unclip_jax.diffusion.samplers import SAMPLERS, sample_keys
-from unclip_jax.evaluate import SPLITS, Questions, System, by_split, score_pictures
+from unclip_jax.diffusion.samplers import SAMPLERS
+from unclip_jax.evaluate import SPLITS, System, by_split, score_pictures
 from unclip_jax.pictures import contact_sheet, save_png
 from unclip_jax.pipeline import LoadedUnCLIP, with_sampling
 from unclip_jax.stage import Stage
@@ -117,14 +116,13 @@ class Asked(NamedTuple):
 
 
 def ask(loaded: LoadedUnCLIP, options: Options) -> Asked:
-    """The first captions of each split, one split after the other; the i-th of each has the i-th key."""
+    """The first captions of every split, and what CLIP makes of them."""
     system, size = System(loaded, options.chunk), loaded.unclip.clip.vision.image_size
-    asked = [evaluate.ask(loaded.tokenize, split, options.num, size) for split in SPLITS]
-    questions = Questions(*(np.concatenate(arrays) for arrays in zip(*asked, strict=True)))
+    questions = evaluate.ask_all(loaded.tokenize, options.num, size)
     twins = evaluate.render_again(questions.labels, size, options.seed)
     return Asked(
         questions.labels,
-        sample_keys(jax.random.key(options.seed), jnp.tile(jnp.arange(options.num), len(SPLITS))),
+        evaluate.picture_keys(options.seed, options.num),
         system.encode_text(questions.tokens),
         system.encode_images(questions.images),
         system.encode_images(twins),

@@ -209,6 +209,17 @@ def ask(tokenize: Tokenizer, split: str, num: int, resolution: int) -> Questions
     return Questions(np.stack([e.image for e in examples]), tokens, np.array([e.labels for e in examples]))
 
 
+def ask_all(tokenize: Tokenizer, num: int, resolution: int) -> Questions:
+    """The first ``num`` examples of every split, one split after the other."""
+    asked = [ask(tokenize, split, num, resolution) for split in SPLITS]
+    return Questions(*(np.concatenate(arrays) for arrays in zip(*asked, strict=True)))
+
+
+def picture_keys(seed: int, num: int) -> jax.Array:
+    """Keys for ``ask_all``: the i-th picture of a split has the i-th, whatever it is drawn by."""
+    return sample_keys(jax.random.key(seed), jnp.tile(jnp.arange(num), len(SPLITS)))
+
+
 def caption_embeds(config: CLIPConfig, params: dict[str, Any], tokenize: Tokenizer) -> np.ndarray:
     """Text embeddings [192, D] of all combinations, seen or not, in the words of the first template."""
     captions = [shapes_world.caption(labels) for labels in shapes_world.ALL_COMBINATIONS]
@@ -249,10 +260,8 @@ def evaluate(system: System, options: Options) -> dict[str, Any]:
     results, seconds = report["results"], report["seconds"]
     size = config.vision.image_size
 
-    asked = [ask(system.tokenize, split, options.num, size) for split in SPLITS]
-    questions = Questions(*(np.concatenate(arrays) for arrays in zip(*asked, strict=True)))
-    # The i-th picture of a split has the i-th key in every control.
-    keys = sample_keys(jax.random.key(options.seed), jnp.tile(jnp.arange(options.num), len(SPLITS)))
+    questions = ask_all(system.tokenize, options.num, size)
+    keys = picture_keys(options.seed, options.num)
     with timed(seconds, "clip"):
         text, image_embed = system.encode_text(questions.tokens), system.encode_images(questions.images)
     with timed(seconds, "prior"):

@@ -302,10 +302,10 @@ def loss(
     stage: Stage, params: dict[str, Any], x0: jax.Array, cond: Cond, key: jax.Array, *, train: bool = True
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Diffusion loss of a batch x0 [B, ...] (in the space ``run`` returns): (scalar, metrics)."""
-    key_noise, key_dropout = jax.random.split(key)
+    key_noise, key_dropout, key_coin = jax.random.split(key, 3)
     schedule = noise_schedule(stage)
     at = noised(schedule, x0, key_noise)
-    given = [drawn_estimate(stage, params, at, cond, jax.random.fold_in(key, 1))] if self_condition(stage) else []
+    given = [own_estimate(stage, params, at, cond, key_coin)] if self_condition(stage) else []
     output = network(stage).apply(
         {"params": params}, at.x_t, at.t, cond, *given, train=train, rngs={"dropout": key_dropout}
     )
@@ -323,7 +323,7 @@ def loss(
     return mean + bound * stage.num_timesteps / 1000.0, {"mean_squared_error": mean, "bound_bits": bound}
 
 
-def drawn_estimate(stage: Stage, params: dict[str, Any], at: Noised, cond: Cond, key: jax.Array) -> jax.Array:
+def own_estimate(stage: Stage, params: dict[str, Any], at: Noised, cond: Cond, key: jax.Array) -> jax.Array:
     """What a self-conditioned network is given in training: by a coin per sample zeros, or the network's own estimate.
 
     The estimate is that of sampling without guidance: of x0 whatever is predicted, and clipped. No gradient goes
