@@ -26,10 +26,11 @@ from clip_jax.text import TextFeatures
 from clip_jax.weights.native import atomic_path
 from unclip_jax import evaluate, pipeline
 from unclip_jax.diffusion.samplers import SAMPLERS
-from unclip_jax.evaluate import SPLITS, System, by_split, score_pictures
+from unclip_jax.evaluate import SPLITS, by_split, score_pictures
 from unclip_jax.pictures import contact_sheet, save_png
 from unclip_jax.pipeline import LoadedUnCLIP, with_sampling
 from unclip_jax.stage import Stage
+from unclip_jax.system import System
 
 PRIORS = ("prior", "ar_prior", "one_step_prior")  # folders of a run directory
 SHOWN = 8  # pictures per variant on the sheet, half of them of each split

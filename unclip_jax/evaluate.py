@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,24 +28,22 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 import shapes_world
 from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
-from clip_jax.images import normalise
-from clip_jax.model import CLIP, unit_norm
+from clip_jax.model import unit_norm
 from clip_jax.text import TextFeatures
 from clip_jax.tokenizer import Tokenizer
 from clip_jax.weights.native import atomic_path
 from unclip_jax import pipeline
-from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.samplers import fold_in_each, sample_keys
-from unclip_jax.fid import features, frechet_distance
-from unclip_jax.pipeline import LoadedUnCLIP, UnCLIP, decoder_cond
+from unclip_jax.diffusion.samplers import sample_keys
+from unclip_jax.fid import frechet_distance
+from unclip_jax.pipeline import LoadedUnCLIP
 from unclip_jax.report import table
 from unclip_jax.scores import agreement, diversity, matches, nearest, paired_difference
-from unclip_jax.tasks import similarity, to_uint8
+from unclip_jax.system import System, encode_images, encode_text
+from unclip_jax.tasks import similarity
 
 SPLITS = {"test": "seen pairs", "heldout": "held-out pairs"}
 REAL_PER_CAPTION = 32  # renders that the variety within a caption is compared with
@@ -132,76 +129,6 @@ class Questions(NamedTuple):
     labels: np.ndarray  # int [N, 4]
 
 
-@partial(jax.jit, static_argnums=0)
-def _encode_images(config: CLIPConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:
-    return CLIP(config).apply({"params": params}, normalise(images, config.preprocess), method="encode_image")
-
-
-@partial(jax.jit, static_argnums=0)
-def _encode_text(config: CLIPConfig, params: dict[str, Any], tokens: jax.Array) -> TextFeatures:
-    return CLIP(config).apply({"params": params}, tokens, method="encode_text")
-
-
-@partial(jax.jit, static_argnums=0)
-def _predict(unclip: UnCLIP, params: dict[str, Any], text: TextFeatures, keys: jax.Array) -> jax.Array:
-    return pipeline.sample_prior(unclip, params, text, fold_in_each(keys, 0))
-
-
-@partial(jax.jit, static_argnums=0)
-def _draw(unclip: UnCLIP, params: dict[str, Any], cond: Cond, keys: jax.Array) -> jax.Array:
-    return to_uint8(pipeline.decode(unclip, params, cond, fold_in_each(keys, 1)))
-
-
-class System:
-    """The pieces of a loaded system, each compiled once: they work ``chunk`` rows at a time and fill up the last chunk.
-
-    ``predict`` and ``draw`` use a picture's key as ``pipeline.generate`` does, so one after the other is the pipeline.
-    All give host arrays.
-    """
-
-    def __init__(self, loaded: LoadedUnCLIP, chunk: int):
-        self.unclip, self.params, self.tokenize = loaded
-        self.chunk = chunk
-
-    def encode_images(self, images: np.ndarray) -> np.ndarray:
-        """Image embeddings [N, D] of pictures uint8 [N, R, R, 3] of CLIP's size."""
-        return self._chunked(partial(_encode_images, self.unclip.clip, self.params["clip"]), (images,), "images")
-
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """What the Fréchet distance compares, [N, F], of pictures uint8 [N, R, R, 3] of CLIP's size."""
-        return self._chunked(partial(features, self.unclip.clip, self.params["clip"]), (images,), "features")
-
-    def encode_text(self, tokens: np.ndarray) -> TextFeatures:
-        """Features of N captions, int32 [N, L]."""
-        return self._chunked(partial(_encode_text, self.unclip.clip, self.params["clip"]), (tokens,), "captions")
-
-    def predict(self, text: TextFeatures, keys: jax.Array) -> np.ndarray:
-        """The prior's image embeddings [N, D] for N captions."""
-        return self._chunked(partial(_predict, self.unclip, self.params), (text, keys), "prior")
-
-    def draw(
-        self, text: TextFeatures, image_embed: np.ndarray, keep_text: bool, keys: jax.Array, title: str
-    ) -> np.ndarray:
-        """Pictures uint8 [N, H, W, 3] from image embeddings [N, D] and, with ``keep_text``, the captions."""
-        cond = decoder_cond(text, image_embed).replace(keep_text=np.full(len(image_embed), keep_text))
-        return self._chunked(partial(_draw, self.unclip, self.params), (cond, keys), title)
-
-    def _chunked(self, program: Callable[..., Any], rows: tuple, title: str) -> Any:
-        """``program(*rows)`` for pytrees whose leaves have N rows: host arrays of N rows."""
-        total = len(jax.tree.leaves(rows)[0])
-        parts, began = [], time.perf_counter()
-        with tqdm(total=total, desc=title, unit="row", disable=None) as progress:
-            for start in range(0, total, self.chunk):
-                take = np.minimum(np.arange(start, start + self.chunk), total - 1)
-                count = min(self.chunk, total - start)
-                part = program(*jax.tree.map(lambda leaf, take=take: leaf[take], rows))
-                parts.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], part))
-                progress.update(count)
-        if progress.disable:  # not on a terminal: one line when it is done
-            print(f"{title}: {total} rows in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
 def ask(tokenize: Tokenizer, split: str, num: int, resolution: int) -> Questions:
     """The first ``num`` examples of a split: their captions in whatever words, their real pictures, their labels."""
     examples = [shapes_world.example(split, i, resolution=resolution) for i in range(num)]
@@ -223,7 +150,7 @@ def picture_keys(seed: int, num: int) -> jax.Array:
 def caption_embeds(config: CLIPConfig, params: dict[str, Any], tokenize: Tokenizer) -> np.ndarray:
     """Text embeddings [192, D] of all combinations, seen or not, in the words of the first template."""
     captions = [shapes_world.caption(labels) for labels in shapes_world.ALL_COMBINATIONS]
-    return np.asarray(_encode_text(config, params, np.asarray(tokenize(captions))).embed)
+    return np.asarray(encode_text(config, params, np.asarray(tokenize(captions))).embed)
 
 
 def read_embeds(image_embed: np.ndarray, caption_embed: np.ndarray) -> np.ndarray:
@@ -238,7 +165,7 @@ def retrieval(config: CLIPConfig, params: dict[str, Any], tokenize: Tokenizer, s
     The pictures are the first ``num`` of ``split``, encoded as one batch.
     """
     questions = ask(tokenize, split, num, config.vision.image_size)
-    image_embed = np.asarray(_encode_images(config, params, questions.images))
+    image_embed = np.asarray(encode_images(config, params, questions.images))
     found = read_embeds(image_embed, caption_embeds(config, params, tokenize))
     return float(matches(found, questions.labels).mean())
 

@@ -5,7 +5,6 @@ import sys
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,11 +13,10 @@ import shapes_world
 from clip_jax.text import TextFeatures
 from unclip_jax import evaluate as module
 from unclip_jax import pipeline
-from unclip_jax.diffusion.samplers import sample_keys
-from unclip_jax.evaluate import CONTROLS, DIFFERENCES, SECTIONS, Options, System, command, evaluate, retrieval
+from unclip_jax.evaluate import CONTROLS, DIFFERENCES, SECTIONS, Options, command, evaluate, retrieval
 from unclip_jax.presets import preset
 from unclip_jax.report import table
-from unclip_jax.tasks import to_uint8
+from unclip_jax.system import System
 
 SPLITS = ("test", "heldout")
 
@@ -204,38 +202,6 @@ def test_command_prints_the_report(evaluated):
     assert [path.name for path in evaluated.file.parent.iterdir()] == ["report.json"]
 
 
-@pytest.mark.slow
-def test_full_control_is_the_pipeline(tiny_system):
-    """Prior and decoder, compiled apart and worked in chunks that do not divide the rows, are what `generate` draws."""
-    system = System(tiny_system, chunk=4)
-    tokens = module.ask(tiny_system.tokenize, "test", 6, 16).tokens
-    keys = sample_keys(jax.random.key(3), jnp.arange(6))
-    text = system.encode_text(tokens)
-    predicted = system.predict(text, keys)
-    drawn = system.draw(text, predicted, True, keys, "full")
-    whole = pipeline.generate_jit(tiny_system.unclip, tiny_system.params, tokens, keys)
-    np.testing.assert_allclose(predicted, whole.image_embed, atol=1e-4)
-    np.testing.assert_allclose(drawn.astype(int), np.asarray(to_uint8(whole.images)).astype(int), atol=1)
-
-
-def test_dropped_captions_are_dropped(tiny_system, monkeypatch):
-    """Every row of every chunk, filled up or not; and the rows come back in order."""
-    seen = []
-
-    def draw(unclip, params, cond, keys):
-        seen.append(cond)
-        return cond.image_embed
-
-    monkeypatch.setattr(module, "_draw", draw)
-    embeds = np.arange(10, dtype=np.float32).reshape(5, 2)
-    text = TextFeatures(np.zeros((5, 2)), np.zeros((5, 3, 4)), np.ones((5, 3), bool))
-    keys = sample_keys(jax.random.key(0), jnp.arange(5))
-    for keep_text in (True, False):
-        seen.clear()
-        np.testing.assert_array_equal(System(tiny_system, chunk=2).draw(text, embeds, keep_text, keys, ""), embeds)
-        assert [cond.keep_text.tolist() for cond in seen] == [[keep_text] * 2] * 3
-
-
 def test_retrieval_of_an_untrained_clip(tiny_system):
     config, params = tiny_system.unclip.clip, tiny_system.params["clip"]
     assert 0 <= retrieval(config, params, tiny_system.tokenize, "heldout", 4) <= 0.5
@@ -286,7 +252,7 @@ def test_sampling_can_be_changed(tiny_run):
 def test_another_prior_can_be_measured(tiny_run, name):
     """Its report can be written down; what it measures is the same for all priors."""
     options = Options(run=str(tiny_run), prior=name)
-    system = module.System(module.load(options), 4)
+    system = System(module.load(options), 4)
     assert system.unclip.prior == pipeline.load_stage(tiny_run / name)[0]
     settings = module.describe(system, options)["settings"]
     assert settings["prior"] == name
