@@ -45,9 +45,12 @@ def shapes_ar_prior(
     text_width: int = 96,
     context: int = 24,
 ) -> ARStage:
-    """The embedding as a row of tokens; the buckets are coarser than the paper's, each has to be seen in training."""
+    """The embedding as a row of tokens; the buckets are coarser than the paper's, each has to be seen in training.
+
+    Guidance is what keeps a row together: one unlucky token turns all that follow.
+    """
     model = ARPriorConfig(embed_dim, text_width, context, width, layers, heads, components, buckets)
-    return ARStage(model, ARSampling(guidance_scale=1.0))
+    return ARStage(model, ARSampling(guidance_scale=2.0))
 
 
 def shapes_one_step_prior(
@@ -86,7 +89,7 @@ def shapes_decoder(
         ),
         prediction="x0",
         weight="capped_v",
-        sampling=Sampling("dpmpp_2m", num_steps=steps, guidance_scale=2.0),
+        sampling=Sampling("dpmpp_2m", num_steps=steps, guidance_scale=1.5),
     )
 
 
