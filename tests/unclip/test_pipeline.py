@@ -34,7 +34,7 @@ from unclip_jax.tasks import similarity, to_uint8
 B = 3
 PROMPTS = ["a small red circle in the top left", "in the bottom right: a large blue star", "a square"]
 KEYS = sample_keys(jax.random.key(0), jnp.arange(B))
-GUIDANCE = Guidance(prior=jnp.float32(1.0), decoder=jnp.float32(2.0))  # the tiny presets' own
+GUIDANCE = Guidance(prior=jnp.float32(1.0), decoder=jnp.float32(preset("tiny-decoder").sampling.guidance_scale))
 
 
 @pytest.fixture(scope="module")
