@@ -55,6 +55,7 @@ def test_batch_norm_is_torchs():
 
 
 @pytest.mark.parametrize("config", [CONFIG, PLAIN], ids=["modified", "plain"])
+@pytest.mark.slow
 def test_statistics_are_trained_and_then_used(config):
     task = CLIPTask(config)
     params, model_state = jax.jit(task.init)(jax.random.key(0))

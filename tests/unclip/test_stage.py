@@ -306,16 +306,15 @@ def test_in_training_a_coin_per_sample_says_who_is_given_an_estimate(fill):
     params, x0 = fill(stage), gaussian(3, 64, D)
     cond = jax.tree.map(lambda a: np.tile(a, (16,) + (1,) * (a.ndim - 1)), TEXT)
     at = noised(stages.noise_schedule(stage), x0, jax.random.key(1))
-    given = stages.own_estimate(stage, params, at, cond, jax.random.key(2))
-    estimate = stages.network(stage).apply({"params": params}, at.x_t, at.t, cond, jnp.zeros_like(x0))
+    own_estimate = jax.jit(lambda params: stages.own_estimate(stage, params, at, cond, jax.random.key(2)))
+    given = own_estimate(params)
+    network = jax.jit(stages.network(stage).apply)
+    estimate = network({"params": params}, at.x_t, at.t, cond, jnp.zeros_like(x0))
     has = np.any(given != 0, axis=1)
     assert 16 < has.sum() < 48
     np.testing.assert_allclose(given[has], np.clip(estimate, -0.5, 0.5)[has], atol=1e-5)
-
-    def of_estimate(params):
-        return stages.own_estimate(stage, params, at, cond, jax.random.key(2)).sum()
-
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(jax.grad(of_estimate)(params)))
+    gradient = jax.jit(jax.grad(lambda params: own_estimate(params).sum()))(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
     # The loss reads it: the part of the network that does so gets a gradient.
-    gradient = jax.grad(lambda params: loss(stage, params, x0, cond, jax.random.key(0))[0])(params)
+    gradient = jax.jit(jax.grad(lambda params: loss(stage, params, x0, cond, jax.random.key(0))[0]))(params)
     assert np.any(gradient["image_embed_proj"]["kernel"][D:])

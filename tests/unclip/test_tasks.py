@@ -154,7 +154,7 @@ class TestTask:
         np.testing.assert_array_equal(params["embed_std"], all_tasks["prior"].embed_std)
         assert params["query"] == 2.0
 
-    @pytest.mark.parametrize("name", ["prior", "decoder"])
+    @pytest.mark.parametrize("name", ["prior", pytest.param("decoder", marks=pytest.mark.slow)])
     def test_clip_is_frozen(self, all_tasks, batch, start, name):
         """No gradient reaches it, it is returned as it came, and the stage itself does get gradients."""
         task = all_tasks[name]
@@ -272,9 +272,8 @@ def stepper(task, start, devices):
     return step, jax.jit(init, out_shardings=shardings)()  # in a program: every leaf a buffer of its own, to be donated
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "prior" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_learns_a_batch_and_runs_on_any_number_of_devices(all_tasks, start, batch, name):
     """One step on eight devices is one step on one; and some more steps make the loss fall."""
     task, key = all_tasks[name], jax.random.key(5)
