@@ -6,11 +6,14 @@ and not repeated:
  2. the bound weighs 1000 times too little: `test_stage.test_learned_variance_adds_the_bound`
  4. guidance extrapolates the learned variance: `test_guidance.test_variance_is_that_of_the_conditional_branch`
  5. queries scaled twice, logits q·k/d: `test_unet.TestFormulas.test_attention`, against the formula written out
+ 6. self-conditioning on the raw output: `test_stage.test_in_training_a_coin_per_sample_says_who_is_given_an_estimate`
 15. conditional dropout that drops nothing: `test_tasks.test_conditions_are_dropped_as_in_the_paper`
 
 And of a small notebook after the same paper: one coin for the whole batch,
 `test_conditioning.test_dropped_as_often_as_asked_and_independently`; the claim that a prior is not needed,
 `test_evaluate.test_controls_take_the_embedding_they_name`, the control that measures it.
+
+`mutants.py` puts each of these faults into the code and sees its test fail.
 """
 
 import ast
@@ -122,7 +125,7 @@ def test_3_the_bound_is_that_of_the_estimate_whatever_is_predicted(monkeypatch):
 
 
 def test_6_the_network_is_trained_on_the_inputs_it_is_sampled_with(monkeypatch):
-    """Self-conditioning was trained on the raw output and sampled with x0: inputs of another kind."""
+    """Not on inputs of another kind: times of another range or type, pictures of another scale."""
     stage = Stage(dataclasses.replace(PIXELS, text_width=None), Sampling("ddim", num_steps=2), prediction="v")
     said = Said(monkeypatch, lambda x_t, t, cond: 0.1 * x_t)
     cond = Cond(image_embed=gaussian(5, B, D))
@@ -221,11 +224,8 @@ def test_11_chance_is_drawn_on_the_device_for_each_sample():
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None)]
                 assert "random" not in names, path
             drawn = isinstance(node, ast.Attribute) and node.attr == "random" and isinstance(node.value, ast.Name)
-            allowed = path.name in (
-                "evaluate.py",
-                "scores.py",
-            )  # they draw renders and resamples, outside of any program
-            assert allowed or not (drawn and node.value.id == "np"), path
+            outside_programs = path.name in ("evaluate.py", "scores.py")  # they draw renders and resamples
+            assert outside_programs or not (drawn and node.value.id == "np"), path
 
 
 def test_12_an_embedding_as_wide_as_the_tokens_still_becomes_tokens(fill):
@@ -307,7 +307,7 @@ class TestFault15:
         return folder
 
     def test_a_config_from_before_a_field_was_there_still_loads(self, folder, tiny_system):
-        """What every later field has as its default changes nothing of a network that did not know it."""
+        """As what it was: the defaults of later fields are what all networks did before there was a choice."""
         first = {"sampler", "num_steps", "guidance_scale", "clip"}  # of the first weights that shipped
 
         def older(data):
@@ -317,6 +317,8 @@ class TestFault15:
 
         stage, params = pipeline.load_stage(self.rewritten(folder, older))
         assert stage == tiny_system.unclip.decoder
+        assert (stage.sampling.grid, stage.sampling.threshold, stage.sampling.low_res_level) == ("uniform", None, 0.0)
+        assert (stage.x0_error, stage.weight_cap, stage.last_network) == (False, 5.0, False)
         jax.tree.map(np.testing.assert_array_equal, params, tiny_system.params["decoder"])
         shipped = json.loads((pipeline.SHIPPED / "decoder" / "config.json").read_text(encoding="utf-8"))
         assert shipped["sampling"].keys() <= first | {"grid", "threshold"}

@@ -302,14 +302,17 @@ def test_every_sampler_runs_a_self_conditioned_stage(fill, name):
 
 
 def test_in_training_a_coin_per_sample_says_who_is_given_an_estimate(fill):
-    stage = with_sampling(SELF, clip=0.5)
+    """Of x0, as in sampling, and not the raw output: the network predicts v here."""
+    stage = dataclasses.replace(with_sampling(SELF, clip=0.5), prediction="v")
     params, x0 = fill(stage), gaussian(3, 64, D)
     cond = jax.tree.map(lambda a: np.tile(a, (16,) + (1,) * (a.ndim - 1)), TEXT)
-    at = noised(stages.noise_schedule(stage), x0, jax.random.key(1))
+    schedule = stages.noise_schedule(stage)
+    at = noised(schedule, x0, jax.random.key(1))
     own_estimate = jax.jit(lambda params: stages.own_estimate(stage, params, at, cond, jax.random.key(2)))
     given = own_estimate(params)
     network = jax.jit(stages.network(stage).apply)
-    estimate = network({"params": params}, at.x_t, at.t, cond, jnp.zeros_like(x0))
+    v = network({"params": params}, at.x_t, at.t, cond, jnp.zeros_like(x0))
+    estimate = schedule.alpha(at.t)[:, None] * at.x_t - schedule.sigma(at.t)[:, None] * v
     has = np.any(given != 0, axis=1)
     assert 16 < has.sum() < 48
     np.testing.assert_allclose(given[has], np.clip(estimate, -0.5, 0.5)[has], atol=1e-5)
