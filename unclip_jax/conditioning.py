@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Bool, Float, Key
 
 
 class Cond(struct.PyTreeNode):
@@ -26,14 +27,14 @@ class Cond(struct.PyTreeNode):
       keep_image: [B] bool. None means all True.
     """
 
-    text_embed: jax.Array | None = None
-    text_encodings: jax.Array | None = None
-    text_mask: jax.Array | None = None
-    image_embed: jax.Array | None = None
-    low_res: jax.Array | None = None
-    low_res_level: jax.Array | None = None
-    keep_text: jax.Array | None = None
-    keep_image: jax.Array | None = None
+    text_embed: Float[Array, "B D"] | None = None
+    text_encodings: Float[Array, "B L C"] | None = None
+    text_mask: Bool[Array, "B L"] | None = None
+    image_embed: Float[Array, "B D"] | None = None
+    low_res: Float[Array, "B h w C"] | None = None
+    low_res_level: Float[Array, " B"] | None = None
+    keep_text: Bool[Array, " B"] | None = None
+    keep_image: Bool[Array, " B"] | None = None
 
     def with_keep(self, batch_size: int) -> Cond:
         """The same conditioning with ``keep_text`` and ``keep_image`` spelled out as [batch_size] arrays."""
@@ -69,7 +70,7 @@ def concatenate(first: Cond, second: Cond) -> Cond:
 EMPTY_CAPTION = 2  # tokens of a caption without words: its start and its end
 
 
-def with_empty_captions(cond: Cond, encodings: jax.Array, embed: jax.Array) -> Cond:
+def with_empty_captions(cond: Cond, encodings: Float[Array, "2 C"], embed: Float[Array, " D"]) -> Cond:
     """Dropped captions become the empty caption, and none is dropped any more: the null of Karlo and Kandinsky.
 
     CLIP's text tower is causal, so two tokens say all there is of it, however it is padded.
@@ -92,7 +93,7 @@ def with_empty_captions(cond: Cond, encodings: jax.Array, embed: jax.Array) -> C
     )
 
 
-def drop(cond: Cond, key: jax.Array, *, text: float, image: float) -> Cond:
+def drop(cond: Cond, key: Key[Array, ""], *, text: float, image: float) -> Cond:
     """Drops text and image independently per sample, for training with classifier-free guidance.
 
     The paper's probabilities (Ramesh et al. 2022, §2.1) are 50 % for text and 10 % for the image.

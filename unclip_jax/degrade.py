@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Key
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,13 @@ class BSRConfig:
     quality: tuple[float, float] = (30.0, 95.0)
 
 
-def box_reduce(images: jax.Array, factor: int) -> jax.Array:
+def box_reduce(images: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w C"]:
     """Mean over factor×factor boxes: [B, H, W, C] -> [B, H/f, W/f, C]."""
     b, h, w, c = images.shape
     return images.reshape(b, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
 
 
-def gaussian_blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
+def gaussian_blur(images: Float[Array, "B H W C"], sigma: Float[Array, " B"]) -> Float[Array, "B H W C"]:
     """3×3 Gaussian with a standard deviation per sample: images [B, H, W, C], sigma [B] > 0; edges are repeated."""
     side = jnp.exp(-0.5 / sigma**2)[:, None, None, None]
     for axis in (1, 2):
@@ -73,7 +74,9 @@ def gaussian_blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
     return images
 
 
-def degrade(low_res: jax.Array, key: jax.Array, config: DegradeConfig | BSRConfig) -> jax.Array:
+def degrade(
+    low_res: Float[Array, "B h w C"], key: Key[Array, ""], config: DegradeConfig | BSRConfig
+) -> Float[Array, "B h w C"]:
     """Spoils each sample of [B, h, w, C] in [−1, 1] by its own random amount, as the config says."""
     if isinstance(config, BSRConfig):
         return bsr(low_res, key, config)
@@ -86,7 +89,7 @@ def degrade(low_res: jax.Array, key: jax.Array, config: DegradeConfig | BSRConfi
     return low_res + std * jax.random.normal(keys[3], low_res.shape)
 
 
-def bsr(images: jax.Array, key: jax.Array, config: BSRConfig) -> jax.Array:
+def bsr(images: Float[Array, "B H W 3"], key: Key[Array, ""], config: BSRConfig) -> Float[Array, "B H W 3"]:
     """Blur, resize, noise, JPEG on each of [B, H, W, 3] in [−1, 1], as ``BSRConfig`` says."""
     batch = images.shape[0]
     keys = jax.random.split(key, 12)
@@ -112,7 +115,9 @@ def bsr(images: jax.Array, key: jax.Array, config: BSRConfig) -> jax.Array:
     return jnp.where(compressed, jpeg(images, quality), images)
 
 
-def blur(images: jax.Array, sigma: jax.Array, angle: jax.Array, radius: int = 3) -> jax.Array:
+def blur(
+    images: Float[Array, "B H W C"], sigma: Float[Array, "B 2"], angle: Float[Array, " B"], radius: int = 3
+) -> Float[Array, "B H W C"]:
     """Gaussian blur with a covariance per sample; edges are repeated.
 
     Args:
@@ -137,7 +142,9 @@ def blur(images: jax.Array, sigma: jax.Array, angle: jax.Array, radius: int = 3)
     return out
 
 
-def lose_resolution(images: jax.Array, scale: jax.Array, cubic: jax.Array) -> jax.Array:
+def lose_resolution(
+    images: Float[Array, "B H W C"], scale: Float[Array, " B"], cubic: Bool[Array, " B"]
+) -> Float[Array, "B H W C"]:
     """Reduces each picture by ``scale`` [B] in (0, 1], to whole pixels, and enlarges it again: [B, H, W, C].
 
     Sizes are data here and shapes are not, so both are one matrix per axis. With ``cubic`` [B] bicubic, else bilinear;
@@ -149,7 +156,7 @@ def lose_resolution(images: jax.Array, scale: jax.Array, cubic: jax.Array) -> ja
     return jnp.einsum("byh,bxw,bhwc->byxc", rows, columns, images)
 
 
-def _reduced_and_enlarged(size: int, scale: jax.Array, cubic: jax.Array) -> jax.Array:
+def _reduced_and_enlarged(size: int, scale: Float[Array, ""], cubic: Bool[Array, ""]) -> Float[Array, "size size"]:
     """[size, size] matrix that resizes ``size`` pixels to round(scale·size) and back."""
     small = jnp.maximum(jnp.round(scale * size), 1.0)
     ratio = small / size
@@ -197,7 +204,7 @@ _DCT[0] /= np.sqrt(2)
 _DCT = _DCT.astype(np.float32)
 
 
-def jpeg(images: jax.Array, quality: jax.Array) -> jax.Array:
+def jpeg(images: Float[Array, "B H W 3"], quality: Float[Array, " B"]) -> Float[Array, "B H W 3"]:
     """What JPEG makes of pictures [B, H, W, 3] in [−1, 1] at ``quality`` [B], 1 to 100: the loss without the file.
 
     Blocks of 8×8, the standard's tables scaled as libjpeg does, no subsampling of colour.
@@ -219,7 +226,9 @@ def jpeg(images: jax.Array, quality: jax.Array) -> jax.Array:
     return (jnp.clip(levels, 0, 255) / 127.5 - 1.0)[:, :height, :width]
 
 
-def add_level(low_res: jax.Array, level: jax.Array, noise: jax.Array) -> jax.Array:
+def add_level(
+    low_res: Float[Array, "B h w C"], level: Float[Array, " B"], noise: Float[Array, "B h w C"]
+) -> Float[Array, "B h w C"]:
     """Non-truncated conditioning augmentation (Ho et al. 2022, §4): √(1 − level²)·low_res + level·noise, level [B] ≤ 1.
 
     The upsampler is told the level, in training and sampling alike, and learns how far to trust its input.
@@ -228,7 +237,9 @@ def add_level(low_res: jax.Array, level: jax.Array, noise: jax.Array) -> jax.Arr
     return jnp.sqrt(1.0 - level**2) * low_res + level * noise
 
 
-def random_crops(images: tuple[jax.Array, ...], key: jax.Array, size: int) -> tuple[jax.Array, ...]:
+def random_crops(
+    images: tuple[Float[Array, "B H W _"], ...], key: Key[Array, ""], size: int
+) -> tuple[Float[Array, "B {size} {size} _"], ...]:
     """The same random size×size window of each picture, drawn per sample: each [B, H, W, C] -> [B, size, size, C]."""
     batch, height, width = images[0].shape[:3]
     key_y, key_x = jax.random.split(key)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 from clip_jax.errors import UserError
 from unclip_jax import stage as stages
@@ -47,7 +48,9 @@ def student_params(params: Params) -> Params:
     return {name: value for name, value in params.items() if name != "x0_error"}
 
 
-def ddim_step(denoise: Denoiser, schedule: NoiseSchedule, x_t: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
+def ddim_step(
+    denoise: Denoiser, schedule: NoiseSchedule, x_t: Float[Array, "B ..."], t: Int[Array, " B"], s: Int[Array, " B"]
+) -> Float[Array, "B ..."]:
     """One deterministic step of DDIM from times t to times s < t, each [B]: unlike a sampler's, its own per sample."""
     x0 = denoise(x_t, t).x0
     alpha_t, sigma_t, alpha_s, sigma_s = (
@@ -57,8 +60,13 @@ def ddim_step(denoise: Denoiser, schedule: NoiseSchedule, x_t: jax.Array, t: jax
 
 
 def target(
-    denoise: Denoiser, schedule: NoiseSchedule, x_t: jax.Array, t: jax.Array, middle: jax.Array, s: jax.Array
-) -> jax.Array:
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    x_t: Float[Array, "B ..."],
+    t: Int[Array, " B"],
+    middle: Int[Array, " B"],
+    s: Int[Array, " B"],
+) -> Float[Array, "B ..."]:
     """The x0 with which one step from t to s ends where the teacher's two, by way of ``middle``, end: [B, ...].
 
     Salimans & Ho 2022, algorithm 2, with its z_t, z_t' and z_t''.
@@ -71,7 +79,9 @@ def target(
     return (x_s - ratio * x_t) / (alpha_s - ratio * alpha_t)
 
 
-def step_times(student: Stage, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def step_times(
+    student: Stage, key: Key[Array, ""], batch_size: int
+) -> tuple[Int[Array, " B"], Int[Array, " B"], Int[Array, " B"]]:
     """One of the student's steps for each sample, as (t, middle, s), int32 [B] each; s of the last step is −1.
 
     The steps of a batch are spread evenly over the grid, as the times of ``losses.noised`` are.
@@ -105,11 +115,13 @@ class DistillTask:
     def student(self) -> Stage:
         return student_of(self.teacher, self.num_steps)
 
-    def init(self, key: jax.Array) -> tuple[Params, Params]:
+    def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
         frozen = {"clip": self.of.clip_params} if isinstance(self.of, DecoderTask) else {}
         return student_params(self.teacher_params), frozen | {"teacher": self.teacher_params}
 
-    def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
+    def loss(
+        self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> LossOutput:
         key_example, key_loss = jax.random.split(key)
         x0, cond = self.of.example(model_state, batch, key_example, train=train)
         loss = distillation_loss(
@@ -123,12 +135,12 @@ def distillation_loss(
     params: Params,
     teacher: Stage,
     teacher_params: Params,
-    x0: jax.Array,
+    x0: Float[Array, "B ..."],
     cond: Cond,
-    key: jax.Array,
+    key: Key[Array, ""],
     *,
     train: bool = True,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """Weighted error of the student against two steps of the teacher, over a batch x0 [B, ...]: a scalar."""
     key_times, key_eps, key_dropout = jax.random.split(key, 3)
     schedule = stages.noise_schedule(student)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from clip_jax.errors import UserError
 from clip_jax.images import normalise
@@ -24,6 +25,7 @@ from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
 from unclip_jax.degrade import box_reduce
 from unclip_jax.diffusion import guidance
+from unclip_jax.diffusion.guidance import GuidanceScale
 from unclip_jax.diffusion.losses import add_noise
 from unclip_jax.diffusion.samplers import ddim, ddpm, fold_in_each, invert, resampled
 from unclip_jax.pipeline import Generation, UnCLIP, decoder_cond, encode_text, sample_prior, upsample
@@ -35,11 +37,11 @@ Params = dict[str, Any]
 class Latent(NamedTuple):
     """A picture as the paper's pair: image embedding z_i [B, D] and decoder noise x_T [B, h, w, 3]."""
 
-    image_embed: jax.Array
-    x_T: jax.Array
+    image_embed: Float[Array, "B D"]
+    x_T: Float[Array, "B h w 3"]
 
 
-def slerp(first: jax.Array, second: jax.Array, weight: jax.Array) -> jax.Array:
+def slerp(first: Float[Array, "*B D"], second: Float[Array, "*B D"], weight: Float[Array, "*W"]) -> Float[Array, "..."]:
     """Spherical interpolation of vectors [..., D]; their lengths are interpolated linearly.
 
     weight: broadcasts against [..., 1]; 0 gives ``first``, 1 ``second``, both exactly.
@@ -57,7 +59,7 @@ def slerp(first: jax.Array, second: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(weight == 0, first, jnp.where(weight == 1, second, between))
 
 
-def embed_images(unclip: UnCLIP, params: Params, images: jax.Array) -> jax.Array:
+def embed_images(unclip: UnCLIP, params: Params, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
     """CLIP's image embeddings [B, D], not normalised."""
     size = unclip.clip.vision.image_size
     if images.shape[1:3] != (size, size):
@@ -67,7 +69,12 @@ def embed_images(unclip: UnCLIP, params: Params, images: jax.Array) -> jax.Array
 
 
 def encode(
-    unclip: UnCLIP, params: Params, images: jax.Array, *, image_embed: jax.Array | None = None, iterations: int = 5
+    unclip: UnCLIP,
+    params: Params,
+    images: Float[Array, "B H W 3"],
+    *,
+    image_embed: Float[Array, "B D"] | None = None,
+    iterations: int = 5,
 ) -> Latent:
     """The pair (z_i, x_T) of pictures: ``decode`` of it gives them back, as far as the decoder can draw them.
 
@@ -93,10 +100,10 @@ def decode(
     unclip: UnCLIP,
     params: Params,
     latent: Latent,
-    keys: jax.Array,
+    keys: Key[Array, " B"],
     *,
     eta: float = 0.0,
-    guidance_scale: float | jax.Array = 1.0,
+    guidance_scale: GuidanceScale = 1.0,
 ) -> Generation:
     """Pictures of pairs (z_i, x_T), by DDIM and without a caption.
 
@@ -122,10 +129,10 @@ def variations(
     unclip: UnCLIP,
     params: Params,
     latent: Latent,
-    keys: jax.Array,
+    keys: Key[Array, " B"],
     *,
     eta: float = 1.0,
-    guidance_scale: float | jax.Array = 1.0,
+    guidance_scale: GuidanceScale = 1.0,
 ) -> Generation:
     """Other pictures with the meaning of this one (§3.1): its z_i is kept, its x_T the less the larger ``eta`` is.
 
@@ -136,7 +143,7 @@ def variations(
 
 
 def interpolate(
-    unclip: UnCLIP, params: Params, first: Latent, second: Latent, weights: jax.Array, keys: jax.Array
+    unclip: UnCLIP, params: Params, first: Latent, second: Latent, weights: Float[Array, " B"], keys: Key[Array, " B"]
 ) -> Generation:
     """Pictures on the way from one to another (§3.2): z_i and x_T both turn along the great circle.
 
@@ -156,10 +163,10 @@ def text_diff(
     unclip: UnCLIP,
     params: Params,
     latent: Latent,
-    tokens_from: jax.Array,
-    tokens_to: jax.Array,
-    strength: jax.Array,
-    keys: jax.Array,
+    tokens_from: Int[Array, "B L"],
+    tokens_to: Int[Array, "B L"],
+    strength: Float[Array, " B"],
+    keys: Key[Array, " B"],
 ) -> Generation:
     """A picture changed as one caption differs from another (§3.3), with its x_T kept.
 
@@ -183,13 +190,13 @@ def text_diff(
 def image_to_image(
     unclip: UnCLIP,
     params: Params,
-    images: jax.Array,
-    tokens: jax.Array,
-    keys: jax.Array,
+    images: Float[Array, "B H W 3"],
+    tokens: Int[Array, "B L"],
+    keys: Key[Array, " B"],
     *,
     strength: float = 0.6,
-    image_embed: jax.Array | None = None,
-    guidance_scale: float | jax.Array | None = None,
+    image_embed: Float[Array, "B D"] | None = None,
+    guidance_scale: GuidanceScale | None = None,
 ) -> Generation:
     """Pictures redrawn to a prompt from some way up: noise hides their details and leaves their layout (SDEdit).
 
@@ -219,14 +226,14 @@ def image_to_image(
 def inpaint(
     unclip: UnCLIP,
     params: Params,
-    images: jax.Array,
-    mask: jax.Array,
-    tokens: jax.Array,
-    keys: jax.Array,
+    images: Float[Array, "B H W 3"],
+    mask: Bool[Array, "B H W 1"],
+    tokens: Int[Array, "B L"],
+    keys: Key[Array, " B"],
     *,
     resamples: int = 4,
-    image_embed: jax.Array | None = None,
-    guidance_scale: float | jax.Array | None = None,
+    image_embed: Float[Array, "B D"] | None = None,
+    guidance_scale: GuidanceScale | None = None,
 ) -> Generation:
     """Pictures drawn anew to a prompt where ``mask`` is True; every other pixel is left as it was, exactly.
 
@@ -264,7 +271,7 @@ def _check_draws_pictures(unclip: UnCLIP) -> None:
         raise UserError("this decoder draws latents, into which no picture is encoded here: it cannot edit pictures")
 
 
-def _meaning(unclip: UnCLIP, image_embed: jax.Array) -> Cond:
+def _meaning(unclip: UnCLIP, image_embed: Float[Array, "B D"]) -> Cond:
     """The image embedding alone: a caption that is dropped."""
     batch, width = len(image_embed), unclip.clip.text.width
     return Cond(
@@ -277,8 +284,12 @@ def _meaning(unclip: UnCLIP, image_embed: jax.Array) -> Cond:
 
 
 def _asked(
-    unclip: UnCLIP, params: Params, tokens: jax.Array, keys: jax.Array, image_embed: jax.Array | None
-) -> tuple[TextFeatures, jax.Array]:
+    unclip: UnCLIP,
+    params: Params,
+    tokens: Int[Array, "B L"],
+    keys: Key[Array, " B"],
+    image_embed: Float[Array, "B D"] | None,
+) -> tuple[TextFeatures, Float[Array, "B D"]]:
     """Text features of a prompt and the image embedding to draw: the one given, or the prior's."""
     text = encode_text(unclip, params, tokens)
     # The decoder folds 0 and the upsamplers 1, 2, … into the keys.
@@ -286,6 +297,6 @@ def _asked(
     return text, sample_prior(unclip, params, text, own) if image_embed is None else image_embed
 
 
-def _reduced(stage: Stage, images: jax.Array) -> jax.Array:
+def _reduced(stage: Stage, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w 3"]:
     """Pictures at the size of a stage."""
     return box_reduce(images, images.shape[1] // stage.model.image_size)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 from clip_jax.config import CLIPConfig
 from clip_jax.images import normalise
@@ -20,7 +21,7 @@ from clip_jax.model import CLIP
 
 
 @partial(jax.jit, static_argnums=0)
-def features(config: CLIPConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:
+def features(config: CLIPConfig, params: dict[str, Any], images: UInt8[Array, "B H W 3"]) -> Float[Array, "B F"]:
     """The mean over all positions after each block of the image tower, side by side: float32 [B, F].
 
     images: uint8 [B, R, R, 3] of the tower's size. The embedding itself is left alone: the pictures were drawn to
@@ -31,7 +32,7 @@ def features(config: CLIPConfig, params: dict[str, Any], images: jax.Array) -> j
     return jnp.concatenate([state.mean(axis=tuple(range(1, state.ndim - 1))) for state in states], axis=-1)
 
 
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+def frechet_distance(first: Float[np.ndarray, "N F"], second: Float[np.ndarray, "M F"]) -> float:
     """|m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½) of feature vectors [N, F] and [M, F], in float64; N, M >= 2.
 
     The eigenvalues of C₁C₂ are those of the symmetric C₁^½ C₂ C₁^½, so the trace of the root needs no root of a matrix

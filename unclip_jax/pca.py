@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 
 class PCA(NamedTuple):
@@ -18,12 +18,12 @@ class PCA(NamedTuple):
     mean: [D]. variances: [K], of the data along each axis.
     """
 
-    mean: jax.Array
-    components: jax.Array
-    variances: jax.Array
+    mean: Float[Array, " D"]
+    components: Float[Array, "K D"]
+    variances: Float[Array, " K"]
 
 
-def principal_components(embeds: np.ndarray, num_components: int | None = None) -> PCA:
+def principal_components(embeds: Float[np.ndarray, "N D"], num_components: int | None = None) -> PCA:
     """The principal components of embeddings [N, D], all D or the first ``num_components``.
 
     Computed in float64; the sign of an axis is that which makes its largest entry positive.
@@ -44,11 +44,11 @@ def principal_components(embeds: np.ndarray, num_components: int | None = None) 
     return PCA(*(jnp.asarray(a, jnp.float32) for a in arrays))
 
 
-def project(pca: PCA, embeds: jax.Array) -> jax.Array:
+def project(pca: PCA, embeds: Float[Array, "*B D"]) -> Float[Array, "*B K"]:
     """Embeddings [..., D] -> coordinates [..., K]."""
     return (embeds - pca.mean) @ pca.components.T
 
 
-def reconstruct(pca: PCA, coordinates: jax.Array) -> jax.Array:
+def reconstruct(pca: PCA, coordinates: Float[Array, "*B K"]) -> Float[Array, "*B D"]:
     """Coordinates [..., K] -> embeddings [..., D] in the span of the components."""
     return coordinates @ pca.components + pca.mean

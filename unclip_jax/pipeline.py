@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import dacite
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 import clip_jax
 from clip_jax.config import CLIPConfig
@@ -29,7 +30,7 @@ from clip_jax.weights.native import atomic_path, load_params, save_params
 from unclip_jax import priors
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.guidance import Decorator
+from unclip_jax.diffusion.guidance import Decorator, GuidanceScale
 from unclip_jax.diffusion.samplers import fold_in_each, sample_keys
 from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
 from unclip_jax.models.prior import CaptionConfig
@@ -72,15 +73,15 @@ class Generation(NamedTuple):
     """
 
     text: TextFeatures | None
-    image_embed: jax.Array
-    images: jax.Array
+    image_embed: Float[Array, "B D"]
+    images: Float[Array, "B H W 3"]
 
 
 class Guidance(NamedTuple):
     """Guidance scales, each a scalar or [B]; 1.0 is off, None takes the stage's own."""
 
-    prior: float | jax.Array | None = None
-    decoder: float | jax.Array | None = None
+    prior: GuidanceScale | None = None
+    decoder: GuidanceScale | None = None
 
 
 class LoadedUnCLIP(NamedTuple):
@@ -91,7 +92,7 @@ class LoadedUnCLIP(NamedTuple):
     tokenize: Tokenizer
 
 
-def encode_text(unclip: UnCLIP, params: dict[str, Any], tokens: jax.Array) -> TextFeatures:
+def encode_text(unclip: UnCLIP, params: dict[str, Any], tokens: Int[Array, "B L"]) -> TextFeatures:
     """Features of prompts int32 [B, L]."""
     return CLIP(unclip.clip).apply({"params": params["clip"]}, tokens, method="encode_text")
 
@@ -100,10 +101,10 @@ def sample_prior(
     unclip: UnCLIP,
     params: dict[str, Any],
     text: TextFeatures,
-    keys: jax.Array,
+    keys: Key[Array, " B"],
     *,
-    guidance_scale: float | jax.Array | None = None,
-) -> jax.Array:
+    guidance_scale: GuidanceScale | None = None,
+) -> Float[Array, "B D"]:
     """Image embeddings [B, D] for prompts: of ``unclip.candidates`` draws each, the one most similar to the text.
 
     keys: [B], one per sample.
@@ -130,10 +131,10 @@ def decode(
     unclip: UnCLIP,
     params: dict[str, Any],
     cond: Cond,
-    keys: jax.Array,
+    keys: Key[Array, " B"],
     *,
-    guidance_scale: float | jax.Array | None = None,
-) -> jax.Array:
+    guidance_scale: GuidanceScale | None = None,
+) -> Float[Array, "B H W 3"]:
     """Pictures [B, H, W, 3] in [−1, 1] from an image embedding and text: the decoder, then every upsampler.
 
     cond: image_embed and the text_embed, text_encodings and text_mask of B samples; with ``keep_text`` False the image
@@ -149,11 +150,11 @@ def decode(
 def upsample(
     unclip: UnCLIP,
     params: dict[str, Any],
-    images: jax.Array,
-    keys: jax.Array,
+    images: Float[Array, "B h w 3"],
+    keys: Key[Array, " B"],
     *,
     decorate: Callable[[Stage], Decorator | None] = lambda stage: None,
-) -> jax.Array:
+) -> Float[Array, "B H W 3"]:
     """Pictures of the decoder [B, h, w, 3] through every upsampler: [B, H, W, 3].
 
     decorate: what to do to a stage's denoiser, as in ``stage.run``.
@@ -167,10 +168,10 @@ def upsample(
 def generate(
     unclip: UnCLIP,
     params: dict[str, Any],
-    tokens: jax.Array,
-    keys: jax.Array,
+    tokens: Int[Array, "B L"],
+    keys: Key[Array, " B"],
     *,
-    image_embed: jax.Array | None = None,
+    image_embed: Float[Array, "B D"] | None = None,
     guidance: Guidance = Guidance(),
 ) -> Generation:
     """From prompts to pictures.

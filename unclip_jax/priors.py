@@ -14,12 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from clip_jax.errors import UserError
 from clip_jax.losses import clip_loss
 from clip_jax.model import unit_norm
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond, concatenate
+from unclip_jax.diffusion.guidance import GuidanceScale
 from unclip_jax.diffusion.predict import per_sample
 from unclip_jax.diffusion.samplers import fold_in_each, normal
 from unclip_jax.models.ar_prior import ARPrior, ARPriorConfig
@@ -27,7 +29,7 @@ from unclip_jax.models.prior import DiffusionPrior, PriorConfig, blank_caption
 from unclip_jax.stage import Stage
 
 Params = dict[str, Any]
-Loss = tuple[jax.Array, dict[str, jax.Array]]
+Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ KINDS: dict[str, type[Any]] = {"diffusion": Stage, "autoregressive prior": ARSta
 """What ``config.json`` calls each; decoders and upsamplers are diffusion too."""
 
 
-def init(prior: Prior, key: jax.Array) -> Params:
+def init(prior: Prior, key: Key[Array, ""]) -> Params:
     """Fresh parameters of a prior, or of any other stage: a nested dict of float32 arrays."""
     if isinstance(prior, Stage):
         return stages.init(prior, key)
@@ -91,10 +93,10 @@ def sample(
     prior: Prior,
     params: Params,
     cond: Cond,
-    keys: jax.Array,
+    keys: Key[Array, " B"],
     *,
-    guidance_scale: float | jax.Array | None = None,
-) -> jax.Array:
+    guidance_scale: GuidanceScale | None = None,
+) -> Float[Array, "B D"]:
     """Image embeddings [B, D], as CLIP's image tower gives them, for captions.
 
     Args:
@@ -117,20 +119,20 @@ def write_down(
     prior: ARStage,
     params: Params,
     cond: Cond,
-    keys: jax.Array,
+    keys: Key[Array, " B"],
     *,
-    guidance_scale: float | jax.Array | None = None,
-) -> jax.Array:
+    guidance_scale: GuidanceScale | None = None,
+) -> Float[Array, "B D"]:
     """``sample`` of an autoregressive prior: token by token in one ``lax.scan``, nothing read twice."""
     module, variables, config = ARPrior(prior.model), {"params": params}, prior.model
-    scale: float | jax.Array | None = prior.sampling.guidance_scale
+    scale: GuidanceScale | None = prior.sampling.guidance_scale
     if scale is not None and guidance_scale is not None:
         scale = guidance_scale
     guided = not (scale is None or (isinstance(scale, float) and scale == 1.0))
     cond = cond.with_keep(len(keys))
     cond = concatenate(cond, cond.null()) if guided else cond
 
-    def guide(logits: jax.Array) -> jax.Array:
+    def guide(logits: Float[Array, "*B buckets"]) -> Float[Array, "B buckets"]:
         if not guided:
             return logits
         conditional, unconditional = jnp.split(logits, 2)
@@ -154,7 +156,7 @@ def write_down(
     return module.apply(variables, coordinates.T, method="restore")
 
 
-def from_top_half(keys: jax.Array, logits: jax.Array) -> jax.Array:
+def from_top_half(keys: Key[Array, " B"], logits: Float[Array, "B buckets"]) -> Int[Array, " B"]:
     """Draws from the upper half of each distribution over ordered buckets: [B] keys, [B, buckets] -> int32 [B].
 
     The upper half of the probability, that is; the bucket of the median is drawn for its share above the median.
@@ -164,7 +166,7 @@ def from_top_half(keys: jax.Array, logits: jax.Array) -> jax.Array:
     return jnp.minimum((below <= level[:, None]).sum(axis=-1), logits.shape[-1] - 1)
 
 
-def ar_loss(prior: ARStage, params: Params, image_embed: jax.Array, cond: Cond) -> Loss:
+def ar_loss(prior: ARStage, params: Params, image_embed: Float[Array, "B D"], cond: Cond) -> Loss:
     """Cross-entropy in nats, the mean over all tokens of embeddings [B, D]; also of the similarity token alone."""
     logits, tokens = ARPrior(prior.model).apply({"params": params}, image_embed, cond)
     errors = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
@@ -174,12 +176,12 @@ def ar_loss(prior: ARStage, params: Params, image_embed: jax.Array, cond: Cond) 
 def one_step_loss(
     prior: OneStepStage,
     params: Params,
-    x0: jax.Array,
+    x0: Float[Array, "B D"],
     cond: Cond,
-    key: jax.Array,
+    key: Key[Array, ""],
     *,
-    logit_scale: jax.Array,
-    targets: jax.Array | None = None,
+    logit_scale: Float[Array, ""],
+    targets: Bool[Array, "B B"] | None = None,
 ) -> Loss:
     """Squared error + λ · contrastive loss (Patel et al. 2023).
 

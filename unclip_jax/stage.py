@@ -15,11 +15,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from clip_jax.errors import UserError
 from unclip_jax.conditioning import Cond
 from unclip_jax.degrade import add_level
-from unclip_jax.diffusion.guidance import CondDenoiser, Decorator, classifier_free, clip_x0, dynamic_threshold
+from unclip_jax.diffusion.guidance import (
+    CondDenoiser,
+    Decorator,
+    GuidanceScale,
+    classifier_free,
+    clip_x0,
+    dynamic_threshold,
+)
 from unclip_jax.diffusion.losses import WEIGHTS, Noised, add_noise, diffusion_loss, noised, variational_bound
 from unclip_jax.diffusion.predict import PREDICTIONS, Denoiser, denoiser, per_sample, split_output
 from unclip_jax.diffusion.samplers import SAMPLERS, Sampler, fold_in_each, normal, sample, self_conditioned
@@ -128,7 +136,7 @@ def noise_schedule(stage: Stage) -> NoiseSchedule:
     return SCHEDULES[stage.schedule](stage.num_timesteps)
 
 
-def timesteps(stage: Stage) -> np.ndarray:
+def timesteps(stage: Stage) -> Int[np.ndarray, " S"]:
     """The times a stage is sampled at, decreasing: int32 [S]."""
     return GRIDS[stage.sampling.grid](noise_schedule(stage), stage.sampling.num_steps)
 
@@ -155,7 +163,7 @@ def blank_cond(stage: Stage, batch_size: int = 1) -> Cond:
     return cond
 
 
-def init(stage: Stage, key: jax.Array) -> dict[str, Any]:
+def init(stage: Stage, key: Key[Array, ""]) -> dict[str, Any]:
     """Fresh parameters, a nested dict of float32 arrays."""
 
     def fresh(key):
@@ -179,7 +187,7 @@ def self_condition(stage: Stage) -> bool:
 
 
 def conditional_denoiser(
-    stage: Stage, params: dict[str, Any], cond: Cond, *, guidance_scale: float | jax.Array | None = None
+    stage: Stage, params: dict[str, Any], cond: Cond, *, guidance_scale: GuidanceScale | None = None
 ) -> Denoiser:
     """The trained network as what samplers see: given its condition, predicted, guided and clipped as the stage says.
 
@@ -189,7 +197,7 @@ def conditional_denoiser(
     sampling, module = stage.sampling, network(stage)
 
     def bind(cond: Cond) -> Denoiser:
-        def reader(params: dict[str, Any]) -> Callable[..., jax.Array]:
+        def reader(params: dict[str, Any]) -> Callable[..., Array]:
             variables, seen = {"params": params}, cond
             if isinstance(stage.model, PriorConfig):
                 seen = module.apply(variables, cond, method="encode_prefix")
@@ -199,7 +207,9 @@ def conditional_denoiser(
         if stage.last_network:
             first, second, last = read, reader(params["last"]), int(timesteps(stage)[-1])
 
-            def read(x_t: jax.Array, t: jax.Array, *given: jax.Array) -> jax.Array:
+            def read(
+                x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]
+            ) -> Float[Array, "B ..."]:
                 # All of a batch is at the same step when it is sampled; only one of the two is ever run.
                 return jax.lax.cond(t[0] <= last, second, first, x_t, t, *given)
 
@@ -223,13 +233,13 @@ def conditional_denoiser(
     return denoise
 
 
-def starting_noise(stage: Stage, keys: jax.Array) -> jax.Array:
+def starting_noise(stage: Stage, keys: Key[Array, " B"]) -> Float[Array, "B ..."]:
     """x_T [B, *sample_shape] of [B] keys."""
     # The loop folds times 0 … T−1 into the keys; T itself is free for the starting noise.
     return normal(fold_in_each(keys, stage.num_timesteps), stage.sample_shape)
 
 
-def with_level(stage: Stage, cond: Cond, keys: jax.Array) -> Cond:
+def with_level(stage: Stage, cond: Cond, keys: Key[Array, " B"]) -> Cond:
     """What an upsampler reads: its input with the noise of ``sampling.low_res_level``, unless ``cond`` has a level."""
     if not (isinstance(stage.model, UNetConfig) and stage.model.low_res_level) or cond.low_res_level is not None:
         return cond
@@ -243,14 +253,14 @@ def run(
     stage: Stage,
     params: dict[str, Any],
     cond: Cond,
-    keys: jax.Array,
+    keys: Key[Array, " B"],
     *,
-    guidance_scale: float | jax.Array | None = None,
-    x_T: jax.Array | None = None,
-    times: np.ndarray | None = None,
+    guidance_scale: GuidanceScale | None = None,
+    x_T: Float[Array, "B ..."] | None = None,
+    times: Int[np.ndarray, " S"] | None = None,
     sampler: Sampler | None = None,
     decorate: Decorator | None = None,
-) -> jax.Array:
+) -> Float[Array, "B ..."]:
     """Samples the stage.
 
     Args:
@@ -277,8 +287,8 @@ def run(
 
 
 def measure_x0_error(
-    stage: Stage, params: dict[str, Any], x0: jax.Array, cond: Cond, key: jax.Array, times: int = 50
-) -> jax.Array:
+    stage: Stage, params: dict[str, Any], x0: Float[Array, "N ..."], cond: Cond, key: Key[Array, ""], times: int = 50
+) -> Float[Array, " T"]:
     """Mean squared error of the estimate of x0 at every time: float32 [T], for ``ddpm("analytic")``.
 
     Measured on x0 [N, ...] at evenly spread times and interpolated between them in the log-SNR (the Γ of Bao
@@ -299,8 +309,14 @@ def measure_x0_error(
 
 
 def loss(
-    stage: Stage, params: dict[str, Any], x0: jax.Array, cond: Cond, key: jax.Array, *, train: bool = True
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    stage: Stage,
+    params: dict[str, Any],
+    x0: Float[Array, "B ..."],
+    cond: Cond,
+    key: Key[Array, ""],
+    *,
+    train: bool = True,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Diffusion loss of a batch x0 [B, ...] (in the space ``run`` returns): (scalar, metrics)."""
     key_noise, key_dropout, key_coin = jax.random.split(key, 3)
     schedule = noise_schedule(stage)
@@ -323,7 +339,9 @@ def loss(
     return mean + bound * stage.num_timesteps / 1000.0, {"mean_squared_error": mean, "bound_bits": bound}
 
 
-def own_estimate(stage: Stage, params: dict[str, Any], at: Noised, cond: Cond, key: jax.Array) -> jax.Array:
+def own_estimate(
+    stage: Stage, params: dict[str, Any], at: Noised, cond: Cond, key: Key[Array, ""]
+) -> Float[Array, "B ..."]:
     """What a self-conditioned network is given in training: by a coin per sample zeros, or the network's own estimate.
 
     The estimate is that of sampling without guidance: of x0 whatever is predicted, and clipped. No gradient goes

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
 from tqdm import tqdm
 
 from clip_jax.config import CLIPConfig
@@ -25,25 +26,25 @@ from unclip_jax.tasks import to_uint8
 
 
 @partial(jax.jit, static_argnums=0)
-def encode_images(config: CLIPConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:
+def encode_images(config: CLIPConfig, params: dict[str, Any], images: UInt8[Array, "B R R 3"]) -> Float[Array, "B D"]:
     """Image embeddings [B, D] of pictures uint8 [B, R, R, 3] of CLIP's size."""
     return CLIP(config).apply({"params": params}, normalise(images, config.preprocess), method="encode_image")
 
 
 @partial(jax.jit, static_argnums=0)
-def encode_text(config: CLIPConfig, params: dict[str, Any], tokens: jax.Array) -> TextFeatures:
+def encode_text(config: CLIPConfig, params: dict[str, Any], tokens: Int[Array, "B L"]) -> TextFeatures:
     """Features of captions int32 [B, L]."""
     return CLIP(config).apply({"params": params}, tokens, method="encode_text")
 
 
 @partial(jax.jit, static_argnums=0)
-def predict(unclip: UnCLIP, params: dict[str, Any], text: TextFeatures, keys: jax.Array) -> jax.Array:
+def predict(unclip: UnCLIP, params: dict[str, Any], text: TextFeatures, keys: Key[Array, " B"]) -> Float[Array, "B D"]:
     """The prior's image embeddings [B, D], with the keys of pictures."""
     return pipeline.sample_prior(unclip, params, text, fold_in_each(keys, 0))
 
 
 @partial(jax.jit, static_argnums=0)
-def draw(unclip: UnCLIP, params: dict[str, Any], cond: Cond, keys: jax.Array) -> jax.Array:
+def draw(unclip: UnCLIP, params: dict[str, Any], cond: Cond, keys: Key[Array, " B"]) -> UInt8[Array, "B H W 3"]:
     """Pictures uint8 [B, H, W, 3], with the keys of pictures."""
     return to_uint8(pipeline.decode(unclip, params, cond, fold_in_each(keys, 1)))
 
@@ -59,25 +60,30 @@ class System:
         self.unclip, self.params, self.tokenize = loaded
         self.chunk = chunk
 
-    def encode_images(self, images: np.ndarray) -> np.ndarray:
+    def encode_images(self, images: UInt8[np.ndarray, "N R R 3"]) -> Float[np.ndarray, "N D"]:
         """Image embeddings [N, D] of pictures uint8 [N, R, R, 3] of CLIP's size."""
         return self._chunked(partial(encode_images, self.unclip.clip, self.params["clip"]), (images,), "images")
 
-    def features(self, images: np.ndarray) -> np.ndarray:
+    def features(self, images: UInt8[np.ndarray, "N R R 3"]) -> Float[np.ndarray, "N F"]:
         """What the Fréchet distance compares, [N, F], of pictures uint8 [N, R, R, 3] of CLIP's size."""
         return self._chunked(partial(features, self.unclip.clip, self.params["clip"]), (images,), "features")
 
-    def encode_text(self, tokens: np.ndarray) -> TextFeatures:
+    def encode_text(self, tokens: Int[np.ndarray, "N L"]) -> TextFeatures:
         """Features of N captions, int32 [N, L]."""
         return self._chunked(partial(encode_text, self.unclip.clip, self.params["clip"]), (tokens,), "captions")
 
-    def predict(self, text: TextFeatures, keys: jax.Array) -> np.ndarray:
+    def predict(self, text: TextFeatures, keys: Key[Array, " N"]) -> Float[np.ndarray, "N D"]:
         """The prior's image embeddings [N, D] for N captions."""
         return self._chunked(partial(predict, self.unclip, self.params), (text, keys), "prior")
 
     def draw(
-        self, text: TextFeatures, image_embed: np.ndarray, keep_text: bool, keys: jax.Array, title: str
-    ) -> np.ndarray:
+        self,
+        text: TextFeatures,
+        image_embed: Float[np.ndarray, "N D"],
+        keep_text: bool,
+        keys: Key[Array, " N"],
+        title: str,
+    ) -> UInt8[np.ndarray, "N H W 3"]:
         """Pictures uint8 [N, H, W, 3] from image embeddings [N, D] and, with ``keep_text``, the captions."""
         cond = decoder_cond(text, image_embed).replace(keep_text=np.full(len(image_embed), keep_text))
         return self._chunked(partial(draw, self.unclip, self.params), (cond, keys), title)

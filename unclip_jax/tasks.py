@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from clip_jax.config import CLIPConfig
 from clip_jax.images import normalise
@@ -28,21 +29,21 @@ from unclip_jax.priors import ARStage, OneStepStage
 from unclip_jax.stage import Stage
 
 Params = dict[str, Any]
-Batch = dict[str, jax.Array]
-LossOutput = tuple[jax.Array, tuple[dict[str, jax.Array], Params]]
+Batch = dict[str, Array]
+LossOutput = tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Params]]
 
 
-def to_signed(images: jax.Array) -> jax.Array:
+def to_signed(images: UInt8[Array, "*B"]) -> Float[Array, "*B"]:
     """uint8 pictures -> float32 in [−1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def to_uint8(images: jax.Array) -> jax.Array:
+def to_uint8(images: Float[Array, "*B"]) -> UInt8[Array, "*B"]:
     """Pictures in [−1, 1] -> uint8, rounded to the nearest level."""
     return jnp.round(jnp.clip((images + 1.0) * 127.5, 0.0, 255.0)).astype(jnp.uint8)
 
 
-def encode(config: CLIPConfig, params: Params, images: jax.Array, tokens: jax.Array) -> Cond:
+def encode(config: CLIPConfig, params: Params, images: UInt8[Array, "B H W 3"], tokens: Int[Array, "B L"]) -> Cond:
     """Everything CLIP says of a batch of uint8 pictures of its own image size and their captions, without gradients."""
     clip, variables = CLIP(config), {"params": params}
     text = clip.apply(variables, tokens, method="encode_text")
@@ -56,8 +57,8 @@ def encode(config: CLIPConfig, params: Params, images: jax.Array, tokens: jax.Ar
 
 
 def embedding_statistics(
-    config: CLIPConfig, params: Params, images: np.ndarray, batch_size: int = 256
-) -> tuple[np.ndarray, np.ndarray]:
+    config: CLIPConfig, params: Params, images: UInt8[np.ndarray, "N H W 3"], batch_size: int = 256
+) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
     """Mean and deviation, each [D], of the CLIP embeddings of uint8 pictures [N, H, W, 3], by whole batches."""
     clip = CLIP(config)
     batch_size = min(batch_size, len(images))
@@ -73,8 +74,12 @@ def embedding_statistics(
 
 
 def embedding_pairs(
-    config: CLIPConfig, params: Params, images: np.ndarray, tokens: np.ndarray, batch_size: int = 256
-) -> tuple[np.ndarray, np.ndarray]:
+    config: CLIPConfig,
+    params: Params,
+    images: UInt8[np.ndarray, "N H W 3"],
+    tokens: Int[np.ndarray, "N L"],
+    batch_size: int = 256,
+) -> tuple[Float[np.ndarray, "M D"], Float[np.ndarray, "M D"]]:
     """CLIP embeddings, each [M, D], of N uint8 pictures and of their captions, by whole batches: M is N or less."""
     batch_size = min(batch_size, len(images))
 
@@ -103,16 +108,18 @@ class PriorTask:
     stage: Stage
     clip: CLIPConfig
     clip_params: Params
-    embed_mean: np.ndarray
-    embed_std: np.ndarray
+    embed_mean: Float[np.ndarray, " D"]
+    embed_std: Float[np.ndarray, " D"]
     drop_text: float = 0.1
 
-    def init(self, key: jax.Array) -> tuple[Params, Params]:
+    def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
         params = stages.init(self.stage, key)
         statistics = {"embed_mean": jnp.asarray(self.embed_mean), "embed_std": jnp.asarray(self.embed_std)}
         return params | statistics, {"clip": self.clip_params}
 
-    def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
+    def loss(
+        self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> LossOutput:
         cond = encode(self.clip, model_state["clip"], batch["image"], batch["tokens"])
         key_drop, key_loss = jax.random.split(key)
         x0 = standardise(self.stage, params, cond.image_embed)
@@ -122,7 +129,7 @@ class PriorTask:
         return loss, (metrics, model_state)
 
 
-def standardise(stage: Stage | OneStepStage, params: Params, image_embed: jax.Array) -> jax.Array:
+def standardise(stage: Stage | OneStepStage, params: Params, image_embed: Float[Array, "B D"]) -> Float[Array, "B D"]:
     """CLIP image embeddings [B, D] -> the space a prior works in; the statistics are data, not trained."""
     x0 = stages.network(stage).apply({"params": params}, image_embed, method="standardise")
     return jax.lax.stop_gradient(x0)
@@ -144,11 +151,13 @@ class ARPriorTask:
     statistics: dict[str, np.ndarray]
     drop_text: float = 0.1
 
-    def init(self, key: jax.Array) -> tuple[Params, Params]:
+    def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
         statistics = {name: jnp.asarray(array) for name, array in self.statistics.items()}
         return priors.init(self.stage, key) | {"statistics": statistics}, {"clip": self.clip_params}
 
-    def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
+    def loss(
+        self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> LossOutput:
         cond = encode(self.clip, model_state["clip"], batch["image"], batch["tokens"])
         image_embed = cond.image_embed
         if train:
@@ -171,14 +180,16 @@ class OneStepPriorTask:
     stage: OneStepStage
     clip: CLIPConfig
     clip_params: Params
-    embed_mean: np.ndarray
-    embed_std: np.ndarray
+    embed_mean: Float[np.ndarray, " D"]
+    embed_std: Float[np.ndarray, " D"]
 
-    def init(self, key: jax.Array) -> tuple[Params, Params]:
+    def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
         statistics = {"embed_mean": jnp.asarray(self.embed_mean), "embed_std": jnp.asarray(self.embed_std)}
         return priors.init(self.stage, key) | statistics, {"clip": self.clip_params}
 
-    def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
+    def loss(
+        self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> LossOutput:
         frozen = model_state["clip"]
         cond = encode(self.clip, frozen, batch["image"], batch["tokens"])
         # A temperature that is not learned is no parameter.
@@ -207,16 +218,20 @@ class DecoderTask:
     drop_image: float = 0.1
     drop_text: float = 0.5
 
-    def init(self, key: jax.Array) -> tuple[Params, Params]:
+    def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
         return stages.init(self.stage, key), {"clip": self.clip_params}
 
-    def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
+    def loss(
+        self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> LossOutput:
         key_drop, key_loss = jax.random.split(key)
         x0, cond = self.example(model_state, batch, key_drop, train=train)
         loss, metrics = stages.loss(self.stage, params, x0, cond, key_loss, train=train)
         return loss, (metrics, model_state)
 
-    def example(self, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> tuple[jax.Array, Cond]:
+    def example(
+        self, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> tuple[Float[Array, "B h w C"], Cond]:
         """(clean pictures, what they are drawn from), some of it dropped when training."""
         seen = batch.get("clip_image", batch["image"])
         cond = encode(self.clip, model_state["clip"], seen, batch["tokens"])
@@ -244,16 +259,20 @@ class UpsamplerTask:
     crop_size: int
     degrade: DegradeConfig | BSRConfig = DegradeConfig()
 
-    def init(self, key: jax.Array) -> tuple[Params, Params]:
+    def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
         return stages.init(self.stage, key), {}
 
-    def loss(self, params: Params, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> LossOutput:
+    def loss(
+        self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> LossOutput:
         key_example, key_loss = jax.random.split(key)
         x0, cond = self.example(model_state, batch, key_example, train=train)
         loss, metrics = stages.loss(self.stage, params, x0, cond, key_loss, train=train)
         return loss, (metrics, model_state)
 
-    def example(self, model_state: Params, batch: Batch, key: jax.Array, *, train: bool) -> tuple[jax.Array, Cond]:
+    def example(
+        self, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
+    ) -> tuple[Float[Array, "B h w C"], Cond]:
         """(windows of clean pictures, the same windows of their spoilt reductions)."""
         key_degrade, key_crop, key_level, key_noise = jax.random.split(key, 4)
         size = self.stage.model.image_size
@@ -268,6 +287,6 @@ class UpsamplerTask:
         return x0, Cond(low_res=low_res, low_res_level=level)
 
 
-def similarity(image_embed: jax.Array, text_embed: jax.Array) -> jax.Array:
+def similarity(image_embed: Float[Array, "*B D"], text_embed: Float[Array, "*T D"]) -> Float[Array, "..."]:
     """Cosine of two embeddings, [..., D] and [..., D] -> [...]."""
     return jnp.sum(unit_norm(image_embed) * unit_norm(text_embed), axis=-1)

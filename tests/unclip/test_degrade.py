@@ -59,15 +59,11 @@ def test_box_reduce_is_the_mean_of_boxes():
 SPOILT = np.broadcast_to(PICTURES[:1], (N, *PICTURES.shape[1:]))
 
 
-@jax.jit
-def _spoil(pictures, *numbers):
-    blur_prob, low, high, noise_std = numbers  # as data: one program for all tests
-    return degrade(pictures, KEY, DegradeConfig(blur_prob, (low, high), noise_std))
+_degrade = jax.jit(degrade, static_argnums=2)
 
 
-def spoil(pictures=SPOILT, config=DegradeConfig(), **changes):
-    config = dataclasses.replace(config, **changes)
-    return np.asarray(_spoil(pictures, config.blur_prob, *config.blur_sigma, config.noise_std))
+def spoil(pictures=SPOILT, **changes):
+    return np.asarray(_degrade(pictures, KEY, dataclasses.replace(DegradeConfig(), **changes)))
 
 
 def test_every_sample_is_spoilt_by_its_own_draw():

@@ -182,7 +182,9 @@ class TestVariationalBound:
     def test_levels_of_a_picture_share_all_probability(self):
         levels = np.linspace(-1, 1, 256, dtype=np.float32)
         for mean, std in ((0.0, 0.3), (-0.99, 0.05), (0.4, 2.0), (1.5, 0.5)):
-            total = np.exp(level_log_likelihood(levels, mean, 2 * np.log(std))).sum()
+            total = np.exp(
+                level_log_likelihood(levels, *(np.full_like(levels, x) for x in (mean, 2 * np.log(std))))
+            ).sum()
             assert total == pytest.approx(1.0, abs=1e-3)
 
     def test_the_last_step_is_the_likelihood_of_the_levels(self):

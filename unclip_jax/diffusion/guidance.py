@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from unclip_jax.conditioning import Cond, concatenate
 from unclip_jax.diffusion.predict import Denoised, Denoiser, per_sample
@@ -17,10 +17,13 @@ from unclip_jax.diffusion.predict import Denoised, Denoiser, per_sample
 CondDenoiser = Callable[[Cond], Denoiser]
 """Binds a condition. What can be computed of the condition alone is computed here, once for all steps of a sampler."""
 
+GuidanceScale = float | Float[Array, ""] | Float[Array, " B"]
+"""1.0 is off. One for all or one per sample; as an array it is data, and another one does not compile again."""
+
 Decorator = Callable[[Denoiser], Denoiser]
 
 
-def classifier_free(guidance_scale: float | jax.Array) -> Callable[[CondDenoiser], CondDenoiser]:
+def classifier_free(guidance_scale: GuidanceScale) -> Callable[[CondDenoiser], CondDenoiser]:
     """Classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6).
 
     ``guidance_scale`` is a scalar or [B] and may be traced; 1.0 is off. Both branches run as one batch of 2B. The
@@ -32,7 +35,9 @@ def classifier_free(guidance_scale: float | jax.Array) -> Callable[[CondDenoiser
             cond = cond.with_keep(cond.batch_size)
             denoise = bind(concatenate(cond, cond.null()))
 
-            def denoise_guided(x_t: jax.Array, t: jax.Array, *given: jax.Array) -> Denoised:
+            def denoise_guided(
+                x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]
+            ) -> Denoised:
                 both = denoise(*(jnp.concatenate([rows, rows]) for rows in (x_t, t, *given)))
                 conditional, unconditional = jnp.split(both.x0, 2)
                 scale = per_sample(jnp.broadcast_to(guidance_scale, t.shape), x_t)
@@ -50,7 +55,7 @@ def clip_x0(low: float, high: float) -> Decorator:
     """Clamps the estimate of clean data to [low, high], the range of the data."""
 
     def decorate(denoise: Denoiser) -> Denoiser:
-        def clipped(x_t: jax.Array, t: jax.Array, *given: jax.Array) -> Denoised:
+        def clipped(x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]) -> Denoised:
             estimate = denoise(x_t, t, *given)
             return estimate._replace(x0=jnp.clip(estimate.x0, low, high))
 
@@ -59,14 +64,14 @@ def clip_x0(low: float, high: float) -> Decorator:
     return decorate
 
 
-def inpaint(known: jax.Array, mask: jax.Array) -> Decorator:
+def inpaint(known: Float[Array, "B ..."], mask: Bool[Array, "*M"]) -> Decorator:
     """The estimate of clean data is ``known`` [B, ...] wherever ``mask`` (broadcasts against it) is False.
 
     Samplers then carry the known part down at its right noise, and end at it exactly. Outermost of the decorators.
     """
 
     def decorate(denoise: Denoiser) -> Denoiser:
-        def inpainted(x_t: jax.Array, t: jax.Array, *given: jax.Array) -> Denoised:
+        def inpainted(x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]) -> Denoised:
             estimate = denoise(x_t, t, *given)
             return estimate._replace(x0=jnp.where(mask, estimate.x0, known))
 
@@ -79,7 +84,7 @@ def dynamic_threshold(percentile: float) -> Decorator:
     """Scales each sample's x0 into [−1, 1] by its own ``percentile`` (0 to 100) of |x0|, at least 1 (Imagen, §2.3)."""
 
     def decorate(denoise: Denoiser) -> Denoiser:
-        def thresholded(x_t: jax.Array, t: jax.Array, *given: jax.Array) -> Denoised:
+        def thresholded(x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]) -> Denoised:
             estimate = denoise(x_t, t, *given)
             magnitude = jnp.abs(estimate.x0).reshape(x_t.shape[0], -1)
             limit = per_sample(jnp.maximum(jnp.percentile(magnitude, percentile, axis=1), 1.0), x_t)

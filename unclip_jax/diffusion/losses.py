@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 from unclip_jax.diffusion.predict import PREDICTIONS, per_sample
 from unclip_jax.diffusion.samplers import learned_log_variance
@@ -21,17 +22,19 @@ from unclip_jax.diffusion.schedule import NoiseSchedule, Posterior, posterior
 class Noised(NamedTuple):
     """A batch on its way up: x_t [B, ...] at times t [B], made of x0 and eps."""
 
-    x_t: jax.Array
-    t: jax.Array
-    eps: jax.Array
+    x_t: Float[Array, "B ..."]
+    t: Int[Array, " B"]
+    eps: Float[Array, "B ..."]
 
 
-def add_noise(schedule: NoiseSchedule, x0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
+def add_noise(
+    schedule: NoiseSchedule, x0: Float[Array, "B ..."], t: Int[Array, " B"], eps: Float[Array, "B ..."]
+) -> Float[Array, "B ..."]:
     """q(x_t | x0): alpha_t·x0 + sigma_t·eps, for x0 and eps [B, ...] and t int [B]."""
     return per_sample(schedule.alpha(t), x0) * x0 + per_sample(schedule.sigma(t), x0) * eps
 
 
-def noised(schedule: NoiseSchedule, x0: jax.Array, key: jax.Array) -> Noised:
+def noised(schedule: NoiseSchedule, x0: Float[Array, "B ..."], key: Key[Array, ""]) -> Noised:
     """Each sample of x0 [B, ...] at a time of its own, uniform over the schedule.
 
     The times of a batch are spread evenly, from one random offset (Kingma et al. 2021, appendix I.1): the loss varies
@@ -45,14 +48,14 @@ def noised(schedule: NoiseSchedule, x0: jax.Array, key: jax.Array) -> Noised:
     return Noised(add_noise(schedule, x0, t, eps), t, eps)
 
 
-_X0_PER_OUTPUT: dict[str, Callable[[jax.Array], jax.Array]] = {
+_X0_PER_OUTPUT: dict[str, Callable[[Array], Array]] = {
     # Squared error of x0 per squared error of the output, as a function of the SNR.
     "x0": jnp.ones_like,
     "eps": lambda snr: 1.0 / snr,
     "v": lambda snr: 1.0 / (snr + 1.0),
 }
 
-WEIGHTS: dict[str, Callable[[jax.Array, str, float], jax.Array]] = {
+WEIGHTS: dict[str, Callable[[Array, str, float], Array]] = {
     # (snr, prediction, cap) -> weight on the squared error of x0.
     # "simple" is the plain mean squared error of whatever the network outputs (Ho et al. 2020, eq. 14).
     "simple": lambda snr, prediction, cap: 1.0 / _X0_PER_OUTPUT[prediction](snr),
@@ -71,15 +74,15 @@ WEIGHTS: dict[str, Callable[[jax.Array, str, float], jax.Array]] = {
 
 
 def diffusion_loss(
-    output: jax.Array,
-    x0: jax.Array,
+    output: Float[Array, "B ..."],
+    x0: Float[Array, "B ..."],
     at: Noised,
     schedule: NoiseSchedule,
     *,
     prediction: str,
     weight: str = "simple",
     cap: float = 5.0,
-) -> jax.Array:
+) -> Float[Array, " B"]:
     """Weighted mean squared error per sample, [B].
 
     Args:
@@ -96,8 +99,12 @@ def diffusion_loss(
 
 
 def variational_bound(
-    x0_hat: jax.Array, var_frac: jax.Array, x0: jax.Array, at: Noised, schedule: NoiseSchedule
-) -> jax.Array:
+    x0_hat: Float[Array, "B ..."],
+    var_frac: Float[Array, "B ..."],
+    x0: Float[Array, "B ..."],
+    at: Noised,
+    schedule: NoiseSchedule,
+) -> Float[Array, " B"]:
     """One term of the variational bound per sample, in bits per dimension, [B].
 
     Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, §3.1. It trains the variance alone: the mean comes from ``x0_hat``
@@ -122,7 +129,9 @@ def variational_bound(
     return nats.mean(axis=tuple(range(1, x0.ndim))) / jnp.log(2.0)
 
 
-def level_log_likelihood(x: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
+def level_log_likelihood(
+    x: Float[Array, "*S"], mean: Float[Array, "*S"], log_variance: Float[Array, "*S"]
+) -> Float[Array, "*S"]:
     """log-probability of the nearest of 256 levels in [−1, 1] under a Gaussian; the outermost levels take the tails."""
     inverse_std, half = jnp.exp(-0.5 * log_variance), 1.0 / 255.0
     upper = jnp.where(x > 0.999, 1.0, jax.scipy.stats.norm.cdf((x + half - mean) * inverse_std))

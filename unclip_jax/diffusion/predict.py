@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
 
 from unclip_jax.diffusion.schedule import NoiseSchedule
 
@@ -28,9 +28,9 @@ class Denoised(NamedTuple):
       x0_error: None, or the mean squared error expected of ``x0``; broadcasts against it.
     """
 
-    x0: jax.Array
-    var_frac: jax.Array | None = None
-    x0_error: jax.Array | None = None
+    x0: Float[Array, "B ..."]
+    var_frac: Float[Array, "B ..."] | None = None
+    x0_error: Float[Array, "B ..."] | None = None
 
 
 Denoiser = Callable[..., Denoised]
@@ -43,8 +43,8 @@ A self-conditioned one also takes x0_hat, shaped like x_t; decorators hand on wh
 class Prediction(NamedTuple):
     """``to_x0(output, x_t, alpha, sigma)`` and ``target(x0, eps, alpha, sigma)``; alpha and sigma broadcast."""
 
-    to_x0: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-    target: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+    to_x0: Callable[[Array, Array, Array, Array], Array]
+    target: Callable[[Array, Array, Array, Array], Array]
 
 
 PREDICTIONS: dict[str, Prediction] = {
@@ -63,12 +63,14 @@ PREDICTIONS: dict[str, Prediction] = {
 }
 
 
-def per_sample(values: jax.Array, like: jax.Array) -> jax.Array:
+def per_sample(values: Shaped[Array, "..."], like: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """[B] -> [B, 1, ...], to broadcast against ``like`` [B, ...]."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
-def split_output(output: jax.Array, learned_variance: bool) -> tuple[jax.Array, jax.Array | None]:
+def split_output(
+    output: Float[Array, "B ..."], learned_variance: bool
+) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."] | None]:
     """Splits a network's output [B, ..., 2C] into (prediction, var_frac), each [B, ..., C].
 
     When the variance is not learned, the output is the prediction, and var_frac is None.
@@ -80,12 +82,12 @@ def split_output(output: jax.Array, learned_variance: bool) -> tuple[jax.Array, 
 
 
 def denoiser(
-    network: Callable[..., jax.Array],
+    network: Callable[..., Array],
     schedule: NoiseSchedule,
     prediction: str,
     *,
     learned_variance: bool = False,
-    x0_error: jax.Array | None = None,
+    x0_error: Float[Array, " T"] | None = None,
 ) -> Denoiser:
     """Wraps ``network(x_t, t, *given)`` of the given parametrisation as a denoiser that returns x0.
 
@@ -96,7 +98,7 @@ def denoiser(
     """
     to_x0 = PREDICTIONS[prediction].to_x0
 
-    def denoise(x_t: jax.Array, t: jax.Array, *given: jax.Array) -> Denoised:
+    def denoise(x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]) -> Denoised:
         output, var_frac = split_output(network(x_t, t, *given), learned_variance)
         alpha, sigma = (per_sample(f(t), x_t) for f in (schedule.alpha, schedule.sigma))
         error = None if x0_error is None else per_sample(x0_error[t], x_t)

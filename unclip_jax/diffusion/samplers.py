@@ -13,37 +13,38 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
-from unclip_jax.diffusion.predict import Denoiser
+from unclip_jax.diffusion.predict import Denoised, Denoiser
 from unclip_jax.diffusion.schedule import NoiseSchedule, Posterior, posterior
 
 
 class Step(NamedTuple):
     """One step of the loop: from time ``t`` to time ``s`` < t (both int32 []), with one key per sample, [B]."""
 
-    t: jax.Array
-    s: jax.Array
-    keys: jax.Array
+    t: Int[Array, ""]
+    s: Int[Array, ""]
+    keys: Key[Array, " B"]
 
 
 class Sampler(NamedTuple):
     """``init(x_T) -> state`` and ``step(denoise, schedule, x_t, state, step) -> (x_s, state)``."""
 
-    init: Callable[[jax.Array], Any]
-    step: Callable[[Denoiser, NoiseSchedule, jax.Array, Any, Step], tuple[jax.Array, Any]]
+    init: Callable[[Array], Any]
+    step: Callable[[Denoiser, NoiseSchedule, Array, Any, Step], tuple[Array, Any]]
 
 
-def sample_keys(key: jax.Array, indices: jax.Array) -> jax.Array:
+def sample_keys(key: Key[Array, ""], indices: Int[Array, " N"]) -> Key[Array, " N"]:
     """Indices [N] -> keys [N], ``fold_in(key, index)``: sample i is the same whatever batch it is drawn in."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
 
 
-def fold_in_each(keys: jax.Array, data: int | jax.Array) -> jax.Array:
+def fold_in_each(keys: Key[Array, " B"], data: int | Int[Array, ""]) -> Key[Array, " B"]:
     """Folds the same number into each of [B] keys."""
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
 
 
-def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def normal(keys: Key[Array, " B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
     """Standard normal noise, one key per sample: [B] keys -> float32 [B, *shape]."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
@@ -51,11 +52,11 @@ def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def sample(
     denoise: Denoiser,
     schedule: NoiseSchedule,
-    timesteps: np.ndarray,
+    timesteps: Int[np.ndarray, " S"],
     sampler: Sampler,
-    x_T: jax.Array,
-    keys: jax.Array,
-) -> jax.Array:
+    x_T: Float[Array, "B ..."],
+    keys: Key[Array, " B"],
+) -> Float[Array, "B ..."]:
     """Runs the reverse process from ``x_T`` to clean data in one ``lax.scan``.
 
     Args:
@@ -79,12 +80,12 @@ def sample(
     return x0
 
 
-def _denoise_all_at(denoise: Denoiser, x_t: jax.Array, t: jax.Array):
+def _denoise_all_at(denoise: Denoiser, x_t: Float[Array, "B ..."], t: Int[Array, ""]) -> Denoised:
     """Every sample of the batch is at the same time of the grid."""
     return denoise(x_t, jnp.broadcast_to(t, x_t.shape[:1]))
 
 
-def _no_state(x_T: jax.Array) -> tuple[()]:
+def _no_state(x_T: Array) -> tuple[()]:
     return ()
 
 
@@ -113,8 +114,13 @@ def self_conditioned(sampler: Sampler) -> Sampler:
 
 
 def invert(
-    denoise: Denoiser, schedule: NoiseSchedule, timesteps: np.ndarray, x0: jax.Array, *, iterations: int = 5
-) -> jax.Array:
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    timesteps: Int[np.ndarray, " S"],
+    x0: Float[Array, "B ..."],
+    *,
+    iterations: int = 5,
+) -> Float[Array, "B ..."]:
     """The noise from which ``ddim()`` draws ``x0`` on the same grid, found upwards in one ``lax.scan``.
 
     DDIM inversion (Song et al. 2021, §4.3) takes the estimate at the wrong end of each step, and errs. Here each step
@@ -150,7 +156,7 @@ def invert(
     return jax.lax.scan(body, x_s, (times[:-1], times[1:]))[0]
 
 
-def learned_log_variance(reverse: Posterior, var_frac: jax.Array) -> jax.Array:
+def learned_log_variance(reverse: Posterior, var_frac: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
     """log Σ between β̃ (``var_frac`` 0) and β (1), Nichol & Dhariwal 2021, eq. 15; the bounds broadcast."""
     return var_frac * reverse.log_large + (1.0 - var_frac) * reverse.log_small
 
@@ -246,9 +252,9 @@ def resampled(sampler: Sampler, times: int) -> Sampler:
 
 
 class _Multistep(NamedTuple):
-    x0: jax.Array  # estimate of the previous step
-    half_log_snr: jax.Array  # λ of the previous step; NaN-free stand-in before the first
-    steps: jax.Array
+    x0: Float[Array, "B ..."]  # estimate of the previous step
+    half_log_snr: Float[Array, ""]  # λ of the previous step; NaN-free stand-in before the first
+    steps: Int[Array, ""]
 
 
 def dpmpp_2m() -> Sampler:

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
+
+Time = int | Int[Array, "*B"]
+"""Integer times of any shape; −1 is clean data."""
 
 
 class NoiseSchedule(NamedTuple):
@@ -29,33 +32,33 @@ class NoiseSchedule(NamedTuple):
     def num_timesteps(self) -> int:
         return len(self.log_alpha_bar_table)
 
-    def log_alpha_bar(self, t: jax.Array) -> jax.Array:
+    def log_alpha_bar(self, t: Time) -> Float[Array, "*B"]:
         """log ᾱ_t, 0 at t = −1."""
         table = jnp.asarray(self.log_alpha_bar_table)
         return jnp.where(t < 0, 0.0, table[jnp.maximum(t, 0)])
 
-    def alpha(self, t: jax.Array) -> jax.Array:
+    def alpha(self, t: Time) -> Float[Array, "*B"]:
         """Signal scale √ᾱ_t."""
         return jnp.exp(0.5 * self.log_alpha_bar(t))
 
-    def sigma(self, t: jax.Array) -> jax.Array:
+    def sigma(self, t: Time) -> Float[Array, "*B"]:
         """Noise scale √(1 − ᾱ_t), 0 at t = −1."""
         return jnp.sqrt(self.variance(t))
 
-    def variance(self, t: jax.Array) -> jax.Array:
+    def variance(self, t: Time) -> Float[Array, "*B"]:
         """sigma² = 1 − ᾱ_t, 0 at t = −1."""
         return -jnp.expm1(self.log_alpha_bar(t))
 
-    def log_snr(self, t: jax.Array) -> jax.Array:
+    def log_snr(self, t: Time) -> Float[Array, "*B"]:
         """log(alpha_t² / sigma_t²), +inf at t = −1."""
         log_alpha_bar = self.log_alpha_bar(t)
         return log_alpha_bar - jnp.log(-jnp.expm1(log_alpha_bar))
 
-    def alpha_between(self, t: jax.Array, s: jax.Array) -> jax.Array:
+    def alpha_between(self, t: Time, s: Time) -> Float[Array, "*B"]:
         """alpha_{t|s} = alpha_t / alpha_s: what is left at t of the signal at s."""
         return jnp.exp(0.5 * (self.log_alpha_bar(t) - self.log_alpha_bar(s)))
 
-    def variance_between(self, t: jax.Array, s: jax.Array) -> jax.Array:
+    def variance_between(self, t: Time, s: Time) -> Float[Array, "*B"]:
         """sigma²_{t|s} = 1 − ᾱ_t/ᾱ_s: the variance q(x_t | x_s) adds on the way up; equals β_t when s = t − 1."""
         return -jnp.expm1(self.log_alpha_bar(t) - self.log_alpha_bar(s))
 
@@ -75,21 +78,21 @@ class Float32Schedule(NoiseSchedule):
         """β_t, float32 [T]."""
         return -np.expm1(np.diff(self.log_alpha_bar_table, prepend=0.0)).astype(np.float32)
 
-    def alpha_bar(self, t: jax.Array) -> jax.Array:
+    def alpha_bar(self, t: Time) -> Float[Array, "*B"]:
         """ᾱ_t, 1 at t = −1: the product of rounded factors, itself rounded at the end."""
         table = np.cumprod((1.0 - self.beta_table).astype(np.float64)).astype(np.float32)
         return jnp.where(t < 0, 1.0, jnp.asarray(table)[jnp.maximum(t, 0)])
 
-    def alpha(self, t: jax.Array) -> jax.Array:
+    def alpha(self, t: Time) -> Float[Array, "*B"]:
         return jnp.sqrt(self.alpha_bar(t))
 
-    def variance(self, t: jax.Array) -> jax.Array:
+    def variance(self, t: Time) -> Float[Array, "*B"]:
         return 1.0 - self.alpha_bar(t)
 
-    def alpha_between(self, t: jax.Array, s: jax.Array) -> jax.Array:
+    def alpha_between(self, t: Time, s: Time) -> Float[Array, "*B"]:
         return jnp.sqrt(1.0 - self.variance_between(t, s))
 
-    def variance_between(self, t: jax.Array, s: jax.Array) -> jax.Array:
+    def variance_between(self, t: Time, s: Time) -> Float[Array, "*B"]:
         between = 1.0 - self.alpha_bar(t) / self.alpha_bar(s)
         return jnp.where(s == t - 1, jnp.asarray(self.beta_table)[jnp.maximum(t, 0)], between)
 
@@ -104,13 +107,13 @@ class Posterior(NamedTuple):
       log_large: log β, the variance of q(x_t | x_s).
     """
 
-    coef_x0: jax.Array
-    coef_xt: jax.Array
-    log_small: jax.Array
-    log_large: jax.Array
+    coef_x0: Float[Array, "*B"]
+    coef_xt: Float[Array, "*B"]
+    log_small: Float[Array, "*B"]
+    log_large: Float[Array, "*B"]
 
 
-def posterior(schedule: NoiseSchedule, t: jax.Array, s: jax.Array) -> Posterior:
+def posterior(schedule: NoiseSchedule, t: Time, s: Time) -> Posterior:
     """The reverse of one step from s up to t, for integer times s < t of any shape."""
     added, total = schedule.variance_between(t, s), schedule.variance(t)  # the same number at s = −1: x_s is x0 exactly
     last = s < 0

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from clip_jax.errors import UserError
 from clip_jax.model import unit_norm
@@ -65,7 +66,7 @@ class Quantiser(nn.Module):
     def setup(self) -> None:
         config, zeros, ones = self.config, nn.initializers.zeros, nn.initializers.ones
 
-        def axes(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        def axes(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "K D"]:
             return jnp.eye(*shape)
 
         self.mean = self.param("mean", zeros, (config.embed_dim,))
@@ -78,13 +79,13 @@ class Quantiser(nn.Module):
     def pca(self) -> PCA:
         return PCA(self.mean, self.components, self.variances)
 
-    def quantise(self, image_embed: jax.Array, text_embed: jax.Array) -> jax.Array:
+    def quantise(self, image_embed: Float[Array, "B D"], text_embed: Float[Array, "B D"]) -> Int[Array, "B K+1"]:
         """Embeddings [B, D] of pictures and of their captions -> tokens int32 [B, K + 1]."""
         fraction = 0.5 * ((_values(self.pca, image_embed, text_embed) - self.offset) / self.scale + 1.0)
         last = self.config.buckets - 1
         return jnp.clip(jnp.floor(fraction * self.config.buckets), 0, last).astype(jnp.int32)
 
-    def restore(self, coordinates: jax.Array) -> jax.Array:
+    def restore(self, coordinates: Int[Array, "B K"]) -> Float[Array, "B D"]:
         """The coordinates among the tokens, int32 [B, K] -> image embeddings [B, D]."""
         centres = (coordinates + 0.5) * (2.0 / self.config.buckets) - 1.0
         return reconstruct(self.pca, self.offset[1:] + self.scale[1:] * centres)
@@ -106,36 +107,42 @@ class ARPrior(CaptionReader):
         self.bucket_embed = nn.Embed(config.buckets, config.width, embedding_init=nn.initializers.normal(0.02))
         self.logits_proj = nn.Dense(config.buckets, dtype=config.dtype)
 
-    def __call__(self, image_embed: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, image_embed: Float[Array, "B D"], cond: Cond
+    ) -> tuple[Float[Array, "B K+1 buckets"], Int[Array, "B K+1"]]:
         tokens = jax.lax.stop_gradient(self.statistics.quantise(image_embed, cond.text_embed))
         return self.logits(tokens, cond), tokens
 
-    def logits(self, tokens: jax.Array, cond: Cond) -> jax.Array:
+    def logits(self, tokens: Int[Array, "B K+1"], cond: Cond) -> Float[Array, "B K+1 buckets"]:
         """Logits [B, K + 1, buckets] of tokens int32 [B, K + 1], each given those before it."""
         caption, readable = self.caption_tokens(cond)
         sequence = jnp.concatenate([caption, self.bucket_embed(tokens[:, :-1])], axis=1)
         states = self.read_all(sequence, readable)[:, self.config.context_length :]
         return self._read_off(states)
 
-    def begin(self, cond: Cond) -> tuple[jax.Array, Prefix]:
+    def begin(self, cond: Cond) -> tuple[Float[Array, "B buckets"], Prefix]:
         """Reads captions: (logits of the similarity [B, buckets], what was read)."""
         state, prefix = self.read_caption(cond)
         return self._read_off(state), prefix
 
-    def advance(self, token: jax.Array, place: int | jax.Array, prefix: Prefix) -> tuple[jax.Array, Prefix]:
+    def advance(
+        self, token: Int[Array, " B"], place: int | Int[Array, ""], prefix: Prefix
+    ) -> tuple[Float[Array, "B buckets"], Prefix]:
         """Reads one more token, int32 [B], at ``place`` of the sequence: (logits of the next, all read)."""
         states, memory = self.read_on(self.bucket_embed(token)[:, None], prefix, place)
         return self._read_off(states[:, 0]), prefix._replace(memory=memory)
 
-    def restore(self, coordinates: jax.Array) -> jax.Array:
+    def restore(self, coordinates: Int[Array, "B K"]) -> Float[Array, "B D"]:
         """Coordinates int32 [B, K] -> image embeddings [B, D]."""
         return self.statistics.restore(coordinates)
 
-    def _read_off(self, states: jax.Array) -> jax.Array:
+    def _read_off(self, states: Float[Array, "*B W"]) -> Float[Array, "*B buckets"]:
         return self.logits_proj(self.norm_out(states)).astype(jnp.float32)
 
 
-def measure(config: ARPriorConfig, image_embeds: np.ndarray, text_embeds: np.ndarray) -> dict[str, np.ndarray]:
+def measure(
+    config: ARPriorConfig, image_embeds: Float[np.ndarray, "N D"], text_embeds: Float[np.ndarray, "N D"]
+) -> dict[str, np.ndarray]:
     """The parameters of a ``Quantiser`` for the embeddings [N, D] of training pictures and of their captions.
 
     The range of a value is what it reaches on these.
@@ -148,7 +155,7 @@ def measure(config: ARPriorConfig, image_embeds: np.ndarray, text_embeds: np.nda
     return {name: np.asarray(array, np.float32) for name, array in {**pca._asdict(), **measured}.items()}
 
 
-def _values(pca: PCA, image_embed: jax.Array, text_embed: jax.Array) -> jax.Array:
+def _values(pca: PCA, image_embed: Float[Array, "B D"], text_embed: Float[Array, "B D"]) -> Float[Array, "B K+1"]:
     """What is quantised, [B, K + 1]: the cosine of the two embeddings, and the coordinates of the first."""
     cosine = jnp.sum(unit_norm(image_embed) * unit_norm(text_embed), axis=-1, keepdims=True)
     return jnp.concatenate([cosine, project(pca, image_embed)], axis=-1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
 
 
-def timestep_embedding(t: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
+def timestep_embedding(t: Num[Array, " B"], width: int, max_period: float = 10_000.0) -> Float[Array, "B width"]:
     """Sinusoidal embedding of integer times, [B] -> float32 [B, width].
 
     Cosines come first and the divisor is width/2, as in guided-diffusion.
@@ -32,6 +32,6 @@ class TimestepMLP(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, t: jax.Array) -> jax.Array:
+    def __call__(self, t: Num[Array, " B"]) -> Float[Array, "B C"]:
         h = nn.Dense(self.width, name="linear_1")(timestep_embedding(t, self.embedding_width))
         return nn.Dense(self.width, name="linear_2")(nn.silu(h))

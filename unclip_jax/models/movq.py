@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from clip_jax.errors import UserError
 from unclip_jax.models.unet import Level, nearest_double
@@ -55,7 +56,7 @@ class SpatialNorm(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, latents: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], latents: Float[Array, "B h w c"]) -> Float[Array, "B ..."]:
         width, factor = x.shape[-1], x.shape[1] // latents.shape[1]
         latents = jnp.repeat(jnp.repeat(latents, factor, axis=1), factor, axis=2)
         h = nn.GroupNorm(GROUPS, epsilon=1e-6, use_fast_variance=False, name="norm")(x).astype(x.dtype)
@@ -70,7 +71,7 @@ class Block(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, latents: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], latents: Float[Array, "B h w c"]) -> Float[Array, "B ..."]:
         conv = functools.partial(nn.Conv, self.width, (3, 3), dtype=self.dtype)
         h = conv(name="conv1")(nn.silu(SpatialNorm(self.dtype, name="norm1")(x, latents)))
         h = conv(name="conv2")(nn.silu(SpatialNorm(self.dtype, name="norm2")(h, latents)))
@@ -83,7 +84,7 @@ class Attention(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, latents: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], latents: Float[Array, "B h w c"]) -> Float[Array, "B ..."]:
         b, height, width, c = x.shape
         dense = functools.partial(nn.Dense, c, dtype=self.dtype)
         h = SpatialNorm(self.dtype, name="spatial_norm")(x, latents).reshape(b, height * width, c)
@@ -99,7 +100,7 @@ class MoVQDecoder(nn.Module):
     config: MoVQConfig
 
     @nn.compact
-    def __call__(self, latents: jax.Array) -> jax.Array:
+    def __call__(self, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]:
         config, dtype = self.config, self.config.dtype
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=dtype)
         coarsest = config.levels[-1].width
@@ -126,5 +127,5 @@ class Upsample(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         return nn.Conv(self.width, (3, 3), dtype=self.dtype, name="conv")(nearest_double(x))

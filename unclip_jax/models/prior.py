@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.config import TransformerConfig
 from clip_jax.errors import UserError
@@ -116,7 +117,7 @@ class Prefix(NamedTuple):
     """
 
     memory: Memory
-    readable: jax.Array
+    readable: Bool[Array, "B S"]
 
 
 class CaptionReader(nn.Module):
@@ -139,7 +140,7 @@ class CaptionReader(nn.Module):
         self.transformer = Transformer(config.transformer, scaled_init(config.transformer), dtype)
         self.norm_out = LayerNorm()
 
-    def caption_tokens(self, cond: Cond) -> tuple[jax.Array, jax.Array]:
+    def caption_tokens(self, cond: Cond) -> tuple[Float[Array, "B P W"], Bool[Array, "B S"]]:
         """Tokens [B, L + 1, W] of captions, without positions, and which of all S tokens are readable, bool [B, S]."""
         batch, length = cond.text_encodings.shape[:2]
         cond = cond.with_keep(batch)
@@ -160,7 +161,7 @@ class CaptionReader(nn.Module):
         """Reads captions, for ``read_on`` to go on from."""
         return self.read_caption(cond)[1]
 
-    def read_caption(self, cond: Cond) -> tuple[jax.Array, Prefix]:
+    def read_caption(self, cond: Cond) -> tuple[Float[Array, "B W"], Prefix]:
         """(state at the last token of a caption [B, W], what was read)."""
         tokens, readable = self.caption_tokens(cond)
         empty = Prefix(
@@ -169,7 +170,9 @@ class CaptionReader(nn.Module):
         states, memory = self.read_on(tokens, empty, 0)
         return states[:, -1], Prefix(memory, readable)
 
-    def read_on(self, tokens: jax.Array, prefix: Prefix, start: int | jax.Array) -> tuple[jax.Array, Memory]:
+    def read_on(
+        self, tokens: Float[Array, "B Q W"], prefix: Prefix, start: int | Int[Array, ""]
+    ) -> tuple[Float[Array, "B Q W"], Memory]:
         """Goes on reading with ``tokens`` [B, Q, W], whose first is at place ``start``: (states [B, Q, W], memory)."""
         length = tokens.shape[1]
         positions = jax.lax.dynamic_slice_in_dim(self.positions, start, length)
@@ -178,7 +181,7 @@ class CaptionReader(nn.Module):
         tokens = (tokens + positions).astype(self.config.dtype)
         return self.transformer(tokens, mask, memory=prefix.memory, start=start)
 
-    def read_all(self, tokens: jax.Array, readable: jax.Array) -> jax.Array:
+    def read_all(self, tokens: Float[Array, "B S W"], readable: Bool[Array, "B S"]) -> Float[Array, "B S W"]:
         """States [B, S, W] of whole sequences, read at once as training does."""
         causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
         tokens = (tokens + self.positions).astype(self.config.dtype)
@@ -207,23 +210,23 @@ class DiffusionPrior(CaptionReader):
         if config.skip:
             self.skip_gate = nn.Dense(config.embed_dim, kernel_init=nn.initializers.zeros)
 
-    def standardise(self, image_embed: jax.Array) -> jax.Array:
+    def standardise(self, image_embed: Float[Array, "B D"]) -> Float[Array, "B D"]:
         """CLIP image embedding -> what the diffusion runs on: zero mean and deviation ``scale`` per dimension."""
         return (image_embed - self.embed_mean) * (self.config.scale / self.embed_std)
 
-    def restore(self, x0: jax.Array) -> jax.Array:
+    def restore(self, x0: Float[Array, "B D"]) -> Float[Array, "B D"]:
         """Inverse of ``standardise``."""
         return x0 * (self.embed_std / self.config.scale) + self.embed_mean
 
     def __call__(
         self,
-        x_t: jax.Array,
-        t: jax.Array | None,
+        x_t: Float[Array, "B D"],
+        t: Int[Array, " B"] | None,
         cond: Cond | Prefix,
-        x0_hat: jax.Array | None = None,
+        x0_hat: Float[Array, "B D"] | None = None,
         *,
         train: bool = False,
-    ) -> jax.Array:
+    ) -> Float[Array, "B D"]:
         seen = x_t
         if self.config.self_condition:
             seen = jnp.concatenate([x_t, jnp.zeros_like(x_t) if x0_hat is None else x0_hat], axis=-1)

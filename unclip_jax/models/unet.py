@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.errors import UserError
 from clip_jax.layers import LayerNorm
@@ -105,21 +106,21 @@ class UNetConfig:
                 raise UserError(f"level width {level.width} is not divisible by head_width {self.head_width}")
 
 
-def space_to_depth(x: jax.Array, factor: int) -> jax.Array:
+def space_to_depth(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w c"]:
     """[B, H, W, C] -> [B, H/f, W/f, f·f·C]: each f×f patch becomes channels."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // factor, factor, w // factor, factor, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, factor * factor * c)
 
 
-def depth_to_space(x: jax.Array, factor: int) -> jax.Array:
+def depth_to_space(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w c"]:
     """Inverse of ``space_to_depth``."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, factor, factor, c // factor**2)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, c // factor**2)
 
 
-def coordinates(height: int, width: int) -> jax.Array:
+def coordinates(height: int, width: int) -> Float[Array, "{height} {width} 10"]:
     """Where each cell of a grid lies, [H, W, 10]: x and y from −1 to 1, and their sine and cosine at π and 2π.
 
     After Liu et al. 2018 (CoordConv). Convolutions know where they are from the borders only; with these channels a
@@ -130,13 +131,13 @@ def coordinates(height: int, width: int) -> jax.Array:
     return jnp.concatenate([yx] + [f(jnp.pi * k * yx) for k in (1, 2) for f in (jnp.sin, jnp.cos)], axis=-1)
 
 
-def average_pool(x: jax.Array) -> jax.Array:
+def average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
     """2×2 mean: [B, H, W, C] -> [B, H/2, W/2, C]."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
-def nearest_double(x: jax.Array) -> jax.Array:
+def nearest_double(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
     """Each pixel repeated 2×2: [B, H, W, C] -> [B, 2H, 2W, C]."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
@@ -148,7 +149,7 @@ class GroupNorm(nn.Module):
     groups: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         return nn.GroupNorm(self.groups, epsilon=1e-5, use_fast_variance=False, name="norm")(x).astype(x.dtype)
 
 
@@ -166,7 +167,7 @@ class ResBlock(nn.Module):
     resample: str = "none"
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], time: Float[Array, "B E"], train: bool) -> Float[Array, "B h w c"]:
         resample, dtype = RESAMPLE[self.resample], self.config.dtype
         h = resample(nn.silu(GroupNorm(self.config.groups, name="norm1")(x)))
         x = resample(x)
@@ -191,7 +192,9 @@ class ContextAttention(nn.Module):
     config: UNetConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array | None, context_mask: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W C"], context: Float[Array, "B S E"] | None, context_mask: Bool[Array, "B S"] | None
+    ) -> Float[Array, "B H W C"]:
         b, height, width, c = x.shape
         head_width = self.config.head_width
         dense = functools.partial(nn.Dense, c, dtype=self.config.dtype)
@@ -203,7 +206,7 @@ class ContextAttention(nn.Module):
 
         h = GroupNorm(self.config.groups, name="group_norm")(x).reshape(b, height * width, c)
         query, key, value = (heads(dense(name=name)(h)) for name in ("to_q", "to_k", "to_v"))
-        visible: jax.Array | bool = True
+        visible: Array | bool = True
         if context is not None:
             added_key, added_value = (heads(dense(name=name)(context)) for name in ("add_k_proj", "add_v_proj"))
             key = jnp.concatenate([added_key, key], axis=2)
@@ -225,10 +228,12 @@ class Context(nn.Module):
     config: UNetConfig
 
     @nn.compact
-    def __call__(self, cond: Cond) -> tuple[jax.Array | float, jax.Array | None, jax.Array | None]:
+    def __call__(
+        self, cond: Cond
+    ) -> tuple[Float[Array, "B E"] | float, Float[Array, "B S c"] | None, Bool[Array, "B S"] | None]:
         config = self.config
         small, dense = nn.initializers.normal(0.02), functools.partial(nn.Dense, dtype=config.dtype)
-        added: jax.Array | float = 0.0
+        added: Array | float = 0.0
         tokens, masks = [], []
         if config.image_embed_dim is not None:
             null = self.param("null_image_embed", small, (config.image_embed_dim,))
@@ -273,7 +278,9 @@ class UNet(nn.Module):
     config: UNetConfig
 
     @nn.compact
-    def __call__(self, x_t: jax.Array, t: jax.Array, cond: Cond, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x_t: Float[Array, "B H W C"], t: Int[Array, " B"], cond: Cond, *, train: bool = False
+    ) -> Float[Array, "B H W c"]:
         config = self.config
         cond = cond.with_keep(x_t.shape[0])
         added, context, context_mask = Context(config, name="context")(cond)
@@ -327,7 +334,7 @@ class UNet(nn.Module):
         return depth_to_space(h, config.patch_size).astype(x_t.dtype)
 
 
-def enlarge(low_res: jax.Array, size: tuple[int, ...]) -> jax.Array:
+def enlarge(low_res: Float[Array, "B h w C"], size: tuple[int, ...]) -> Float[Array, "B H W C"]:
     """Bicubic enlargement of [B, h, w, C] to [B, *size, C]; what has that size already (a training crop) stays."""
     if low_res.shape[1:3] == tuple(size):
         return low_res

@@ -1,0 +1,17 @@
+"""Shapes and types in signatures, checked while tests run; CI does so:
+
+    pip install beartype
+    python -m pytest -p tests.annotations --jaxtyping-packages=clip_jax,unclip_jax,tests.annotations.checked
+
+`-p` comes first: an array of numpy passes for one of jax, as functions take either, and that has to be said before they
+are imported.
+"""
+
+import jax
+import jaxtyping
+import numpy as np
+from beartype import BeartypeConf, beartype
+
+jaxtyping.Array = jax.Array | np.ndarray | np.generic
+
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int passes for a float
