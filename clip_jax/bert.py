@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from clip_jax.arrays import AnyArray
 from clip_jax.config import BertConfig
 from clip_jax.layers import ACTIVATIONS, LayerNorm, attend, run_blocks, split_heads
 from clip_jax.text import TextFeatures, check_length
@@ -24,10 +25,10 @@ class Embeddings(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L C"]:
+    def __call__(self, tokens: Int[AnyArray, "B L"]) -> Float[Array, "B L C"]:
         config = self.config
 
-        def embed(name: str, size: int, ids: Array) -> Array:
+        def embed(name: str, size: int, ids: AnyArray) -> Array:
             return nn.Embed(size, config.width, embedding_init=NORMAL, name=f"{name}_embeddings")(ids)
 
         places = jnp.arange(tokens.shape[1])[None]
@@ -44,7 +45,7 @@ class SelfAttention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L C"], mask: Bool[Array, "B 1 1 L"]) -> Float[Array, "B L C"]:
+    def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
         def project(name: str) -> Array:
             y = nn.Dense(self.config.width, kernel_init=NORMAL, dtype=self.dtype, name=name)(x)
             return split_heads(y, self.config.heads)
@@ -69,7 +70,7 @@ class AttentionLayer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L C"], mask: Bool[Array, "B 1 1 L"]) -> Float[Array, "B L C"]:
+    def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
         h = SelfAttention(self.config, self.dtype, name="self")(x, mask)
         return Output(self.config, self.dtype, name="output")(h, x)
 
@@ -91,7 +92,7 @@ class Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L C"], mask: Bool[Array, "B 1 1 L"]) -> Float[Array, "B L C"]:
+    def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
         config, dtype = self.config, self.dtype
         x = AttentionLayer(config, dtype, name="attention")(x, mask)
         activation = ACTIVATIONS[config.activation]
@@ -107,7 +108,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L C"], mask: Bool[Array, "B 1 1 L"], *, hidden_states: bool
+        self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"], *, hidden_states: bool
     ) -> tuple[Float[Array, "B L C"], ...]:
         layer = functools.partial(nn.remat(Layer) if self.config.remat else Layer, self.config, self.dtype)
         return run_blocks(layer, "layer", self.config, x, mask, hidden_states=hidden_states)
@@ -121,7 +122,7 @@ class BertTower(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "B L"], *, hidden_states: bool = False) -> TextFeatures:
+    def __call__(self, tokens: Int[AnyArray, "B L"], *, hidden_states: bool = False) -> TextFeatures:
         config, dtype = self.config, self.dtype
         check_length(tokens, config.context_length)
         mask = tokens != config.pad_id

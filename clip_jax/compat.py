@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from clip_jax.arrays import AnyArray
 from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
 from clip_jax.model import CLIP
@@ -83,9 +84,9 @@ class FlaxCLIPTextModel:
 
     def __call__(
         self,
-        input_ids: Int[Array, "B L"],
-        attention_mask: None = None,
-        position_ids: None = None,
+        input_ids: Int[AnyArray, "B L"],
+        attention_mask: Any = None,
+        position_ids: Any = None,
         params: dict[str, Any] | None = None,
         dropout_rng: Array | None = None,
         train: bool = False,

@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from clip_jax.arrays import AnyArray
 from clip_jax.config import EVA02Config
 from clip_jax.layers import LayerNorm, attend, run_blocks, split_heads
 from clip_jax.vit import ImageFeatures, PatchConv, check_images
@@ -101,8 +102,8 @@ class EVAVisionTransformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "B H W c"],
-        keep_patches: Int[Array, "B K"] | None = None,
+        images: Float[AnyArray, "B H W c"],
+        keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
         hidden_states: bool = False,
@@ -134,5 +135,5 @@ class _PatchEmbed(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W c"]) -> Float[Array, "B P C"]:
+    def __call__(self, images: Float[AnyArray, "B H W c"]) -> Float[Array, "B P C"]:
         return PatchConv(self.config.width, self.config.patch_size, True, self.dtype, name="proj")(images)

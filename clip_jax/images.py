@@ -21,21 +21,22 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 from PIL import Image, ImageOps
 
+from clip_jax.arrays import AnyArray
 from clip_jax.config import PreprocessConfig
 from clip_jax.errors import UserError
 
-Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
+Picture = str | os.PathLike | bytes | Image.Image | AnyArray
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 MOST_PIXELS = 100_000_000  # of a resized picture; a strip of 1 × 100,000 pixels would fill the memory
 
 
-def normalise(images: Num[Array, "*B H W 3"], config: PreprocessConfig) -> Float[Array, "*B H W 3"]:
+def normalise(images: Num[AnyArray, "*B H W c"], config: PreprocessConfig) -> Float[Array, "*B H W c"]:
     """Images of the right size -> CLIP-normalised float32, under `jit`: uint8 [0, 255], or float in [−1, 1]."""
-    unit = images / jnp.float32(255) if images.dtype == jnp.uint8 else (images.astype(jnp.float32) + 1) / 2
+    unit: Any = images / jnp.float32(255) if images.dtype == jnp.uint8 else (images.astype(jnp.float32) + 1) / 2
     return (unit - jnp.asarray(config.mean, jnp.float32)) / jnp.asarray(config.std, jnp.float32)
 
 
-def open_image(source: Picture) -> Image.Image:
+def open_image(source: Any) -> Image.Image:
     """A picture from a path, encoded bytes, a Pillow image or an array, upright and without transparency.
 
     Arrays are uint8 [H, W, 3], [H, W] or [H, W, 1] grey, [H, W, 4] with transparency, or uint16 [H, W] grey.
@@ -124,16 +125,16 @@ class Preprocess:
         self.config = config
         self.size = size
 
-    def __call__(
-        self, images: Picture | Sequence[Picture] | np.ndarray, *, threads: int = 1
-    ) -> Float[np.ndarray, "B H W c"]:
-        """`threads` decode and resize that many pictures at once; the result does not depend on it.
+    def __call__(self, images: Any, *, threads: int = 1) -> Float[np.ndarray, "B H W c"]:
+        """Of a `Picture`, a sequence of them, or an array [B, H, W, c].
+
+        `threads` decode and resize that many pictures at once; the result does not depend on it.
 
         Raises: UserError for what is not a picture.
         """
         several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
         several = several or (hasattr(images, "__array__") and getattr(images, "ndim", 0) == 4)
-        pictures = list(images) if several else [images]  # type: ignore[arg-type]
+        pictures = list(images) if several else [images]
         if not pictures:
             return np.zeros((0, self.size, self.size, len(self.config.mean)), np.float32)
         if threads == 1 or len(pictures) == 1:

@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from clip_jax.arrays import AnyArray
 from clip_jax.config import TransformerConfig
 
 Initializer = Callable[..., Array]
@@ -86,7 +87,7 @@ def attend(
     q: Float[Array, "B Q N K"],
     k: Float[Array, "B S N K"],
     v: Float[Array, "B S N K"],
-    mask: Bool[Array, "*M Q S"] | None = None,
+    mask: Bool[AnyArray, "*M #Q S"] | None = None,
 ) -> Float[Array, "B Q C"]:
     """softmax(q kᵀ / √K) v for each head, heads joined: C = N · K. `mask` is True where a query may look at a key."""
     logits = jnp.einsum("bqnk,bsnk->bnqs", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
@@ -141,7 +142,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L C"],
-        mask: Bool[Array, "*M Q S"] | None = None,
+        mask: Bool[AnyArray, "*M #Q S"] | None = None,
         query: Float[Array, "B Q C"] | None = None,
         memory: KeysValues | None = None,
         start: int | Array = 0,
@@ -193,7 +194,7 @@ class ResidualAttentionBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L C"],
-        mask: Bool[Array, "*M L S"] | None = None,
+        mask: Bool[AnyArray, "*M #L S"] | None = None,
         memory: KeysValues | None = None,
         start: int | Array = 0,
     ) -> Any:
@@ -241,7 +242,7 @@ def read_on(
     config: TransformerConfig,
     x: Float[Array, "B L C"],
     memory: Memory,
-    mask: Bool[Array, "*M L S"] | None,
+    mask: Bool[AnyArray, "*M #L S"] | None,
     start: int | Array,
 ) -> tuple[Float[Array, "B L C"], Memory]:
     """As `run_blocks`, for blocks `x, memory = block(name=…)(x, mask, memory, start)`."""
@@ -278,7 +279,7 @@ class Transformer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L C"],
-        mask: Bool[Array, "*M L S"] | None = None,
+        mask: Bool[AnyArray, "*M #L S"] | None = None,
         *,
         hidden_states: bool = False,
         memory: Memory | None = None,

@@ -13,8 +13,10 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from clip_jax.arrays import AnyArray
 from clip_jax.errors import UserError
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -24,7 +26,7 @@ Direction = Literal["both", "image_to_text", "text_to_image"]
 
 
 @jax.custom_vjp
-def clamp_logit_scale(logit_scale: Float[Array, ""]) -> Float[Array, ""]:
+def clamp_logit_scale(logit_scale: Float[ArrayLike, ""]) -> Float[Array, ""]:
     """min(logit_scale, ln 100), with a gradient that can lead back below the limit but not further above it.
 
     A plain minimum has no gradient above the limit, so a scale that oversteps it once would be stuck there for good.
@@ -38,25 +40,25 @@ clamp_logit_scale.defvjp(
 )
 
 
-def same_rows(tokens: Int[Array, "B L"]) -> Bool[Array, "B B"]:
+def same_rows(tokens: Int[AnyArray, "B L"]) -> Bool[Any, "B B"]:
     """True where two captions are equal: they are then right for each other's image, not negatives."""
     return (tokens[:, None] == tokens[None]).all(-1)
 
 
 def similarity(
-    image_features: Float[Array, "B D"], text_features: Float[Array, "B D"], scale: Float[Array, ""]
+    image_features: Float[AnyArray, "B D"], text_features: Float[AnyArray, "B D"], scale: Float[Array, ""]
 ) -> Float[Array, "B B"]:
     """Scaled cosines in float32, images down, texts across."""
     return scale * jnp.einsum("id,jd->ij", image_features, text_features, preferred_element_type=jnp.float32)
 
 
 def clip_loss(
-    image_features: Float[Array, "B D"],
-    text_features: Float[Array, "B D"],
-    logit_scale: Float[Array, ""],
-    targets: Num[Array, "B B"] | Bool[Array, "B B"] | None = None,
+    image_features: Float[AnyArray, "B D"],
+    text_features: Float[AnyArray, "B D"],
+    logit_scale: Float[ArrayLike, ""],
+    targets: Num[AnyArray, "B B"] | Bool[AnyArray, "B B"] | None = None,
     *,
-    direction: Direction = "both",
+    direction: Direction | str = "both",
 ) -> tuple[Float[Array, ""], Metrics]:
     """Softmax loss of unit-norm features; `logit_scale` is the log, as stored.
 
@@ -70,7 +72,7 @@ def clip_loss(
     logits = similarity(image_features, text_features, scale)
     weights = jnp.eye(logits.shape[0]) if targets is None else targets.astype(jnp.float32)
 
-    def one_direction(logits: Array, weights: Array) -> tuple[Array, Array, Array]:
+    def one_direction(logits: Array, weights: AnyArray) -> tuple[Array, Array, Array]:
         p = weights / weights.sum(-1, keepdims=True)
         right = jnp.take_along_axis(weights, logits.argmax(-1, keepdims=True), axis=-1) > 0
         return _cross_entropy(logits, p), _entropy(p), right.mean()
@@ -80,11 +82,11 @@ def clip_loss(
 
 
 def sigmoid_loss(
-    image_features: Float[Array, "B D"],
-    text_features: Float[Array, "B D"],
-    logit_scale: Float[Array, ""],
+    image_features: Float[AnyArray, "B D"],
+    text_features: Float[AnyArray, "B D"],
+    logit_scale: Float[ArrayLike, ""],
     logit_bias: Float[Array, ""],
-    targets: Bool[Array, "B B"] | None = None,
+    targets: Bool[AnyArray, "B B"] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Each pair on its own: right or not (Zhai et al. 2023, arXiv:2303.15343, algorithm 1).
 
@@ -99,7 +101,7 @@ def sigmoid_loss(
     right = jnp.eye(logits.shape[0], dtype=bool) if targets is None else targets.astype(bool)
     loss = -jax.nn.log_sigmoid(jnp.where(right, logits, -logits)).sum(-1).mean()
 
-    def best_is_right(logits: Array, right: Array) -> tuple[Array]:
+    def best_is_right(logits: Array, right: AnyArray) -> tuple[Array]:
         return (jnp.take_along_axis(right, logits.argmax(-1, keepdims=True), axis=-1).mean(),)
 
     (accuracy,) = _in_directions(best_is_right, "both", (logits, right))
@@ -107,14 +109,14 @@ def sigmoid_loss(
 
 
 def distillation_loss(
-    image_features: Float[Array, "B D"],
-    text_features: Float[Array, "B D"],
-    logit_scale: Float[Array, ""],
-    teacher_image_features: Float[Array, "B E"],
-    teacher_text_features: Float[Array, "B E"],
-    teacher_logit_scale: Float[Array, ""],
+    image_features: Float[AnyArray, "B D"],
+    text_features: Float[AnyArray, "B D"],
+    logit_scale: Float[ArrayLike, ""],
+    teacher_image_features: Float[AnyArray, "B E"],
+    teacher_text_features: Float[AnyArray, "B E"],
+    teacher_logit_scale: Float[ArrayLike, ""],
     *,
-    direction: Direction = "both",
+    direction: Direction | str = "both",
 ) -> tuple[Float[Array, ""], Metrics]:
     """The teacher's similarities within the batch are the targets (CLIP-KD, Yang et al. 2023, arXiv:2307.12732).
 
@@ -135,16 +137,16 @@ def distillation_loss(
     return loss, {"loss": loss, "loss_floor": floor, "agreement": agreement, "logit_scale": scale}
 
 
-def _cross_entropy(logits: Float[Array, "B B"], p: Float[Array, "B B"]) -> Float[Array, ""]:
+def _cross_entropy(logits: Float[Array, "B B"], p: Float[AnyArray, "B B"]) -> Float[Array, ""]:
     return -(p * jax.nn.log_softmax(logits, axis=-1)).sum(-1).mean()
 
 
-def _entropy(p: Float[Array, "B B"]) -> Float[Array, ""]:
+def _entropy(p: Float[AnyArray, "B B"]) -> Float[Array, ""]:
     return jax.scipy.special.entr(p).sum(-1).mean()
 
 
 def _in_directions(
-    measure: Callable[..., Any], direction: Direction, matrices: tuple[Array, Array]
+    measure: Callable[..., Any], direction: Direction | str, matrices: tuple[AnyArray, AnyArray]
 ) -> tuple[Array, ...]:
     """`measure` of both matrices for the images (rows), of both transposed for the texts, or the mean of the two."""
     if direction not in get_args(Direction):

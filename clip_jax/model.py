@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from clip_jax.arrays import AnyArray
 from clip_jax.bert import BertTower
 from clip_jax.config import (
     BertConfig,
@@ -34,15 +35,15 @@ TEXT_TOWERS: dict[type, type[nn.Module]] = {TextConfig: TextTransformer, BertCon
 
 class CLIPOutput(NamedTuple):
     image_features: Float[Array, "B D"]  # unit norm
-    text_features: Float[Array, "B D"]  # unit norm
+    text_features: Float[Array, "T D"]  # unit norm
     logit_scale: Float[Array, ""]  # log of the inverse temperature
     logit_bias: Float[Array, ""] | None = None  # SigLIP's
 
 
-def unit_norm(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+def unit_norm(x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
     """x / ‖x‖ in float32; a zero vector stays zero, also in its gradient."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+    h: Any = x.astype(jnp.float32)
+    return h * jax.lax.rsqrt(jnp.maximum(jnp.square(h).sum(-1, keepdims=True), 1e-24))
 
 
 class CLIP(nn.Module):
@@ -70,15 +71,19 @@ class CLIP(nn.Module):
             self.logit_bias = self.param("logit_bias", constant(config.logit_bias_init), ())
 
     def encode_image(
-        self, images: Float[Array, "B H W c"], keep_patches: Int[Array, "B K"] | None = None, *, train: bool = False
+        self,
+        images: Float[AnyArray, "B H W c"],
+        keep_patches: Int[AnyArray, "B K"] | None = None,
+        *,
+        train: bool = False,
     ) -> Float[Array, "B D"]:
         """Image embeddings, not normalised. With `train` batch norms use the batch: make `batch_stats` mutable."""
         return self.image_states(images, keep_patches, train=train, hidden_states=False).embed
 
     def image_states(
         self,
-        images: Float[Array, "B H W c"],
-        keep_patches: Int[Array, "B K"] | None = None,
+        images: Float[AnyArray, "B H W c"],
+        keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
         hidden_states: bool = True,
@@ -88,7 +93,7 @@ class CLIP(nn.Module):
             raise UserError("this model has no image tower: it encodes texts only")
         return self.visual(images, keep_patches, train=train, hidden_states=hidden_states)
 
-    def encode_text(self, tokens: Int[Array, "B L"], *, hidden_states: bool = False) -> TextFeatures:
+    def encode_text(self, tokens: Int[AnyArray, "B L"], *, hidden_states: bool = False) -> TextFeatures:
         """Text embeddings (not normalised), per-token states and their mask; the states of all layers on request."""
         if self.config.text is None:
             raise UserError("this model has no text tower: it encodes images only")
@@ -96,9 +101,9 @@ class CLIP(nn.Module):
 
     def __call__(
         self,
-        images: Float[Array, "B H W c"],
-        tokens: Int[Array, "B L"],
-        keep_patches: Int[Array, "B K"] | None = None,
+        images: Float[AnyArray, "B H W c"],
+        tokens: Int[AnyArray, "T L"],
+        keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
     ) -> CLIPOutput:

@@ -333,7 +333,7 @@ def export(
     variables: Mapping[str, Any],
     tokenizer: Tokenizer | None = None,
     *,
-    layout: Layout = "huggingface",
+    layout: Layout | str = "huggingface",
 ) -> None:
     """Writes a CLIP for others to read; `load(directory)` gives back the same bits.
 

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
+from clip_jax.arrays import AnyArray
 from clip_jax.errors import UserError
 
 PUBLISHED_C = 0.316
@@ -28,19 +29,19 @@ class Probe(NamedTuple):
     weights: Float[Array, "D K"]
     bias: Float[Array, " K"]
 
-    def logits(self, features: Float[Array, "N D"]) -> Float[Array, "N K"]:
+    def logits(self, features: Float[AnyArray, "N D"]) -> Float[Array, "N K"]:
         return jnp.asarray(features, jnp.float32) @ self.weights + self.bias
 
-    def accuracy(self, features: Float[Array, "N D"], labels: Int[Array, " N"]) -> float:
+    def accuracy(self, features: Float[AnyArray, "N D"], labels: Int[AnyArray, " N"]) -> float:
         """How often the likeliest class is the right one, in [0, 1]."""
         return float((self.logits(features).argmax(-1) == jnp.asarray(labels)).mean())
 
 
 def fit_probe(
-    features: Float[np.ndarray, "N D"],
-    labels: Int[np.ndarray, " N"],
+    features: Float[AnyArray, "N D"],
+    labels: Num[AnyArray, " _N"],
     *,
-    C: float = PUBLISHED_C,
+    C: float | int = PUBLISHED_C,
     num_classes: int | None = None,
     max_iterations: int = MAX_ITERATIONS,
     tolerance: float = 1e-6,
@@ -75,7 +76,7 @@ def fit_probe(
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _minimise(
-    features: Array, labels: Array, C: Array, classes: int, max_iterations: int, tolerance: float
+    features: Array, labels: Array, C: Array, classes: int, max_iterations: int, tolerance: Array
 ) -> tuple[Array, Array]:
     def objective(params: tuple[Array, Array]) -> Array:
         weights, bias = params
@@ -122,7 +123,7 @@ def best_c(score: Callable[[float], float], *, steps_per_decade: int = 8) -> flo
     return 10 ** (best / steps_per_decade - 6)
 
 
-def few_shot(labels: Int[np.ndarray, " N"], shots: int, seed: int = 0) -> Int[np.ndarray, " M"]:
+def few_shot(labels: Int[AnyArray, " N"], shots: int, seed: int = 0) -> Int[np.ndarray, " M"]:
     """Indices of `shots` examples of each class, drawn at random, in ascending order.
 
     Raises: UserError when a class has fewer.

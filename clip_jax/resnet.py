@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from clip_jax.arrays import AnyArray
 from clip_jax.config import PlainResNetConfig, ResNetConfig
 from clip_jax.errors import UserError
 from clip_jax.layers import attend, fan_in_uniform, split_heads
@@ -31,7 +32,7 @@ class BatchNorm(nn.Module):
     scale_init: Any = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*B C"], *, train: bool) -> Float[Array, "*B C"]:
+    def __call__(self, x: Float[AnyArray, "*B C"], *, train: bool) -> Float[Array, "*B C"]:
         channels = x.shape[-1:]
         scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -159,8 +160,8 @@ class ModifiedResNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "B H W c"],
-        keep_patches: Int[Array, "B K"] | None = None,
+        images: Float[AnyArray, "B H W c"],
+        keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
         hidden_states: bool = False,
@@ -172,7 +173,7 @@ class ModifiedResNet(nn.Module):
         config, width = self.config, self.config.width
         check_images(images, config.image_size, config.channels)
         _no_patches(keep_patches)
-        x = images.astype(self.dtype)
+        x: Any = images.astype(self.dtype)
         stem = ((width // 2, config.channels, 2), (width // 2, width // 2, 1), (width, width // 2, 1))
         for i, (out, fan_in, stride) in enumerate(stem, start=1):
             x = conv(out, 3, fan_in, f"conv{i}", self.dtype, stride)(x)
@@ -197,8 +198,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "B H W c"],
-        keep_patches: Int[Array, "B K"] | None = None,
+        images: Float[AnyArray, "B H W c"],
+        keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
         hidden_states: bool = False,

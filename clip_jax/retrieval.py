@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from clip_jax.arrays import AnyArray
 from clip_jax.errors import UserError
 
 
@@ -20,8 +21,8 @@ class Nearest(NamedTuple):
 
 
 def nearest(
-    queries: Float[np.ndarray, "Q D"],
-    candidates: Float[np.ndarray, "N D"],
+    queries: Float[AnyArray, "Q D"],
+    candidates: Float[AnyArray, "N _D"],
     k: int = 10,
     *,
     chunk: int = 4096,
@@ -39,7 +40,7 @@ def nearest(
     return Nearest(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _nearest(queries: np.ndarray, candidates: np.ndarray, k: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(queries: AnyArray, candidates: AnyArray, k: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
     best = jnp.full((len(queries), k), -jnp.inf)
     index = jnp.zeros((len(queries), k), jnp.int32)
     for start in range(0, len(candidates), chunk):
@@ -48,7 +49,7 @@ def _nearest(queries: np.ndarray, candidates: np.ndarray, k: int, chunk: int) ->
 
 
 @partial(jax.jit, static_argnums=0)
-def _merge(k: int, best: Array, index: Array, queries: Array, candidates: Array, start: int) -> tuple[Array, Array]:
+def _merge(k: int, best: Array, index: Array, queries: Array, candidates: Array, start: Array) -> tuple[Array, Array]:
     similarity = jnp.einsum("qd,nd->qn", queries, candidates, preferred_element_type=jnp.float32)
     places = jnp.broadcast_to(start + jnp.arange(len(candidates), dtype=jnp.int32), similarity.shape)
     # Those from before come first: of equal ones `top_k` takes the first.
@@ -58,9 +59,9 @@ def _merge(k: int, best: Array, index: Array, queries: Array, candidates: Array,
 
 
 def recall(
-    queries: Float[np.ndarray, "Q D"],
-    candidates: Float[np.ndarray, "N D"],
-    relevant: Sequence[Sequence[int] | np.ndarray] | Int[np.ndarray, " Q"],
+    queries: Float[AnyArray, "Q D"],
+    candidates: Float[AnyArray, "N _D"],
+    relevant: Sequence[Sequence[int] | np.ndarray | int] | Int[AnyArray, " _Q"],
     ks: Sequence[int] = (1, 5, 10),
     *,
     chunk: int = 4096,
@@ -79,9 +80,9 @@ def recall(
 
 
 def both_directions(
-    image_features: Float[np.ndarray, "I D"],
-    text_features: Float[np.ndarray, "T D"],
-    image_of_text: Int[np.ndarray, " T"],
+    image_features: Float[AnyArray, "I D"],
+    text_features: Float[AnyArray, "T _D"],
+    image_of_text: Int[AnyArray, " T"],
     ks: Sequence[int] = (1, 5, 10),
     *,
     chunk: int = 4096,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from clip_jax.arrays import AnyArray
 from clip_jax.config import CLIPConfig, PlainResNetConfig, ResNetConfig, TextConfig
 from clip_jax.errors import UserError
 from clip_jax.images import normalise
@@ -18,7 +19,9 @@ from clip_jax.text import eot_index
 from clip_jax.weights.rules import flat_variables, nested_variables
 
 
-def drop_tokens(tokens: Int[Array, "B L"], key: Array, prob: float, *, eos_id: int | None, pad_id: int) -> Array:
+def drop_tokens(
+    tokens: Int[AnyArray, "B L"], key: Array, prob: float, *, eos_id: int | None, pad_id: int
+) -> Int[Array, "B L"]:
     """Removes each ordinary token with probability `prob`; the rest closes up, the row is padded at its end.
 
     Start and end always stay. A shortened caption still describes its image, but as it describes others of the batch
@@ -53,7 +56,7 @@ class CLIPTask:
     token_drop_prob: float = 0.0
     patch_drop_prob: float = 0.0
     dtype: Any = jnp.float32
-    direction: Direction = "both"
+    direction: Direction | str = "both"
     equal_captions: bool = True
 
     def __post_init__(self) -> None:
@@ -73,7 +76,13 @@ class CLIPTask:
         return variables.pop("params"), variables
 
     def loss(
-        self, params: dict[str, Any], model_state: dict[str, Any], batch: dict[str, Array], key: Array, *, train: bool
+        self,
+        params: dict[str, Any],
+        model_state: dict[str, Any],
+        batch: Mapping[str, AnyArray],
+        key: Array,
+        *,
+        train: bool,
     ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
         """-> (loss, (metrics, model_state)); the metrics are those of the loss."""
         config, tokens, keep_patches = self.config, batch["tokens"], None
@@ -108,7 +117,7 @@ class StartedTask:
         weights: flat variables by their path, as `clip_jax.weights.towers.load_tower` reads them.
     """
 
-    task: CLIPTask
+    task: Any  # with `init` and `loss` as `CLIPTask` has them
     weights: Mapping[str, np.ndarray]
 
     def init(self, key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -122,7 +131,13 @@ class StartedTask:
         return variables.pop("params"), variables
 
     def loss(
-        self, params: dict[str, Any], model_state: dict[str, Any], batch: dict[str, Array], key: Array, *, train: bool
+        self,
+        params: dict[str, Any],
+        model_state: dict[str, Any],
+        batch: Mapping[str, AnyArray],
+        key: Array,
+        *,
+        train: bool,
     ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
         """The task's own."""
         return self.task.loss(params, model_state, batch, key, train=train)

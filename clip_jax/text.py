@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from clip_jax.arrays import AnyArray
 from clip_jax.config import TextConfig
 from clip_jax.errors import UserError
 from clip_jax.layers import LayerNorm, Transformer, scaled_init, sinusoids
@@ -18,17 +19,17 @@ class TextFeatures(NamedTuple):
 
     embed: Float[Array, "B D"]  # in the joint space, not normalised
     encodings: Float[Array, "B L C"]  # per-token states after the last norm
-    mask: Bool[Array, "B L"]  # True where there is text: up to and including the end-of-text token
+    mask: Bool[AnyArray, "B L"]  # True where there is text: up to and including the end-of-text token
     hidden_states: tuple[Float[Array, "B L C"], ...] | None = None  # on request: the input of the first block, then
     # the output of each, before the last norm: layers + 1 of them, in the order of Hugging Face
 
 
-def eot_index(tokens: Int[Array, "B L"], eos_id: int | None) -> Int[Array, " B"]:
+def eot_index(tokens: Int[AnyArray, "B L"], eos_id: int | None) -> Int[AnyArray, " B"]:
     """Position of the first end-of-text token; with `eos_id` None, of the highest id (the same in CLIP's layout)."""
     return (tokens if eos_id is None else tokens == eos_id).argmax(-1)
 
 
-def check_length(tokens: Int[Array, "B L"], context_length: int) -> None:
+def check_length(tokens: Int[AnyArray, "B L"], context_length: int) -> None:
     """Raises UserError for rows that are longer than the model's positions."""
     if tokens.shape[1] > context_length:
         raise UserError(
@@ -48,7 +49,7 @@ class TextTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "B L"], *, hidden_states: bool = False) -> TextFeatures:
+    def __call__(self, tokens: Int[AnyArray, "B L"], *, hidden_states: bool = False) -> TextFeatures:
         config, length = self.config, tokens.shape[1]
         check_length(tokens, config.context_length)
         normal = nn.initializers.normal

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from clip_jax.arrays import AnyArray
 from clip_jax.config import ViTConfig
 from clip_jax.errors import UserError
 from clip_jax.layers import MLP, Attention, LayerNorm, Transformer, fan_in_uniform, sinusoids, torch_init
@@ -18,11 +19,11 @@ class ImageFeatures(NamedTuple):
     """What an image tower knows about a batch of images."""
 
     embed: Float[Array, "B D"]  # in the joint space, not normalised
-    hidden_states: tuple[Float[Array, "B P C"], ...] | None = None  # on request: the input of the first block, then
+    hidden_states: tuple[Float[Array, "B *P C"], ...] | None = None  # on request: the input of the first block, then
     # the output of each, before the last norm (ResNets: [B, H, W, C], the stem's and each stage's)
 
 
-def check_images(images: Float[Array, "B H W c"], image_size: int, channels: int) -> None:
+def check_images(images: Float[AnyArray, "B H W c"], image_size: int, channels: int) -> None:
     """Raises UserError for images that are not of the model's size."""
     size = (image_size, image_size)
     if images.shape[1:3] != size:
@@ -44,7 +45,7 @@ class PatchConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W c"]) -> Float[Array, "B P C"]:
+    def __call__(self, images: Float[AnyArray, "B H W c"]) -> Float[Array, "B P C"]:
         b, h, w, c = images.shape
         p = self.patch_size
         kernel = self.param("kernel", fan_in_uniform(p * p * c), (p, p, c, self.width))
@@ -67,8 +68,8 @@ class ConvStem(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W c"]) -> Float[Array, "B h w C"]:
-        x = images
+    def __call__(self, images: Float[AnyArray, "B H W c"]) -> Float[Array, "B h w C"]:
+        x: Any = images
         for i, width in enumerate(self.config.stem):
             x = nn.Conv(width, (3, 3), (2, 2), padding=((1, 1), (1, 1)), dtype=self.dtype, name=f"conv_{i}")(x)
             x = jax.nn.gelu(LayerNorm(self.config.ln_eps, name=f"ln_{i}")(x), approximate=False)
@@ -104,8 +105,8 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "B H W c"],
-        keep_patches: Int[Array, "B K"] | None = None,
+        images: Float[AnyArray, "B H W c"],
+        keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
         hidden_states: bool = False,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from clip_jax.arrays import AnyArray
 from clip_jax.embed import image_features, text_features
 from clip_jax.errors import UserError
 from clip_jax.images import Picture
@@ -36,7 +37,7 @@ def prompts(classes: Sequence[ClassName], templates: Sequence[str]) -> list[list
 
 
 def classifier_weights(
-    encode_text: Callable[[list[str]], Float[np.ndarray, "P D"]],
+    encode_text: Callable[[list[str]], Float[AnyArray, "P D"]],
     classes: Sequence[ClassName],
     templates: Sequence[str] = TEMPLATES["plain"],
 ) -> Float[np.ndarray, "K D"]:
@@ -53,7 +54,7 @@ def classifier_weights(
 
 
 def top_k(
-    image_features: Float[np.ndarray, "B D"], weights: Float[np.ndarray, "K D"], k: int = 1
+    image_features: Float[AnyArray, "B D"], weights: Float[AnyArray, "K D"], k: int = 1
 ) -> tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]]:
     """Similarities and class indices of the k best classes for each image, best first."""
     similarity, index = jax.lax.top_k(jnp.asarray(image_features) @ jnp.asarray(weights).T, min(k, len(weights)))
@@ -84,9 +85,7 @@ def classify(
     return rank(clip, image_features(clip, pictures), weights, k)
 
 
-def rank(
-    clip: LoadedCLIP, features: Float[np.ndarray, "B D"], weights: Float[np.ndarray, "K D"], k: int = 5
-) -> Classified:
+def rank(clip: LoadedCLIP, features: Float[AnyArray, "B D"], weights: Float[AnyArray, "K D"], k: int = 5) -> Classified:
     """`classify` for features and classes that are already encoded."""
     scale, bias = scale_and_bias(clip)
     logits = scale * jnp.asarray(features) @ jnp.asarray(weights).T
@@ -103,9 +102,9 @@ def scale_and_bias(clip: LoadedCLIP) -> tuple[float, float | None]:
 
 
 def accuracy(
-    features: Float[np.ndarray, "N D"],
-    weights: Float[np.ndarray, "K D"],
-    labels: Int[np.ndarray, " N"],
+    features: Float[AnyArray, "N D"],
+    weights: Float[AnyArray, "K D"],
+    labels: Int[AnyArray, " N"],
     ks: Sequence[int] = (1, 5),
 ) -> dict[int, float]:
     """Top-k accuracies in [0, 1] (with as many classes as there are, when k is more)."""

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, SupportsIndex
 
 from clip_jax.tokenizer.base import Tokenizer, check_texts, without_surrogates
 
@@ -23,12 +24,12 @@ class AsciiTokenizer(Tokenizer):
     def __init__(self, *, context_length: int = CONTEXT_LENGTH, pad_id: int = PAD):
         super().__init__(vocab_size=256, context_length=context_length, pad_id=pad_id, sot_id=SOT, eot_id=EOT)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[Any]) -> list[list[int]]:
         """The bytes of each text, without start, end, padding or truncation."""
         check_texts(texts)
         return [[b for b in without_surrogates(text).encode() if b not in (PAD, SOT, EOT)] for text in texts]
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """The text of one row up to its end; a character cut in two becomes U+FFFD."""
         return bytes(self.body(tokens)).decode("utf-8", "replace")
 

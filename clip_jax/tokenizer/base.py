@@ -4,6 +4,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int
@@ -37,7 +38,7 @@ class Tokenizer(ABC):
         self.sot_id = sot_id
         self.eot_id = eot_id
 
-    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Int[np.ndarray, "B L"]:
+    def __call__(self, texts: str | Sequence[Any], context_length: int | None = None) -> Int[np.ndarray, "B L"]:
         """Tokens of one text or several. Raises UserError for anything but text.
 
         A text that does not fit keeps its start and its end token; a TruncationWarning says how much was dropped.
@@ -63,11 +64,11 @@ class Tokenizer(ABC):
         return tokens
 
     @abstractmethod
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[Any]) -> list[list[int]]:
         """Ids of each text, without start, end, padding or truncation. Raises UserError for anything but text."""
 
     @abstractmethod
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """The text of one row up to its end token."""
 
     @abstractmethod
@@ -81,7 +82,7 @@ class Tokenizer(ABC):
 
         return load_tokenizer(path)
 
-    def body(self, tokens: Iterable[int]) -> list[int]:
+    def body(self, tokens: Iterable[SupportsIndex]) -> list[int]:
         """The ids of a row between its start and its end."""
         ids: list[int] = []
         for token in map(int, tokens):
@@ -92,7 +93,7 @@ class Tokenizer(ABC):
         return ids
 
 
-def check_texts(texts: Sequence[str]) -> None:
+def check_texts(texts: Sequence[Any]) -> None:
     """Raises UserError when one of them is not text."""
     for text in texts:
         if not isinstance(text, str):

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import ftfy
 import regex
@@ -80,7 +80,7 @@ class BPETokenizer(Tokenizer):
         )
         self._library.pre_tokenizer = AS_BYTES
 
-    def encode(self, texts: Sequence[str], *, specials: bool = False) -> list[list[int]]:
+    def encode(self, texts: Sequence[Any], *, specials: bool = False) -> list[list[int]]:
         """Ids of each text, without start, end, padding or truncation.
 
         `specials=True` is OpenAI's behaviour to the letter: the literal text of a special token becomes that token.
@@ -100,7 +100,7 @@ class BPETokenizer(Tokenizer):
                 ids += self._library.encode([word], is_pretokenized=True, add_special_tokens=False).ids
         return ids
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """The text of one row up to its end token; unknown bytes become U+FFFD."""
         byte = {c: b for b, c in byte_alphabet().items()} | {" ": ord(" ")}
         text = "".join(self._words[token] for token in self.body(tokens)).replace(END_OF_WORD, " ")

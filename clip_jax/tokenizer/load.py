@@ -39,7 +39,7 @@ def load_tokenizer(
     *,
     context_length: int | None = None,
     pad_id: int | None = None,
-    kind: Kind | None = None,
+    kind: Kind | str | None = None,
 ) -> Tokenizer:
     """The tokenizer in a file, or in the directory of a checkpoint.
 

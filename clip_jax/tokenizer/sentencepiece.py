@@ -17,7 +17,7 @@ import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import tokenizers
 
@@ -71,13 +71,13 @@ class SigLIPTokenizer(Tokenizer):
             eot_id=eot_id,
         )
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[Any]) -> list[list[int]]:
         """Ids of each text, without end, padding or truncation."""
         check_texts(texts)
         prepare = str.lower if self.kind == "siglip2" else canonicalize
         return self._pieces.encode([prepare(without_surrogates(text)) for text in texts])
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """The text of one row up to its end token."""
         return self._pieces.decode(self.body(tokens))
 

@@ -7,7 +7,7 @@ and each word is cut greedily into the longest pieces of the vocabulary. A row i
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -58,13 +58,13 @@ class WordPieceTokenizer(Tokenizer):
         self._library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._library.decoder = decoders.WordPiece()
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[Any]) -> list[list[int]]:
         """Ids of each text, without [CLS], [SEP], padding or truncation."""
         check_texts(texts)
         cleaned = [without_surrogates(text) for text in texts]
         return [encoding.ids for encoding in self._library.encode_batch(cleaned, add_special_tokens=False)]
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """The pieces of one row up to its [SEP], joined."""
         return self._library.decode(self.body(tokens), skip_special_tokens=False)
 
