@@ -46,7 +46,7 @@ class TransformerConfig:
     layers: int
     heads: int
     mlp_width: int | None = None  # None: 4 × width, as in all OpenAI models
-    activation: Activation | str = "quick_gelu"
+    activation: Activation = "quick_gelu"
     ln_eps: float = 1e-5
     scan_layers: bool = False  # one traced block: compiles faster, but costs 28 % of a training step on CPU
     remat: bool = False  # recompute each block in the backward pass
@@ -93,7 +93,7 @@ class ViTConfig(_PatchConfig):
     counts pixels of the image with or without them.
     """
 
-    stem: tuple[Any, ...] = ()  # of integers
+    stem: tuple[int, ...] = ()
     pool: Literal["cls", "map"] = "cls"
     ln_pre: bool = True  # a norm before the blocks
     patch_bias: bool = False
@@ -140,7 +140,7 @@ class ResNetConfig:
     """
 
     image_size: int
-    layers: tuple[int, ...]  # bottleneck blocks of each of the four stages
+    layers: tuple[int, int, int, int]  # bottleneck blocks of each stage
     width: int
     heads: int  # of the attention pool
     channels: int = 3
@@ -162,7 +162,7 @@ class PlainResNetConfig:
     """The ResNet with bottlenecks of torchvision (He et al. 2015, stride in the 3×3), mean-pooled and projected."""
 
     image_size: int = 224
-    layers: tuple[int, ...] = (3, 4, 6, 3)
+    layers: tuple[int, int, int, int] = (3, 4, 6, 3)
     width: int = 64
     channels: int = 3
     bn_eps: float = 1e-5
@@ -231,7 +231,7 @@ class BertConfig(_TextConfig):
     positions from pad_id + 1 over what is not padding. `max_positions` is the size of the table; a text may be shorter.
     """
 
-    activation: Activation | str = "gelu"
+    activation: Activation = "gelu"
     ln_eps: float = 1e-12
     tokenizer: TokenizerKind = "bert"
     max_positions: int = 512
@@ -256,9 +256,9 @@ class PreprocessConfig:
     `mean` and `std` have one number per channel: three for RGB, one for grey.
     """
 
-    mean: tuple[float | int, ...] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float | int, ...] = (0.26862954, 0.26130258, 0.27577711)
-    resize: Literal["shortest", "squash"] | str = "shortest"  # and a centre crop | both sides, whatever the aspect
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    resize: Literal["shortest", "squash"] = "shortest"  # and a centre crop | both sides, whatever the aspect
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     def __post_init__(self) -> None:
