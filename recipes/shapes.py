@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from recipes.stage import Plan, StageTraining, check_directories, check_training, train_stage
+from recipes.stage import Plan, StageTraining, check_directories, check_training, fitted, train_stage
 from train_jax.errors import UserError
 from train_jax.optim import OptimConfig
 
@@ -205,7 +205,8 @@ def plan_prior(model: str, config: Shapes | OneStage, world: World, folder: str 
     from unclip_jax.stage import Stage
     from unclip_jax.tasks import OneStepPriorTask, PriorTask, embedding_statistics
 
-    clip, stage = clip_jax.load(config.run / "clip"), preset(model)
+    clip = clip_jax.load(config.run / "clip")
+    stage = fitted(preset(model), clip.model.config)
     params = clip.variables["params"]
     mean, std = embedding_statistics(clip.model.config, params, world.images[:4096])
     kind = PriorTask if isinstance(stage, Stage) else OneStepPriorTask
@@ -219,7 +220,8 @@ def plan_ar_prior(model: str, config: Shapes | OneStage, world: World) -> tuple[
     from unclip_jax.presets import preset
     from unclip_jax.tasks import ARPriorTask, embedding_pairs
 
-    clip, stage = clip_jax.load(config.run / "clip"), preset(model)
+    clip = clip_jax.load(config.run / "clip")
+    stage = fitted(preset(model), clip.model.config)
     params = clip.variables["params"]
     tokens = clip.tokenize(world.captions[:4096])
     embeds = embedding_pairs(clip.model.config, params, world.images[:4096], tokens)
@@ -232,7 +234,8 @@ def plan_decoder(model: str, config: Shapes | OneStage, world: World) -> tuple[A
     from unclip_jax.presets import preset
     from unclip_jax.tasks import DecoderTask
 
-    clip, stage = clip_jax.load(config.run / "clip"), preset(model)
+    clip = clip_jax.load(config.run / "clip")
+    stage = fitted(preset(model), clip.model.config)
     task = DecoderTask(stage, clip.model.config, clip.variables["params"])
     evaluate = decoded_examples(stage, clip, world.images[:16], clip.tokenize(world.captions[:16]))
     return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("decoder", stage, config), evaluate)

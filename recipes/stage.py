@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,23 @@ def train_stage(
             on_end=plan.export,
         )
     )
+
+
+def fitted(stage: Any, clip: Any) -> Any:
+    """A stage with the widths of this CLIP's config; an upsampler has none of them."""
+    from unclip_jax.models.ar_prior import ARPriorConfig
+    from unclip_jax.models.prior import CaptionConfig
+
+    model, sizes = stage.model, {"text_width": clip.text.width}
+    if isinstance(model, CaptionConfig):
+        sizes |= {"embed_dim": clip.embed_dim, "context_length": clip.text.context_length}
+        if isinstance(model, ARPriorConfig):
+            sizes["components"] = min(model.components, clip.embed_dim)
+    elif model.low_res:
+        return stage
+    else:
+        sizes["image_embed_dim"] = clip.embed_dim
+    return dataclasses.replace(stage, model=dataclasses.replace(model, **sizes))
 
 
 def check_training(training: StageTraining, prefix: str = "") -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.image_captions import Data, captions_of
 from recipes.shapes import draw_sheet
-from recipes.stage import Plan, StageTraining, check_directories, check_training, train_stage
+from recipes.stage import Plan, StageTraining, check_directories, check_training, fitted, train_stage
 from train_jax.errors import UserError
 from train_jax.optim import OptimConfig
 
@@ -247,20 +247,6 @@ SEEN = {
     "decoder": lambda stage, clip: (stage.model.image_size, clip.preprocess),
     "upsampler": lambda stage, clip: (stage.model.image_size, None),
 }
-
-
-def fitted(stage: Any, clip: Any) -> Any:
-    """The stage with the widths of this CLIP."""
-    from unclip_jax.models.prior import PriorConfig
-
-    model, text = stage.model, {"text_width": clip.text.width}
-    if isinstance(model, PriorConfig):
-        sizes = text | {"embed_dim": clip.embed_dim, "context_length": clip.text.context_length}
-    elif model.low_res:
-        return stage
-    else:
-        sizes = text | {"image_embed_dim": clip.embed_dim}
-    return dataclasses.replace(stage, model=dataclasses.replace(model, **sizes))
 
 
 def prior_task(stage: Any, clip: Any, source: Pictures, folder: str, config: Cascade | OneStage) -> Any:

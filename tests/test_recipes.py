@@ -17,6 +17,7 @@ from clip_jax.embed import image_features, text_features
 from clip_jax.losses import clip_loss, same_rows
 from clip_jax.presets import PRESETS
 from recipes import distill, image_captions, mini_fashion, unclip
+from recipes.stage import fitted
 from tests.test_cli import write_captions
 from tests.train.idx import write_idx
 from tests.unclip.conftest import tiny_run
@@ -259,12 +260,13 @@ def test_every_stage_of_unclip_gets_its_pictures_with_their_captions(caught, mon
 def test_a_stage_takes_the_widths_of_its_clip():
     clip = clip_jax.preset("ViT-B/32")
     prior, decoder, upsampler = (
-        unclip.fitted(stage_presets.preset(f"small-{name}"), clip).model
-        for name in ("prior", "decoder", "upsampler-256")
+        fitted(stage_presets.preset(f"small-{name}"), clip).model for name in ("prior", "decoder", "upsampler-256")
     )
     assert (prior.embed_dim, prior.text_width, prior.context_length) == (512, 512, 77)
     assert (decoder.image_embed_dim, decoder.text_width) == (512, 512)
     assert upsampler == stage_presets.preset("small-upsampler-256").model
+    narrow = fitted(stage_presets.preset("shapes-ar-prior"), clip_jax.preset("tiny")).model
+    assert (narrow.embed_dim, narrow.components) == (16, 16)  # there are no more components than dimensions
 
 
 def test_another_clip_is_not_mixed_in(caught, untrained_run, tmp_path):
