@@ -61,13 +61,14 @@ def optim(lr: float, ema_decay: float = 0.995, **rest: Any) -> OptimConfig:
     return OptimConfig(lr=lr, ema_decay=ema_decay, **(common | rest))
 
 
-# The decay of 3 is what makes CLIP's embeddings add up: with 0.1 a pair that was never seen lies off the sum of its
-# colour and its shape by half as much again, and the decoder takes it for one that it knows.
+# Few dimensions and much decay are what makes CLIP's embeddings add up: in 64, or with a decay of 0.1, a pair that was
+# never seen lies further off the sum of its colour and its shape, and the decoder takes it for one that it knows. Decay
+# helps the decoder with unseen pairs in the same way; with 1.0 it learns no shapes.
 SHAPES = Shapes(
     run=Path("runs/shapes"),
-    clip=StageTraining("shapes", 1000, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=3.0)),
+    clip=StageTraining("shapes-narrow", 1000, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=3.0)),
     prior=StageTraining("shapes-prior", 800, 64, optim(2e-3, kind="muon")),
-    decoder=StageTraining("shapes-decoder", 1800, 16, optim(4e-3, kind="muon")),
+    decoder=StageTraining("shapes-decoder", 1800, 16, optim(4e-3, kind="muon", weight_decay=0.3)),
     upsampler=StageTraining("shapes-upsampler", 600, 32, optim(2e-3)),
 )
 

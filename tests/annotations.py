@@ -7,6 +7,8 @@
 are imported.
 """
 
+import re
+
 import jax
 import jaxtyping
 import numpy as np
@@ -18,5 +20,5 @@ _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int passes fo
 
 
 def checked(function):
-    """Checks all but configs, which refuse what cannot be in words of their own, as tests want to see."""
-    return function if function.__qualname__.endswith("Config.__init__") else _checked(function)
+    """Checks all but configs, which are refused in words of their own, as tests want to see."""
+    return function if re.search(r"(Config|UnCLIP)\.__init__$", function.__qualname__) else _checked(function)

@@ -72,7 +72,8 @@ class Variant(NamedTuple):
 def evaluations(stage: Stage) -> int:
     """Network evaluations per sample of a stage: both branches of guidance count, and both calls of a Heun step."""
     sampling = stage.sampling
-    return sampling.num_steps * (1 if sampling.guidance_scale is None else 2) * (2 if sampling.sampler == "heun" else 1)
+    branches = 1 if sampling.guidance_scale in (None, 1.0) else 2
+    return sampling.num_steps * branches * (2 if sampling.sampler == "heun" else 1)
 
 
 def variants(options: Options) -> Iterator[Variant]:

@@ -31,7 +31,7 @@ class Cond(struct.PyTreeNode):
     text_encodings: Float[Array, "B L C"] | None = None
     text_mask: Bool[Array, "B L"] | None = None
     image_embed: Float[Array, "B D"] | None = None
-    low_res: Float[Array, "B h w C"] | None = None
+    low_res: Float[Array, "B h w c"] | None = None
     low_res_level: Float[Array, " B"] | None = None
     keep_text: Bool[Array, " B"] | None = None
     keep_image: Bool[Array, " B"] | None = None

@@ -34,7 +34,6 @@ from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
 from clip_jax.model import unit_norm
 from clip_jax.text import TextFeatures
-from clip_jax.tokenizer import Tokenizer
 from clip_jax.weights.native import atomic_path
 from unclip_jax import pipeline
 from unclip_jax.diffusion.samplers import sample_keys
@@ -44,6 +43,8 @@ from unclip_jax.report import table
 from unclip_jax.scores import agreement, diversity, matches, nearest, paired_difference
 from unclip_jax.system import System, encode_images, encode_text
 from unclip_jax.tasks import similarity
+
+Tokenize = Callable[[list[str]], Any]  # captions -> int32 [B, L]
 
 SPLITS = {"test": "seen pairs", "heldout": "held-out pairs"}
 REAL_PER_CAPTION = 32  # renders that the variety within a caption is compared with
@@ -129,14 +130,14 @@ class Questions(NamedTuple):
     labels: np.ndarray  # int [N, 4]
 
 
-def ask(tokenize: Tokenizer, split: str, num: int, resolution: int) -> Questions:
+def ask(tokenize: Tokenize, split: str, num: int, resolution: int) -> Questions:
     """The first ``num`` examples of a split: their captions in whatever words, their real pictures, their labels."""
     examples = [shapes_world.example(split, i, resolution=resolution) for i in range(num)]
     tokens = np.asarray(tokenize([example.caption for example in examples]))
     return Questions(np.stack([e.image for e in examples]), tokens, np.array([e.labels for e in examples]))
 
 
-def ask_all(tokenize: Tokenizer, num: int, resolution: int) -> Questions:
+def ask_all(tokenize: Tokenize, num: int, resolution: int) -> Questions:
     """The first ``num`` examples of every split, one split after the other."""
     asked = [ask(tokenize, split, num, resolution) for split in SPLITS]
     return Questions(*(np.concatenate(arrays) for arrays in zip(*asked, strict=True)))
@@ -147,7 +148,7 @@ def picture_keys(seed: int, num: int) -> jax.Array:
     return sample_keys(jax.random.key(seed), jnp.tile(jnp.arange(num), len(SPLITS)))
 
 
-def caption_embeds(config: CLIPConfig, params: dict[str, Any], tokenize: Tokenizer) -> np.ndarray:
+def caption_embeds(config: CLIPConfig, params: dict[str, Any], tokenize: Tokenize) -> np.ndarray:
     """Text embeddings [192, D] of all combinations, seen or not, in the words of the first template."""
     captions = [shapes_world.caption(labels) for labels in shapes_world.ALL_COMBINATIONS]
     return np.asarray(encode_text(config, params, np.asarray(tokenize(captions))).embed)
@@ -159,7 +160,7 @@ def read_embeds(image_embed: np.ndarray, caption_embed: np.ndarray) -> np.ndarra
     return np.array(shapes_world.ALL_COMBINATIONS)[np.asarray(best)]
 
 
-def retrieval(config: CLIPConfig, params: dict[str, Any], tokenize: Tokenizer, split: str, num: int) -> float:
+def retrieval(config: CLIPConfig, params: dict[str, Any], tokenize: Tokenize, split: str, num: int) -> float:
     """How often CLIP finds the caption of a real picture among all 192, in [0, 1].
 
     The pictures are the first ``num`` of ``split``, encoded as one batch.

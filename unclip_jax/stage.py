@@ -45,7 +45,8 @@ class Sampling:
       num_steps: S, steps of the sampler: as many denoiser calls, or twice as many with "heun" (and under guidance, two
         network evaluations per call).
       grid: row of ``GRIDS``, the times that are visited.
-      guidance_scale: of classifier-free guidance, 1.0 is off; None never runs the unconditional branch.
+      guidance_scale: of classifier-free guidance, 1.0 is off unless another is asked for; None never runs the
+        unconditional branch.
       clip: the estimate of x0 is clamped to ±clip after guidance; None leaves it.
       low_res_level: noise that an upsampler which is told its level mixes into its input (``degrade.add_level``).
       threshold: percentile (0 to 100; 99.5, say) of Imagen's dynamic thresholding, which takes the place of ``clip``;
@@ -192,7 +193,7 @@ def conditional_denoiser(
     """The trained network as what samplers see: given its condition, predicted, guided and clipped as the stage says.
 
     A prior reads its captions here, and not again at every step. ``guidance_scale`` replaces the stage's own; may be
-    traced. Ignored by a stage without guidance. A plain 1.0 spares the unconditional branch.
+    traced. Ignored by a stage without guidance. A plain 1.0, here or there, spares the unconditional branch.
     """
     sampling, module = stage.sampling, network(stage)
 
@@ -222,9 +223,10 @@ def conditional_denoiser(
         )
 
     guided: CondDenoiser = bind
-    off = isinstance(guidance_scale, float) and guidance_scale == 1.0
-    if sampling.guidance_scale is not None and not off:
-        guided = classifier_free(sampling.guidance_scale if guidance_scale is None else guidance_scale)(bind)
+    if sampling.guidance_scale is not None:
+        scale = sampling.guidance_scale if guidance_scale is None else guidance_scale
+        if not (isinstance(scale, float) and scale == 1.0):
+            guided = classifier_free(scale)(bind)
     denoise = guided(cond)
     if sampling.threshold is not None:
         denoise = dynamic_threshold(sampling.threshold)(denoise)

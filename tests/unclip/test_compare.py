@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -32,8 +33,10 @@ def test_samplers_are_read_as_name_and_steps(tiny_run):
     first, second = (variant.loaded.unclip.decoder for variant in variants(options))
     assert (first.sampling.sampler, first.sampling.num_steps, first.sampling.grid) == ("dpmpp_2m", 5, "uniform")
     assert (second.sampling.sampler, second.sampling.num_steps, second.sampling.grid) == ("heun", 3, "karras")
-    # Two branches of guidance, and Heun's two calls per step.
-    assert (evaluations(first), evaluations(second)) == (10, 12)
+    # Heun calls twice per step, and guidance has two branches.
+    assert (evaluations(first), evaluations(second)) == (5, 6)
+    guided = dataclasses.replace(first, sampling=dataclasses.replace(first.sampling, guidance_scale=2.0))
+    assert evaluations(guided) == 10
 
 
 def test_only_the_decoder_changes(tiny_run):

@@ -71,6 +71,8 @@ def test_guidance_of_one_is_no_guidance(prior_params):
     off = run(with_sampling(PRIOR, guidance_scale=None), prior_params, TEXT, KEYS)
     one = run(PRIOR, prior_params, TEXT, KEYS, guidance_scale=1.0)
     np.testing.assert_allclose(one, off, atol=1e-4)
+    # And no second branch, also where the stage's own scale says so.
+    np.testing.assert_array_equal(run(with_sampling(PRIOR, guidance_scale=1.0), prior_params, TEXT, KEYS), off)
     assert np.abs(np.asarray(off) - run(PRIOR, prior_params, TEXT, KEYS)).max() > 1e-2
 
 

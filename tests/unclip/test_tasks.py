@@ -210,9 +210,9 @@ def test_conditions_are_dropped_as_in_the_paper(all_tasks, start, monkeypatch, n
     assert spy.train is False
 
 
-def test_the_prior_learns_standardised_embeddings(all_tasks, start, monkeypatch):
-    spy, (params, model_state) = Spied(monkeypatch, 5), start(all_tasks["prior"])
-    all_tasks["prior"].loss(params, model_state, {"image": None, "tokens": None}, jax.random.key(0), train=False)
+def test_the_prior_learns_standardised_embeddings(all_tasks, start, batch, monkeypatch):
+    spy, (params, model_state) = Spied(monkeypatch, B), start(all_tasks["prior"])
+    all_tasks["prior"].loss(params, model_state, batch, jax.random.key(0), train=False)
     scale = all_tasks["prior"].stage.model.scale
     want = scale * (spy.embeds - params["embed_mean"]) / params["embed_std"]
     np.testing.assert_allclose(spy.x0, want, rtol=1e-5, atol=1e-5)
@@ -345,10 +345,13 @@ class TestOtherPriors:
     def test_captions_are_dropped_while_training_alone(self, other, encoded, batch, monkeypatch):
         task, params, _ = other
         seen = []
+
+        def loss(stage, params, x, cond, *_, **__):
+            seen.append((x, cond))
+            return jnp.zeros(()), {}
+
         for name in ("ar_loss", "one_step_loss"):
-            monkeypatch.setattr(
-                tasks.priors, name, lambda stage, params, x, cond, *_, **__: (seen.append((x, cond)), {})
-            )
+            monkeypatch.setattr(tasks.priors, name, loss)
         for train in (True, False):
             task.loss(params, {"clip": task.clip_params}, batch, jax.random.key(3), train=train)
         (_, trained), (embeds, evaluated) = seen

@@ -79,7 +79,7 @@ class Quantiser(nn.Module):
     def pca(self) -> PCA:
         return PCA(self.mean, self.components, self.variances)
 
-    def quantise(self, image_embed: Float[Array, "B D"], text_embed: Float[Array, "B D"]) -> Int[Array, "B K+1"]:
+    def quantise(self, image_embed: Float[Array, "B D"], text_embed: Float[Array, "B D"]) -> Int[Array, "B J"]:
         """Embeddings [B, D] of pictures and of their captions -> tokens int32 [B, K + 1]."""
         fraction = 0.5 * ((_values(self.pca, image_embed, text_embed) - self.offset) / self.scale + 1.0)
         last = self.config.buckets - 1
@@ -109,11 +109,11 @@ class ARPrior(CaptionReader):
 
     def __call__(
         self, image_embed: Float[Array, "B D"], cond: Cond
-    ) -> tuple[Float[Array, "B K+1 buckets"], Int[Array, "B K+1"]]:
+    ) -> tuple[Float[Array, "B J buckets"], Int[Array, "B J"]]:
         tokens = jax.lax.stop_gradient(self.statistics.quantise(image_embed, cond.text_embed))
         return self.logits(tokens, cond), tokens
 
-    def logits(self, tokens: Int[Array, "B K+1"], cond: Cond) -> Float[Array, "B K+1 buckets"]:
+    def logits(self, tokens: Int[Array, "B J"], cond: Cond) -> Float[Array, "B J buckets"]:
         """Logits [B, K + 1, buckets] of tokens int32 [B, K + 1], each given those before it."""
         caption, readable = self.caption_tokens(cond)
         sequence = jnp.concatenate([caption, self.bucket_embed(tokens[:, :-1])], axis=1)
@@ -155,7 +155,7 @@ def measure(
     return {name: np.asarray(array, np.float32) for name, array in {**pca._asdict(), **measured}.items()}
 
 
-def _values(pca: PCA, image_embed: Float[Array, "B D"], text_embed: Float[Array, "B D"]) -> Float[Array, "B K+1"]:
+def _values(pca: PCA, image_embed: Float[Array, "B D"], text_embed: Float[Array, "B D"]) -> Float[Array, "B J"]:
     """What is quantised, [B, K + 1]: the cosine of the two embeddings, and the coordinates of the first."""
     cosine = jnp.sum(unit_norm(image_embed) * unit_norm(text_embed), axis=-1, keepdims=True)
     return jnp.concatenate([cosine, project(pca, image_embed)], axis=-1)
