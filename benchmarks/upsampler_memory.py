@@ -1,17 +1,21 @@
-"""What memory an upsampler needs at its full size, as the compiler plans it: nothing is run, no parameters are made.
+"""What memory an upsampler needs at its full size, as the compiler plans it, and as it is when the program runs.
 
     python benchmarks/upsampler_memory.py                                     # a small one at 1024 pixels
+    python benchmarks/upsampler_memory.py --run                               # and draw: each row in its own process
     python benchmarks/upsampler_memory.py --model dalle2-upsampler-1024       # the paper's (minutes to compile)
 
-Three programs, each with and without what bounds it: drawing a batch of pictures all at once and one after the other
-(`lax.map`, as `sample.py --chunk 1` does), and a training step's gradient with and without `remat`. The figure is
-XLA's own plan of temporary memory for this backend (`compiled.memory_analysis()`), parameters and pictures not counted.
+Drawing a batch of pictures all at once and one after the other (`lax.map`, as `sample.py --chunk 1` does), and a
+training step's gradient with and without `remat`. "Planned" is XLA's own plan of temporary memory for this backend
+(`compiled.memory_analysis()`), parameters and pictures not counted. With `--run` the peak of all memory of the process
+stands beside it, as the operating system counts it (of the host: on a GPU that says nothing).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,11 +42,27 @@ def temporary_bytes(function, *arguments) -> int:
     return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
+def peak_bytes(row: int) -> int:
+    """Peak memory of a process that runs this row alone."""
+    argv = [arg for arg in sys.argv[1:] if arg != "--run"]
+    done = subprocess.run([sys.executable, __file__, *argv, "--row", str(row)], check=True, stdout=subprocess.PIPE)
+    return int(done.stdout)
+
+
+def run(function, *arguments) -> int:
+    """Runs a program on zeros; the peak memory of this process in bytes."""
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), arguments)
+    jax.block_until_ready(jax.jit(function)(*zeros))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="row of the stage presets; the default is a small network of 1024 pixels")
     parser.add_argument("--size", type=int, help="side of the pictures in pixels, if not the model's own")
     parser.add_argument("--batch", type=int, default=4, help="pictures that are drawn")
+    parser.add_argument("--run", action="store_true", help="run each program, too, in a process of its own")
+    parser.add_argument("--row", type=int, help="run this program alone, and print the peak of memory in bytes")
     options = parser.parse_args()
 
     config = preset(options.model).model if options.model else SMALL
@@ -74,18 +94,24 @@ def main() -> None:
 
         return jax.grad(loss)
 
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(
-        f"{options.model or 'small'}: {count / 1e6:.1f} M parameters, {size} pixels, {jax.default_backend()}, float32"
-    )
     rows = (
         (f"forward, {options.batch} pictures at once", forward, shapes(options.batch)),
         (f"forward, {options.batch} pictures one by one", one_by_one, shapes(options.batch)),
         ("gradient, one picture", gradient(dataclasses.replace(config, remat=False)), shapes(1)),
         ("gradient, one picture, remat", gradient(dataclasses.replace(config, remat=True)), shapes(1)),
     )
-    for name, function, arguments in rows:
-        print(f"  {name:40s} {temporary_bytes(function, params, *arguments) / 2**30:8.2f} GiB", flush=True)
+    if options.row is not None:
+        _, function, arguments = rows[options.row]
+        print(run(function, params, *arguments))
+        return
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(
+        f"{options.model or 'small'}: {count / 1e6:.1f} M parameters, {size} pixels, {jax.default_backend()}, float32"
+    )
+    print(f"{'':42s}    planned{'   whole process' if options.run else ''}")
+    for row, (name, function, arguments) in enumerate(rows):
+        planned = f"{temporary_bytes(function, params, *arguments) / 2**30:7.2f} GiB"
+        print(f"  {name:40s}{planned}{f'{peak_bytes(row) / 2**30:12.2f} GiB' if options.run else ''}", flush=True)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Distillation(StageTraining):
 
 
 # The student starts as its teacher, so its rate is lower than the teacher's was.
-SHAPES = Distillation("decoder", 1500, 16, optim(1e-3, kind="muon"))
+SHAPES = Distillation("decoder", 400, 16, optim(1e-3, kind="muon"))
 TINY = Distillation(
     "decoder",
     4,
