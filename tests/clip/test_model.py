@@ -120,7 +120,7 @@ def test_the_text_tower_stands_alone(tiny, tiny_variables, tokenizer, captions):
     tokens = tokenizer(captions)
     alone = TextTransformer(tiny.text, tiny.embed_dim).apply({"params": tiny_variables["params"]["text"]}, tokens)
     together = apply(CLIP(tiny), tiny_variables, tokens, method="encode_text")
-    np.testing.assert_allclose(alone.embed, together.embed, atol=1e-6)
+    np.testing.assert_allclose(alone.embed, together.embed, atol=1e-5)
 
 
 def test_end_of_text_is_the_highest_or_the_named_token():
