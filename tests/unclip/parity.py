@@ -6,7 +6,7 @@ file. Noise is drawn by us and given to their schedulers.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -378,11 +378,13 @@ def draw(unclip: pipeline.UnCLIP, params: Any, tokens: Any, keys: jax.Array, **o
         return jax.jit(pipeline.generate, static_argnums=0)(unclip, params, tokens, keys, **options)
 
 
-def compare_karlo_pictures(size: Size) -> Iterator[Difference]:
-    """From prompts to pictures, at the published settings."""
+def karlo_pictures(theirs: Any) -> tuple[pipeline.Generation, Callable[[], tuple[np.ndarray, np.ndarray]]]:
+    """From prompts to pictures, at the published settings: what we draw, and a call that draws the same with theirs.
+
+    It gives (image embeddings, pictures between 0 and 1).
+    """
     from diffusers.schedulers import scheduling_unclip
 
-    theirs = damped(karlo(size))
     theirs.set_progress_bar_config(disable=True)
     with saved(theirs) as (directory,):
         unclip, params, tokenize = pipeline.load(directory)
@@ -398,16 +400,31 @@ def compare_karlo_pictures(size: Size) -> Iterator[Difference]:
     embeds: list[Any] = []
     finish = theirs.prior.post_process_latents
     theirs.prior.post_process_latents = lambda x: embeds.append(finish(x)) or embeds[-1]
-    with given_noise(scheduling_unclip, [*a.steps, *b.steps, *c.steps]):
-        expected = theirs(
-            PROMPTS,
-            prior_latents=as_tensor(a.start),
-            decoder_latents=nchw(b.start),
-            super_res_latents=nchw(c.start),
-            output_type="np",
-        ).images
-    yield difference("image embedding", ours.image_embed, embeds[0].numpy())
-    yield difference("pictures", (np.clip(ours.images, -1, 1) + 1) / 2, expected)
+
+    def draw_theirs() -> tuple[np.ndarray, np.ndarray]:
+        with given_noise(scheduling_unclip, [*a.steps, *b.steps, *c.steps]):
+            pictures = theirs(
+                PROMPTS,
+                prior_latents=as_tensor(a.start),
+                decoder_latents=nchw(b.start),
+                super_res_latents=nchw(c.start),
+                output_type="np",
+            ).images
+        return embeds[-1].numpy(), pictures
+
+    return ours, draw_theirs
+
+
+def between_0_and_1(images: Any) -> np.ndarray:
+    return (np.clip(images, -1, 1) + 1) / 2
+
+
+def compare_karlo_pictures(size: Size) -> Iterator[Difference]:
+    """From prompts to pictures, at the published settings."""
+    ours, draw_theirs = karlo_pictures(damped(karlo(size)))
+    embed, pictures = draw_theirs()
+    yield difference("image embedding", ours.image_embed, embed)
+    yield difference("pictures", between_0_and_1(ours.images), pictures)
 
 
 def compare_karlo_variations(size: Size) -> Iterator[Difference]:
@@ -435,7 +452,7 @@ def compare_karlo_variations(size: Size) -> Iterator[Difference]:
             super_res_latents=nchw(c.start),
             output_type="np",
         ).images
-    yield difference("pictures", (np.clip(ours.images, -1, 1) + 1) / 2, expected)
+    yield difference("pictures", between_0_and_1(ours.images), expected)
 
 
 def sample_keys_of_prior(keys: jax.Array) -> jax.Array:
