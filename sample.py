@@ -170,7 +170,9 @@ def draw(loaded: LoadedUnCLIP, prompts: list[str], options: Options) -> Iterator
 
     key = jax.random.key(options.seed)
     scale = guidance_scale(loaded, options)
-    guidance = Guidance() if scale is None else Guidance(decoder=jnp.float32(scale))
+    # As data, so that another scale compiles nothing; a decoder saved with guidance off is spared the second branch.
+    own = options.guidance_scale is None and scale in (None, 1.0)
+    guidance = Guidance() if own else Guidance(decoder=jnp.float32(scale))
     total = len(prompts) * options.num
     for start in range(0, total, options.chunk):
         jobs = [divmod(min(i, total - 1), options.num) for i in range(start, start + options.chunk)]

@@ -41,7 +41,7 @@ def fit_probe(
     features: Float[AnyArray, "N D"],
     labels: Num[AnyArray, " _N"],
     *,
-    C: float | int = PUBLISHED_C,
+    C: float = PUBLISHED_C,
     num_classes: int | None = None,
     max_iterations: int = MAX_ITERATIONS,
     tolerance: float = 1e-6,
