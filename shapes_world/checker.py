@@ -6,8 +6,11 @@
 How: the background is the median of the border, the colour that of the pixels furthest from it. Projecting every pixel
 on the line from the one to the other gives back the coverage mask the renderer painted with. Its centre of mass is the
 position. Shape and size are those of the renderer's mask at that centre, over all sizes and rotations in small steps,
-with the best intersection over union (IoU). A picture whose best IoU is below `MIN_IOU` shows nothing that belongs to
-this world: a smear, two objects, plain grey. Its labels are -1.
+with the best intersection over union (IoU).
+
+A picture shows nothing that belongs to this world where the best IoU is below `MIN_IOU` (a smear, two objects of one
+colour, plain grey), where pixels off that line cover more than `MAX_STRAY` (two colours), or where the background is
+not grey. Its labels are -1.
 """
 
 import itertools
@@ -31,6 +34,9 @@ from shapes_world.world import (
 )
 
 MIN_IOU = 0.7
+MAX_BACKGROUND_DISTANCE = 25.0  # in RGB from the grey of the same mean
+MAX_STRAY_DISTANCE = 50.0  # in RGB from the line between background and colour; from each other's, the palette keeps 65
+MAX_STRAY = 0.006  # of the image: a third of the smallest object
 MIN_CONTRAST = 30.0  # RGB distance from the background below which a picture is empty
 MAX_COLOUR_DISTANCE = 80.0  # no grey is this near to any palette colour
 CORE_AREA = 0.006  # of the image: a third of the smallest object, so these purest pixels are all inside it
@@ -76,8 +82,9 @@ def check(images: np.ndarray) -> Checked:
     border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
     background = np.median(border, axis=1)  # [N, 3]
     colour, rgb, contrast = _colours(pixels, background)
-    mask = _masks(pixels, background, rgb)
+    mask, stray = _masks(pixels, background, rgb)
     mask[contrast < MIN_CONTRAST] = 0
+    grey = np.linalg.norm(background - background.mean(-1, keepdims=True), axis=-1) <= MAX_BACKGROUND_DISTANCE
 
     area = mask.sum((1, 2))  # in pixels
     coordinates = (np.arange(resolution, dtype=np.float32) + 0.5) / resolution
@@ -87,7 +94,7 @@ def check(images: np.ndarray) -> Checked:
     iou, size, shape = _best_templates(mask, area, centre)
     position = (centre[:, 1] > 0.5) * 2 + (centre[:, 0] > 0.5)  # the order of POSITIONS
     labels = np.stack([size, colour, shape, position], axis=-1)
-    labels[(iou < MIN_IOU) | (colour < 0)] = -1
+    labels[(iou < MIN_IOU) | (colour < 0) | (stray > MAX_STRAY) | ~grey] = -1
     return Checked(labels, iou, centre, np.sqrt(area / math.pi) / resolution, background.mean(-1))
 
 
@@ -117,13 +124,17 @@ def _colours(pixels: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np
     return colour, rgb, np.linalg.norm(rgb - background, axis=-1)
 
 
-def _masks(pixels: np.ndarray, background: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """Coverage of every pixel by the object, from how far its colour lies between background and `rgb`: [N, R, R]."""
-    axis = rgb - background
-    axis /= np.maximum((axis**2).sum(-1, keepdims=True), 1)
-    mask = (pixels * axis[:, None, None]).sum(-1) - (background * axis).sum(-1)[:, None, None]
+def _masks(pixels: np.ndarray, background: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage of every pixel by the object, from how far its colour lies between background and `rgb`: [N, R, R].
+
+    And the share of each picture, [N], whose colour does not lie there at all.
+    """
+    offset, axis = pixels - background[:, None, None], (rgb - background)[:, None, None]
+    mask = (offset * axis).sum(-1) / np.maximum((axis**2).sum(-1), 1)
+    mask = np.clip(mask, 0, 1)
+    residual = np.linalg.norm(offset - mask[..., None] * axis, axis=-1)
     mask[mask < MASK_FLOOR] = 0
-    return np.minimum(mask, 1)
+    return mask, (residual > MAX_STRAY_DISTANCE).mean((1, 2))
 
 
 def _best_templates(

@@ -1,11 +1,14 @@
 """The checker reads every real picture and no damaged one."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
 from shapes_world import (
     ALL_COMBINATIONS,
+    COLOURS,
     MIN_IOU,
     SPLIT_SIZES,
     Checked,
@@ -123,6 +126,29 @@ def test_damaged_pictures_show_nothing(real, damage):
     checked = check(damage(images).astype(np.uint8))
     assert (checked.labels == -1).all()
     assert not exact_match(checked, labels).any()
+
+
+def painted(colour: int, size: int, shape: int, position: int) -> np.ndarray:
+    return render(Labels(size, colour, shape, position), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("size", range(2))
+@pytest.mark.parametrize("second", range(2))
+def test_a_second_object_of_any_colour_is_seen(size, second):
+    """Also where its colour lies opposite to the first one's, as seen from the background."""
+    images = []
+    for one, other in itertools.permutations(range(len(COLOURS)), 2):
+        image, addition = painted(one, size, shape=3, position=0), painted(other, second, shape=0, position=3)
+        images.append(np.where((addition == addition[0, 0]).all(-1, keepdims=True), image, addition))
+    assert (check(np.stack(images)).labels == -1).all()
+
+
+@pytest.mark.parametrize("background", [(0, 200, 0), (40, 60, 220), (240, 240, 60), (160, 120, 120)])
+def test_the_background_has_to_be_grey(background):
+    image = painted(0, size=1, shape=3, position=0)
+    coverage = (image.astype(float) - image[0, 0])[..., :1] / (220.0 - image[0, 0, 0])
+    image = coverage * (220, 40, 40) + (1 - coverage) * background
+    assert (check(image.astype(np.uint8)[None]).labels == -1).all()
 
 
 def test_soft_blobs_do_not_pass_for_shapes():
