@@ -83,8 +83,8 @@ class Options:
 
     vary: Annotated[Path | None, shown("IMAGE", "none")] = None
     """Draw variations of this picture; no prompt is needed."""
-    eta: float = 1.0
-    """How far variations may leave the picture: 0 reconstructs it, 1 keeps its meaning only."""
+    eta: Annotated[float | None, shown("FLOAT", "1 for --vary")] = None
+    """How far the variations of --vary may leave the picture: 0 reconstructs it, 1 keeps its meaning only."""
     interpolate: Annotated[tuple[Path, Path] | None, shown("IMAGE IMAGE", "none")] = None
     """Draw the way from one picture to the other."""
     edit: Annotated[Path | None, shown("IMAGE", "none")] = None
@@ -223,7 +223,8 @@ def main(argv: list[str]) -> None:
             progress.update()
     save_png(out / "sheet.png", contact_sheet(rows))
     seconds = time.perf_counter() - began
-    print(f"{count} pictures in {out}{os.sep}, all of them on {out / 'sheet.png'} ({seconds:.1f} s)")
+    which = "all of them" if len(titles) <= SHEET_ROWS else f"those of the first {SHEET_ROWS} prompts"
+    print(f"{count} pictures in {out}{os.sep}, {which} on {out / 'sheet.png'} ({seconds:.1f} s)")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ The new run directory is a whole system: what is not distilled is copied from th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.shapes import Data, World, decoded_examples, optim, write_samples
-from recipes.stage import Plan, StageTraining, check_directories, check_training, train_stage
+from recipes.stage import Plan, StageTraining, check_directories, check_training, digest, train_stage
 from train_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def train(name: str, config: Distillation) -> None:
         "seed": config.data.seed,
         "examples": config.data.train_examples,
         "drop_text": config.drop_text,
-        "teacher": hashlib.sha256((directory / config.model / pipeline.WEIGHTS).read_bytes()).hexdigest(),
+        "teacher": digest(directory / config.model),
     }
     for num_steps in config.rounds:
         task = DistillTask(teacher_task(config, loaded, teacher), teacher, params, num_steps)

@@ -47,7 +47,9 @@ def chosen(options: Any) -> str | None:
         raise UserError(f"--strength: it belongs to {' and '.join(f'--{n}' for n in STRENGTH)}")
     if options.strength is not None and not 0 < options.strength <= 1:
         raise UserError(f"--strength: {options.strength} is not more than 0 and at most 1")
-    if not 0 <= options.eta <= 1:
+    if options.eta is not None and name != "vary":
+        raise UserError("--eta: it belongs to --vary")
+    if options.eta is not None and not 0 <= options.eta <= 1:
         raise UserError(f"--eta: {options.eta} is not between 0 and 1")
     prompted = name in ("inpaint", "redraw")
     prompts = len(options.prompt) + (options.prompts is not None)
@@ -105,11 +107,10 @@ def vary(options: Any, loaded: LoadedUnCLIP) -> Edit:
     from unclip_jax import edit
 
     unclip, image, latent = encoded(options.vary, options, loaded)
+    eta = 1.0 if options.eta is None else options.eta
     scale = 1.0 if options.guidance_scale is None else options.guidance_scale
     run = jax.jit(
-        lambda params, latent, key: (
-            edit.variations(unclip, params, latent, key, eta=options.eta, guidance_scale=scale).images
-        )
+        lambda params, latent, key: edit.variations(unclip, params, latent, key, eta=eta, guidance_scale=scale).images
     )
     return Edit(f"variations of {options.vary.name}", [image], lambda i, key: run(loaded.params, latent, key))
 

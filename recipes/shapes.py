@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from recipes.stage import Plan, StageTraining, check_directories, check_training, fitted, train_stage
+from recipes.stage import Plan, StageTraining, check_directories, check_training, digest, fitted, train_stage
 from train_jax.errors import UserError
 from train_jax.optim import OptimConfig
 
@@ -66,7 +66,7 @@ def optim(lr: float, ema_decay: float = 0.995, **rest: Any) -> OptimConfig:
 # helps the decoder with unseen pairs in the same way; with 1.0 it learns no shapes.
 SHAPES = Shapes(
     run=Path("runs/shapes"),
-    clip=StageTraining("shapes-narrow", 1000, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=3.0)),
+    clip=StageTraining("shapes", 1000, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=3.0)),
     prior=StageTraining("shapes-prior", 800, 64, optim(2e-3, kind="muon")),
     decoder=StageTraining("shapes-decoder", 1800, 16, optim(4e-3, kind="muon", weight_decay=0.3)),
     upsampler=StageTraining("shapes-upsampler", 600, 32, optim(2e-3)),
@@ -178,7 +178,10 @@ class World:
 def train_one(name: str, training: StageTraining, config: Shapes | OneStage, world: World) -> None:
     """Trains one stage to its end and writes its averaged weights into the run directory."""
     tokenize, plan = PLANS[name](training.model, config, world)
-    data = {"resolution": config.data.resolution, "seed": config.data.seed, "examples": config.data.train_examples}
+    data: dict[str, Any] = {"resolution": config.data.resolution, "seed": config.data.seed}
+    data["examples"] = config.data.train_examples
+    if not name.startswith(("clip", "upsampler")):  # trained against this very CLIP
+        data["clip"] = digest(config.run / "clip")
     batches = world.batches(tokenize, training, config.seed)
     train_stage(name, training, plan, batches, run=config.run, seed=config.seed, data=data)
 
@@ -335,6 +338,29 @@ def check(name: str, config: Shapes | OneStage) -> None:
     if isinstance(config, OneStage) and not name.endswith("-clip") and not (config.run / "clip").is_dir():
         clip = f"{name.partition('-')[0]}-clip"
         raise UserError(f"{config.run} holds no CLIP, which {name} needs; first run train.py {clip} --run {config.run}")
+    check_resolution(name, config)
+
+
+def check_resolution(name: str, config: Shapes | OneStage) -> None:
+    """Refuses a world whose pictures the networks cannot take: CLIP needs its own size, an upsampler whole boxes."""
+    import clip_jax
+    from unclip_jax.presets import preset
+
+    resolution = config.data.resolution
+    if isinstance(config, OneStage) and "-upsampler" in name:
+        size = preset(config.model).model.image_size
+        if resolution < size or resolution % size:
+            raise UserError(f"data.resolution: {resolution} is no multiple of {size}, the size of {config.model}")
+        return
+    if isinstance(config, Shapes):
+        clip = clip_jax.preset(config.clip.model)
+    elif name.endswith("-clip"):
+        clip = clip_jax.preset(config.model)
+    else:
+        clip = clip_jax.load(config.run / "clip").model.config
+    size = clip.vision.image_size
+    if resolution != size:
+        raise UserError(f"data.resolution: {resolution} is not {size}, the size of this CLIP's pictures")
 
 
 def train(name: str, config: Shapes | OneStage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,13 @@ def fitted(stage: Any, clip: Any) -> Any:
     else:
         sizes["image_embed_dim"] = clip.embed_dim
     return dataclasses.replace(stage, model=dataclasses.replace(model, **sizes))
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the weights in the folder of a network: who was trained against them goes on with no others."""
+    from unclip_jax.pipeline import WEIGHTS
+
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 
 def check_training(training: StageTraining, prefix: str = "") -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.image_captions import Data, captions_of
 from recipes.shapes import draw_sheet
-from recipes.stage import Plan, StageTraining, check_directories, check_training, fitted, train_stage
+from recipes.stage import Plan, StageTraining, check_directories, check_training, digest, fitted, train_stage
 from train_jax.errors import UserError
 from train_jax.optim import OptimConfig
 
@@ -99,7 +99,13 @@ def tiny(name: str) -> StageTraining:
     return StageTraining(name, 4, 8, smaller(1e-3, warmup_steps=2, ema_decay=0.9), log_every=2, save_every=2)
 
 
-TINY = Cascade(Path("runs/tiny-captions"), tiny("tiny-prior"), tiny("tiny-decoder"), tiny("tiny-upsampler"), factor=2)
+TINY = Cascade(
+    Path("runs/tiny-captions"),
+    tiny("tiny-captions-prior"),
+    tiny("tiny-captions-decoder"),
+    tiny("tiny-captions-upsampler"),
+    factor=2,
+)
 
 
 def alone(name: str) -> OneStage:
@@ -111,7 +117,7 @@ PRESETS: dict[str, tuple[str, Cascade | OneStage]] = {
         "prior, decoder of 64 pixels and upsampler to 256 on captions of your own, for one accelerator",
         SMALL,
     ),
-    "tiny-captions": ("the same with networks of a few thousand parameters, to see that it runs", TINY),
+    "tiny-captions": ("the same with tiny networks and 4 steps each, to see that it runs", TINY),
     **{
         name: (
             f"the {name.partition('-')[2]} stage of {'small-64' if name.startswith('small') else 'the paper'}",
@@ -201,6 +207,8 @@ def train_one(
         params = measured(task, state.ema_params, source) if stage.x0_error else state.ema_params
         save_stage(config.run / folder, stage, params, dtype=config.weights)
 
+    if kind != "upsampler":  # trained against this very CLIP
+        data = data | {"clip": digest(config.run / "clip")}
     train_stage(
         folder,
         training,

@@ -238,7 +238,7 @@ def test_every_stage_of_unclip_gets_its_pictures_with_their_captions(caught, mon
         unclip.train("tiny-captions", config)
     loaded = pipeline.load(tmp_path / "run")
     assert [stage.model.image_size for stage in (loaded.unclip.decoder, *loaded.unclip.upsamplers)] == [16, 32]
-    wanted = {"prior": ({"image": 32}), "decoder": {"image": 16, "clip_image": 32}, "upsampler_0": {"image": 32}}
+    wanted = {"prior": {"image": 32}, "decoder": {"image": 16, "clip_image": 32}, "upsampler_0": {"image": 32}}
     assert len(caught) == 6
     for (plan, batches, rest), (name, sizes) in zip(caught, wanted.items(), strict=False):
         assert rest["run"] == tmp_path / "run"
@@ -265,7 +265,7 @@ def test_a_stage_takes_the_widths_of_its_clip():
     assert (prior.embed_dim, prior.text_width, prior.context_length) == (512, 512, 77)
     assert (decoder.image_embed_dim, decoder.text_width) == (512, 512)
     assert upsampler == stage_presets.preset("small-upsampler-256").model
-    narrow = fitted(stage_presets.preset("shapes-ar-prior"), clip_jax.preset("tiny")).model
+    narrow = fitted(stage_presets.preset("dalle2-ar-prior"), clip_jax.preset("tiny")).model
     assert (narrow.embed_dim, narrow.components) == (16, 16)  # there are no more components than dimensions
 
 

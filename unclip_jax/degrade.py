@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from clip_jax.errors import UserError
+
 
 @dataclass(frozen=True)
 class DegradeConfig:
@@ -56,9 +58,16 @@ class BSRConfig:
     quality: tuple[float, float] = (30.0, 95.0)
 
 
-def box_reduce(images: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w C"]:
-    """Mean over factor×factor boxes: [B, H, W, C] -> [B, H/f, W/f, C]."""
+def box_reduce(images: Float[Array, "B H W C"], height: int) -> Float[Array, "B {height} w C"]:
+    """Mean over square boxes: [B, H, W, C] -> [B, height, W · height / H, C].
+
+    Raises:
+      UserError: such boxes do not fill the pictures.
+    """
     b, h, w, c = images.shape
+    factor = max(h // height, 1)
+    if h != factor * height or w % factor:
+        raise UserError(f"pictures of {h}×{w} pixels cannot be reduced to {height} by whole boxes; give a multiple")
     return images.reshape(b, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
 
 

@@ -299,4 +299,4 @@ def _asked(
 
 def _reduced(stage: Stage, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w 3"]:
     """Pictures at the size of a stage."""
-    return box_reduce(images, images.shape[1] // stage.model.image_size)
+    return box_reduce(images, stage.model.image_size)

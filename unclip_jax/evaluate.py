@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,12 +103,14 @@ class Options:
     controls: str = "all"
     """Which to run, separated by commas: all, checker, clip, full, oracle, oracle_no_text, prior_no_text,
     text_embed_no_text, diversity, cosines, clip_score, fid."""
-    diversity_captions: int = 8
+    diversity_captions: int = 32
     """Captions per split whose pictures are compared with each other."""
     diversity_samples: int = 16
     """Pictures of each of them."""
-    train_images: int = 2000
+    train_images: int = shapes_world.SPLIT_SIZES["train"]
     """Training pictures among which the one nearest to a generated picture is looked for."""
+    train_seed: int = 0
+    """--data.seed of the training."""
     candidates: int | None = None
     """Embeddings the prior draws per picture, of which the one closest to the caption is kept."""
     steps: int | None = None
@@ -299,7 +302,8 @@ def measure_diversity(system: System, text: TextFeatures, labels: np.ndarray, op
     size = images.shape[1]
     real = render_again(np.repeat(labels[picked], REAL_PER_CAPTION, axis=0), size, options.seed)
     training = range(options.train_images)
-    references = np.stack([shapes_world.example("train", i, resolution=size).image for i in training])
+    example = partial(shapes_world.example, "train", seed=options.train_seed, resolution=size)
+    references = np.stack([example(i).image for i in training])
 
     def distances(pictures: np.ndarray) -> dict[str, float]:
         rms = nearest(pictures.reshape(-1, *references.shape[1:]), references)
@@ -315,6 +319,7 @@ def measure_diversity(system: System, text: TextFeatures, labels: np.ndarray, op
         "samples": samples,
         "real_per_caption": REAL_PER_CAPTION,
         "train_images": options.train_images,
+        "train_seed": options.train_seed,
         "splits": by_split(measure, images.reshape(shape), real.reshape(shape), labels[picked]),
     }
 

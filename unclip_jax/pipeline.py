@@ -1,8 +1,8 @@
 """Text to pictures in one program: tokens -> CLIP text -> prior -> decoder -> upsamplers -> pictures.
 
-``generate`` is pure and compiles into a single program with one scan per stage; prompts, keys and guidance scales are
-its data, so new ones never compile again. A trained system is a directory with a folder per network, each holding its
-config and its weights.
+``generate`` is pure and compiles into a single program with one scan per stage; prompts, keys and the guidance scales
+given are its data, so new ones never compile again. A trained system is a directory with a folder per network, each
+holding its config and its weights.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def generate(
 
 
 generate_jit = jax.jit(generate, static_argnums=0)
-"""``generate`` compiled once per architecture and batch size."""
+"""``generate`` compiled once per architecture, batch size and which of the guidance scales are given."""
 
 
 def with_sampling(loaded: LoadedUnCLIP, **changes: Any) -> LoadedUnCLIP:

@@ -58,7 +58,8 @@ def _attributes(report: dict[str, Any]) -> list[str]:
         return []
     lines = [_row("size, colour, shape, position, %", list(report["splits"].values()))]
     for name, result in report["results"].items():
-        cells = [" ".join(f"{100 * v:5.1f}" for v in split["attributes"].values()) for split in result.values()]
+        attributes = [split["attributes"].values() for split in result.values()]
+        cells = [" ".join(f"{100 * part['value']:5.1f}" for part in parts) for parts in attributes]
         lines.append(_row(report["titles"][name], cells))
     if full := report["results"].get("full"):
         lines.append(_row("median IoU, full pipeline", [_number(split["median_iou"]) for split in full.values()]))

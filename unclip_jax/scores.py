@@ -1,6 +1,7 @@
 """What pictures of the shapes world are worth, as plain JSON values: numpy only, nothing learned.
 
-Every proportion comes with its 95 % interval. What cannot be had (no picture was right, say) is None, never NaN.
+Every proportion of pictures comes with its 95 % interval. What cannot be had (no picture was right, say) is None,
+never NaN.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from shapes_world import Labels, check, exact_match
 
+NEAREST_CHUNK = 1000  # references compared at a time: bounds the memory
 Z = 1.959963984540054  # half-width of a 95 % interval of the standard normal distribution
 
 
@@ -54,15 +56,15 @@ def agreement(found: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
     """How well the labels read off N >= 2 things are those asked for, int [N, 4] both; −1 (nothing found) is wrong.
 
     Returns:
-      "exact_match": proportion with all four right; "attributes": accuracy of each by name; "rolled": exact match with
-      the labels that another was asked for, what chance gives. It is the mean over all N − 1 ways of rolling the list:
-      a single one of 500 held-out captions can be at 5 % where 3 % are due.
+      "exact_match": proportion with all four right; "attributes": that of each by name; "rolled": exact match with the
+      labels that another was asked for, what chance gives. It is a plain number, the mean over all N − 1 ways of
+      rolling the list: a single one of 500 held-out captions can be at 5 % where 3 % are due.
     """
     pairs = matches(found[:, None], wanted)  # [N, N]; the diagonal belongs together
     n = len(found)
     return {
         "exact_match": proportion(np.diagonal(pairs)),
-        "attributes": {name: float((found[:, i] == wanted[:, i]).mean()) for i, name in enumerate(Labels._fields)},
+        "attributes": {name: proportion(found[:, i] == wanted[:, i]) for i, name in enumerate(Labels._fields)},
         "rolled": float((pairs.sum() - np.trace(pairs)) / (n * (n - 1))),
     }
 
@@ -126,6 +128,9 @@ def nearest(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     images: uint8 [N, R, R, 3]; references: uint8 [M, R, R, 3].
     """
     # Centred before squaring: |a − b|² = |a|² + |b|² − 2ab cancels, and smaller squares lose less of float32.
-    a, b = (pictures.reshape(len(pictures), -1).astype(np.float32) - 128 for pictures in (images, references))
-    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
-    return np.sqrt(np.maximum(squares.min(1), 0) / a.shape[1])
+    a = images.reshape(len(images), -1).astype(np.float32) - 128
+    lengths, least = np.square(a).sum(1), np.full(len(a), np.inf, np.float32)
+    for start in range(0, len(references), NEAREST_CHUNK):
+        b = references[start : start + NEAREST_CHUNK].reshape(-1, a.shape[1]).astype(np.float32) - 128
+        least = np.minimum(least, (lengths[:, None] + np.square(b).sum(1) - 2 * a @ b.T).min(1))
+    return np.sqrt(np.maximum(least, 0) / a.shape[1])

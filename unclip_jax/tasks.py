@@ -237,8 +237,7 @@ class DecoderTask:
         cond = encode(self.clip, model_state["clip"], seen, batch["tokens"])
         if train:
             cond = drop(cond, key, text=self.drop_text, image=self.drop_image)
-        factor = batch["image"].shape[1] // self.stage.model.image_size
-        return box_reduce(to_signed(batch["image"]), factor), cond
+        return box_reduce(to_signed(batch["image"]), self.stage.model.image_size), cond
 
 
 @dataclass(frozen=True)
@@ -276,8 +275,8 @@ class UpsamplerTask:
         """(windows of clean pictures, the same windows of their spoilt reductions)."""
         key_degrade, key_crop, key_level, key_noise = jax.random.split(key, 4)
         size = self.stage.model.image_size
-        x0 = box_reduce(to_signed(batch["image"]), batch["image"].shape[1] // size)
-        low_res = degrade(box_reduce(x0, size // self.low_res_size), key_degrade, self.degrade)
+        x0 = box_reduce(to_signed(batch["image"]), size)
+        low_res = degrade(box_reduce(x0, self.low_res_size), key_degrade, self.degrade)
         level = None
         if self.stage.model.low_res_level:
             level = jax.random.uniform(key_level, low_res.shape[:1])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax.errors import UserError
 from unclip_jax.degrade import (
     BSRConfig,
     DegradeConfig,
@@ -50,10 +51,13 @@ def test_blur_leaves_a_constant_and_the_mean():
 
 
 def test_box_reduce_is_the_mean_of_boxes():
-    reduced = box_reduce(PICTURES, 2)
+    reduced = box_reduce(PICTURES, 3)
     assert reduced.shape == (3, 3, 4, 3)
     np.testing.assert_allclose(reduced[1, 2, 3], PICTURES[1, 4:6, 6:8].mean(axis=(0, 1)), atol=1e-6)
-    np.testing.assert_array_equal(box_reduce(PICTURES, 1), PICTURES)
+    np.testing.assert_array_equal(box_reduce(PICTURES, 6), PICTURES)
+    for height in (4, 12):
+        with pytest.raises(UserError, match=rf"6×8 pixels cannot be reduced to {height}"):
+            box_reduce(PICTURES, height)
 
 
 SPOILT = np.broadcast_to(PICTURES[:1], (N, *PICTURES.shape[1:]))
