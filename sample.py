@@ -50,7 +50,8 @@ SHEET_ROWS = 12  # prompts shown on the contact sheet; every picture is a file o
 class Options:
     """Makes pictures from prompts, or from pictures.
 
-    A picture depends on what was asked, the seed and its index alone, whatever else is made beside it.
+    A picture depends on what was asked, the seed and its index alone, whatever else is made beside it. With --debug
+    errors come with a traceback.
     """
 
     prompt: Annotated[

@@ -28,7 +28,7 @@ PRESETS = {name: row for recipe in RECIPES for name, row in recipe.PRESETS.items
 
 
 def main(argv: list[str]) -> None:
-    about = "Train CLIP and unCLIP; an interrupted run goes on where it was."
+    about = "Train CLIP and unCLIP; an interrupted run goes on where it was. With --debug errors come with a traceback."
     name, config = choose(PRESETS, argv, prog="train.py", description=about)
     recipe = next(recipe for recipe in RECIPES if name in recipe.PRESETS)
     recipe.check(name, config)

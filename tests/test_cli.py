@@ -132,7 +132,8 @@ def assert_refused(ended, script, words):
         (["train.py", "tiny", "--help"], ["--clip.optim.lr", "--run", "--data.directory", "tiny-decoder"]),
         (["sample.py", "--help"], ["--run", "--num", "--seed", "--steps", "--guidance-scale", "--sampler", "--out"]),
         (["sample.py", "--help"], ["--prior NAME", "one_step_prior"]),
-        (["train.py", "--help"], ["shapes-ar-prior", "shapes-one-step-prior", "beside its own"]),
+        (["sample.py", "--help"], ["--debug"]),
+        (["train.py", "--help"], ["--debug", "shapes-ar-prior", "shapes-one-step-prior", "beside its own"]),
     ],
 )
 def test_help(command, argv, words):

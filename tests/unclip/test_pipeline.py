@@ -249,6 +249,21 @@ class TestFiles:
         monkeypatch.setattr(pipeline, "SHIPPED", tiny_run)
         assert load().unclip == tiny_system.unclip
 
+    def test_the_shipped_weights_are_those_of_the_presets(self):
+        """What `train.py shapes-long` writes, in 8 MB at most; CI draws with them."""
+        loaded = load()
+        names = ("prior", "decoder", "upsampler")
+        prior, decoder, upsampler = (preset(f"shapes-{name}") for name in names)
+        assert loaded.unclip == UnCLIP(clip_jax.preset("shapes"), prior, decoder, (upsampler,))
+        assert sum(path.stat().st_size for path in pipeline.SHIPPED.rglob("*") if path.is_file()) <= 8e6
+        keys = jax.eval_shape(lambda: KEYS[:1])
+        drawn = jax.eval_shape(
+            lambda params, keys: generate(loaded.unclip, params, loaded.tokenize(PROMPTS[:1]), keys),
+            loaded.params,
+            keys,
+        )
+        assert drawn.images.shape == (1, 64, 64, 3)
+
     def test_half_precision_is_only_a_way_to_store(self, tiny_system, tmp_path):
         params = tiny_system.params["prior"]
         save_stage(tmp_path, tiny_system.unclip.prior, params, dtype=jnp.float16)
