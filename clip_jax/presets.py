@@ -340,6 +340,7 @@ PRESETS: dict[str, Preset] = {
 
     #                               embed image patch width layers text layers head  stem
     "shapes":         Preset(small(    16,   64,   16,   96,     3,  96,     2,  32, (24, 48, 96)), None, OURS),
+    "shapes-wide":    Preset(small(    64,   64,   16,   96,     3,  96,     2,  32, (24, 48, 96)), None, OURS),
     "tiny":           Preset(small(    16,   32,    8,   32,     2,  32,     2,  16), None, OURS),
     "tiny_resnet_bert": Preset(TINY_RESNET_BERT, None, OURS),
 }

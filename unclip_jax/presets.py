@@ -53,7 +53,14 @@ def shapes_one_step_prior(width: int, layers: int, heads: int, *, text_width: in
 
 
 def shapes_decoder(
-    size: int, patch: int, levels: tuple[Level, ...], head: int, *, text_width: int = 96, steps: int = 32
+    size: int,
+    patch: int,
+    levels: tuple[Level, ...],
+    head: int,
+    *,
+    text_width: int = 96,
+    steps: int = 32,
+    guidance_scale: float = 1.0,
 ) -> Stage:
     """A decoder over patches.
 
@@ -75,7 +82,7 @@ def shapes_decoder(
         ),
         prediction="x0",
         weight="capped_v",
-        sampling=Sampling("dpmpp_2m", num_steps=steps, guidance_scale=1.0),
+        sampling=Sampling("dpmpp_2m", num_steps=steps, guidance_scale=guidance_scale),
     )
 
 
@@ -181,6 +188,8 @@ PRESETS: dict[str, Preset] = {
     "shapes-one-step-prior": Preset(shapes_one_step_prior(96, 3, 3), OURS),
     #                                         size patch width blocks attention   head width
     "shapes-decoder":   Preset(shapes_decoder(  32, 2, (Level(48, 1), Level(96, 1, True)), 48), OURS),
+    "shapes-decoder-guided": Preset(
+        shapes_decoder(32, 2, (Level(48, 1), Level(96, 1, True)), 48, steps=16, guidance_scale=2.0), OURS),
     "shapes-upsampler": Preset(shapes_upsampler(64, 2, (Level(32, 1),)), OURS),
     "shapes-upsampler_1": Preset(shapes_upsampler(128, 4, (Level(32, 1),)), OURS),
 

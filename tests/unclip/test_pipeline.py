@@ -11,6 +11,8 @@ import pytest
 
 import clip_jax
 from clip_jax.errors import UserError
+from recipes.shapes import LONG
+from recipes.stage import fitted
 from unclip_jax import pipeline
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
@@ -251,10 +253,10 @@ class TestFiles:
 
     def test_the_shipped_weights_are_those_of_the_presets(self):
         """What `train.py shapes-long` writes, in 8 MB at most; CI draws with them."""
-        loaded = load()
-        names = ("prior", "decoder", "upsampler")
-        prior, decoder, upsampler = (preset(f"shapes-{name}") for name in names)
-        assert loaded.unclip == UnCLIP(clip_jax.preset("shapes"), prior, decoder, (upsampler,))
+        loaded, clip = load(), clip_jax.preset(LONG.clip.model)
+        trainings = (LONG.prior, LONG.decoder, LONG.upsampler)
+        prior, decoder, upsampler = (fitted(preset(training.model), clip) for training in trainings)
+        assert loaded.unclip == UnCLIP(clip, prior, decoder, (upsampler,))
         assert sum(path.stat().st_size for path in pipeline.SHIPPED.rglob("*") if path.is_file()) <= 8e6
         keys = jax.eval_shape(lambda: KEYS[:1])
         drawn = jax.eval_shape(
