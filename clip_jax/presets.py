@@ -339,8 +339,8 @@ PRESETS: dict[str, Preset] = {
     "mini_fashion":       Preset(MINI_FASHION, 65_452, "a tutorial's CLIP from scratch on Fashion-MNIST"),
 
     #                               embed image patch width layers text layers head  stem
-    "shapes":         Preset(small(    16,   64,   16,   96,     3,  96,     2,  32, (24, 48, 96)), None, OURS),
-    "shapes-wide":    Preset(small(    64,   64,   16,   96,     3,  96,     2,  32, (24, 48, 96)), None, OURS),
+    "shapes":         Preset(small(    64,   64,   16,   96,     3,  96,     2,  32, (24, 48, 96)), None, OURS),
+    "shapes-narrow":  Preset(small(    16,   64,   16,   96,     3,  96,     2,  32, (24, 48, 96)), None, OURS),
     "tiny":           Preset(small(    16,   32,    8,   32,     2,  32,     2,  16), None, OURS),
     "tiny_resnet_bert": Preset(TINY_RESNET_BERT, None, OURS),
 }

@@ -66,7 +66,7 @@ def optim(lr: float, ema_decay: float = 0.995, **rest: Any) -> OptimConfig:
 # helps the decoder with unseen pairs in the same way; with 1.0 it learns no shapes.
 SHAPES = Shapes(
     run=Path("runs/shapes"),
-    clip=StageTraining("shapes", 1000, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=3.0)),
+    clip=StageTraining("shapes-narrow", 1000, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=3.0)),
     prior=StageTraining("shapes-prior", 800, 64, optim(2e-3, kind="muon")),
     decoder=StageTraining("shapes-decoder", 1800, 16, optim(4e-3, kind="muon", weight_decay=0.3)),
     upsampler=StageTraining("shapes-upsampler", 600, 32, optim(2e-3)),
@@ -85,7 +85,7 @@ OTHER_PRIORS = {
 # come to lie so near to the images' that in their place they are drawn as well, and the prior has nothing left to do.
 LONG = Shapes(
     run=Path("runs/shapes-long"),
-    clip=StageTraining("shapes-wide", 2400, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=0.1)),
+    clip=StageTraining("shapes", 2400, 64, optim(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=0.1)),
     prior=dataclasses.replace(SHAPES.prior, num_steps=4000),
     decoder=StageTraining("shapes-decoder-guided", 5000, 16, optim(4e-3, kind="muon")),
     upsampler=dataclasses.replace(SHAPES.upsampler, num_steps=1500),

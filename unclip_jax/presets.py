@@ -17,18 +17,17 @@ class Preset(NamedTuple):
     source: str
 
 
-EMBED_DIM, CONTEXT = 16, 24
-"""Widths of an embedding and length of a caption in the CLIPs "shapes" and "tiny"."""
+CONTEXT = 24  # tokens of a caption in the CLIPs of the small presets
 
 
-def shapes_prior(width: int, layers: int, heads: int, *, text_width: int = 96) -> Stage:
+def shapes_prior(width: int, layers: int, heads: int, *, embed_dim: int = 64, text_width: int = 96) -> Stage:
     """A prior over the embeddings of the CLIP of the same name; it predicts x0, as in the paper (§2.2).
 
     Pictures of one caption differ by a hundredth of the variance of all. At unit deviation noise hides that at all but
     the last of the times, and the prior draws the mean; at a deviation of 5 half of the times are about it.
     """
     return Stage(
-        model=PriorConfig(EMBED_DIM, text_width, CONTEXT, width, layers, heads, scale=5.0, skip=True),
+        model=PriorConfig(embed_dim, text_width, CONTEXT, width, layers, heads, scale=5.0, skip=True),
         prediction="x0",
         weight="capped_v",
         weight_cap=100.0,
@@ -37,19 +36,28 @@ def shapes_prior(width: int, layers: int, heads: int, *, text_width: int = 96) -
 
 
 def shapes_ar_prior(
-    width: int, layers: int, heads: int, *, components: int, buckets: int, text_width: int = 96
+    width: int,
+    layers: int,
+    heads: int,
+    *,
+    components: int,
+    buckets: int,
+    embed_dim: int = 64,
+    text_width: int = 96,
 ) -> ARStage:
     """The embedding as a row of tokens; the buckets are coarser than the paper's, each has to be seen in training.
 
     Guidance is what keeps a row together: one unlucky token turns all that follow.
     """
-    model = ARPriorConfig(EMBED_DIM, text_width, CONTEXT, width, layers, heads, components, buckets)
+    model = ARPriorConfig(embed_dim, text_width, CONTEXT, width, layers, heads, components, buckets)
     return ARStage(model, ARSampling(guidance_scale=2.0))
 
 
-def shapes_one_step_prior(width: int, layers: int, heads: int, *, text_width: int = 96) -> OneStepStage:
+def shapes_one_step_prior(
+    width: int, layers: int, heads: int, *, embed_dim: int = 64, text_width: int = 96
+) -> OneStepStage:
     """The transformer of ``shapes_prior`` without the time."""
-    return OneStepStage(PriorConfig(EMBED_DIM, text_width, CONTEXT, width, layers, heads, time_token=False))
+    return OneStepStage(PriorConfig(embed_dim, text_width, CONTEXT, width, layers, heads, time_token=False))
 
 
 def shapes_decoder(
@@ -58,6 +66,7 @@ def shapes_decoder(
     levels: tuple[Level, ...],
     head: int,
     *,
+    embed_dim: int = 64,
     text_width: int = 96,
     steps: int = 32,
     guidance_scale: float = 1.0,
@@ -75,7 +84,7 @@ def shapes_decoder(
             head_width=head,
             groups=16,
             time_width=128,
-            image_embed_dim=EMBED_DIM,
+            image_embed_dim=embed_dim,
             text_width=text_width,
             context_width=64,
             coordinates=True,
@@ -176,6 +185,7 @@ def published_upsampler(
 
 
 FAST27, DDIM15 = Sampling("ddim", num_steps=27, grid="fast27"), Sampling("ddim", num_steps=15)
+TINY = {"embed_dim": 16, "text_width": 32}
 PAPER = "Ramesh et al. 2022, Table 3"
 OURS = "this project: small enough to train on two CPU cores"
 OURS_SMALLER = "this project: the paper's, small enough to train on one accelerator"
@@ -184,7 +194,7 @@ OURS_SMALLER = "this project: the paper's, small enough to train on one accelera
 PRESETS: dict[str, Preset] = {
     #                                       width layers heads
     "shapes-prior":     Preset(shapes_prior( 96,     3,    3), OURS),
-    "shapes-ar-prior":       Preset(shapes_ar_prior(96, 3, 3, components=16, buckets=128), OURS),
+    "shapes-ar-prior":       Preset(shapes_ar_prior(96, 3, 3, components=32, buckets=128), OURS),
     "shapes-one-step-prior": Preset(shapes_one_step_prior(96, 3, 3), OURS),
     #                                         size patch width blocks attention   head width
     "shapes-decoder":   Preset(shapes_decoder(  32, 2, (Level(48, 1), Level(96, 1, True)), 48), OURS),
@@ -193,11 +203,10 @@ PRESETS: dict[str, Preset] = {
     "shapes-upsampler": Preset(shapes_upsampler(64, 2, (Level(32, 1),)), OURS),
     "shapes-upsampler_1": Preset(shapes_upsampler(128, 4, (Level(32, 1),)), OURS),
 
-    "tiny-prior":       Preset(shapes_prior(32, 1, 2, text_width=32), OURS),
-    "tiny-ar-prior":         Preset(shapes_ar_prior(32, 1, 2, components=5, buckets=16, text_width=32), OURS),
-    "tiny-one-step-prior":   Preset(shapes_one_step_prior(32, 1, 2, text_width=32), OURS),
-    "tiny-decoder":     Preset(
-        shapes_decoder(16, 2, (Level(16, 1), Level(32, 1, True)), 16, steps=4, text_width=32), OURS),
+    "tiny-prior":       Preset(shapes_prior(32, 1, 2, **TINY), OURS),
+    "tiny-ar-prior":         Preset(shapes_ar_prior(32, 1, 2, components=5, buckets=16, **TINY), OURS),
+    "tiny-one-step-prior":   Preset(shapes_one_step_prior(32, 1, 2, **TINY), OURS),
+    "tiny-decoder":     Preset(shapes_decoder(16, 2, (Level(16, 1), Level(32, 1, True)), 16, steps=4, **TINY), OURS),
     "tiny-upsampler":   Preset(shapes_upsampler(32, 4, (Level(16, 1),)), OURS),
     "tiny-upsampler_1": Preset(shapes_upsampler(64, 8, (Level(16, 1),)), OURS),
 

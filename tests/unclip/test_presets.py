@@ -112,7 +112,7 @@ def test_the_published_rows_are_the_papers_table():
 
 def test_the_shapes_system_fits_the_repository():
     """All four networks in float16: the shipped weights may take 8 MB."""
-    clip = jax.eval_shape(lambda key: clip_jax.init(clip_jax.preset("shapes-wide"), key), jax.random.key(0))
+    clip = jax.eval_shape(lambda key: clip_jax.init(clip_jax.preset("shapes"), key), jax.random.key(0))
     trees = [clip, *(parameters(f"shapes-{part}") for part in ("prior", "decoder", "upsampler"))]
     assert 2 * sum(leaf.size for leaf in jax.tree.leaves(trees)) < 8e6
 
