@@ -74,7 +74,7 @@ def shapes_decoder(
     """A decoder over patches.
 
     It predicts x0: the noise of a patch would have to squeeze through the stem, the picture need not. Guidance is off
-    until asked for: it makes the pictures of one caption more alike, as fewer steps do, and hardly more right.
+    unless given: it makes the pictures of one caption more alike, as fewer steps do, and hardly more right.
     """
     return Stage(
         model=UNetConfig(
