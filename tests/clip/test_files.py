@@ -176,7 +176,8 @@ BROKEN = {
     ],
     "git lfs pull": [lfs],
     "bare pickle": [lambda p: p.write_bytes(b"\x80\x02}.")],
-    "holds no weights": [lambda p: write_torch(p, {"epoch": 3}), set_attributes],
+    "holds no weights": [lambda p: write_torch(p, {"epoch": 3})],
+    "sets attributes": [set_attributes],
     "neither": [lambda p: zip_of(p, [("readme.txt", b"x")])],
     "big-endian": [lambda p: zip_of(p, [("a/data.pkl", b"\x80\x02}."), ("a/byteorder", b"big")])],
     "points outside": [
