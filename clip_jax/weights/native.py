@@ -11,12 +11,17 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from clip_jax.errors import UserError
+from clip_jax.weights.kinds import SAFETENSORS, kind_of
+from clip_jax.weights.safetensors_files import SafetensorsFile
+from clip_jax.weights.untrusted import reading
 
-LFS_HEADER = b"version https://git-lfs"
+FLOATS = (  # beside numpy's own; float8 is read, and never written by us
+    *(ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float8_e4m3fnuz),
+    *(ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e8m0fnu),
+)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -29,13 +34,17 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": leaf} -> {"a": {"b": leaf}}."""
+    """{"a/b": leaf} -> {"a": {"b": leaf}}. Raises UserError when "a" is a leaf and holds one at once."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, name = path.split("/")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{path} lies inside another array: the file is damaged")
+        if name in node:
+            raise UserError(f"{path} is an array and holds others at once: the file is damaged")
         node[name] = value
     return tree
 
@@ -58,7 +67,7 @@ def save_params(
     flat = {}
     for name, value in flatten(params).items():
         array = np.asarray(value)
-        if dtype is not None and _is_float(array.dtype):
+        if dtype is not None and is_float(array.dtype):
             with np.errstate(over="ignore"):  # found and named below
                 array = array.astype(dtype)
         flat[name] = np.asarray(array, order="C")  # safetensors scrambles anything else without a word
@@ -74,11 +83,12 @@ def load_params(
     """Reads what `save_params` wrote, as a nested dict of numpy arrays.
 
     Args:
-        expect: nested dict of anything with a `shape` (what `jax.eval_shape` gives); None takes all there is.
+        expect: nested dict of anything with a `shape` and perhaps a `dtype` (what `jax.eval_shape` gives); None takes
+            all there is.
         dtype: of the floating-point arrays; half precision is a way to store, so the default gives float32 back.
 
-    Raises: UserError naming, all at once, what is missing, not expected, of another shape, or not finite; or that the
-        file is absent, damaged, or a Git LFS pointer.
+    Raises: UserError naming, all at once, what is missing, not expected, of another shape or type, or not finite; or
+        that the file is absent, damaged, or a Git LFS pointer.
     """
     flat = read_safetensors(path)
     faults = []
@@ -92,32 +102,36 @@ def load_params(
         ]
         faults += [f"{what}: {_some(names)}" for what, names in (("missing", missing), ("unused", unused)) if names]
         faults += [f"wrong shape: {_some(wrong)}"] if wrong else []
+        faults += _wrong_types(flat, flatten(expect))
     if not_finite := _not_finite(flat):
         faults.append(not_finite)
     if faults:
         raise UserError(f"{path} does not fit: {'; '.join(faults)}")
-    return unflatten({n: a.astype(dtype) if _is_float(a.dtype) else a for n, a in flat.items()})
+    with reading(Path(path)):
+        return unflatten({n: a.astype(dtype) if is_float(a.dtype) else a for n, a in flat.items()})
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All arrays of a safetensors file. Raises UserError when it is absent, damaged, or a Git LFS pointer."""
-    try:
-        with open(path, "rb") as file:
-            if file.read(len(LFS_HEADER)) == LFS_HEADER:
-                raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`")
-        with safe_open(path, "np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read weights from {path}: {error}") from error
+    """All arrays of a safetensors file.
+
+    Raises: UserError when it is absent, damaged, another kind of file, or holds a name twice.
+    """
+    file = _open(path)
+    return {name: file.read(name) for name in file.tensors}
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """The text kept in the header by `save_params(metadata=…)`."""
-    try:
-        with safe_open(path, "np") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read weights from {path}: {error}") from error
+    return _open(path).metadata
+
+
+def _open(path: str | os.PathLike) -> SafetensorsFile:
+    with reading(Path(path)):
+        if (kind := kind_of(Path(path))) != SAFETENSORS:
+            raise UserError(
+                f"it is a {kind} file, and not a safetensors file, which own weights are: give another path"
+            )
+        return SafetensorsFile(path)
 
 
 class atomic_path:
@@ -146,13 +160,24 @@ def _umask() -> int:
     return mask
 
 
-def _is_float(dtype: np.dtype) -> bool:
-    return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
+def is_float(dtype: Any) -> bool:
+    """Floating point, bfloat16 and float8 included, which numpy does not count among them."""
+    return np.issubdtype(dtype, np.floating) or np.dtype(dtype) in FLOATS
 
 
 def _not_finite(flat: Mapping[str, np.ndarray]) -> str:
-    names = [n for n, a in flat.items() if _is_float(a.dtype) and not np.isfinite(a.astype(np.float32)).all()]
+    names = [n for n, a in flat.items() if is_float(a.dtype) and not np.isfinite(a.astype(np.float32)).all()]
     return f"NaN or infinite: {_some(names)}" if names else ""
+
+
+def _wrong_types(flat: Mapping[str, np.ndarray], expect: Mapping[str, Any]) -> list[str]:
+    """Arrays that are integers where floating-point numbers are expected, or the other way round."""
+    wrong = [
+        f"{name} is {array.dtype}, {'' if is_float(expect[name].dtype) else 'no '}floating-point numbers are expected"
+        for name, array in flat.items()
+        if hasattr(expect.get(name), "dtype") and is_float(array.dtype) != is_float(expect[name].dtype)
+    ]
+    return [f"wrong type: {_some(wrong)}"] if wrong else []
 
 
 def _some(names: list[str], limit: int = 8) -> str:

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
 from clip_jax.model import init
-from clip_jax.weights.native import flatten, unflatten
+from clip_jax.weights.native import flatten, is_float, unflatten
 
 Shape = tuple[int, ...]
 BATCH_STATS = "batch_stats/"  # what comes before the path of a running statistic, in tables and in files
@@ -193,11 +192,6 @@ def expected(config: CLIPConfig) -> dict[str, Any]:
 def count(checkpoint: Checkpoint, pattern: str) -> int:
     """How many different numbers stand in the place of the group in names that begin with `pattern`."""
     return len({match[1] for name in checkpoint if (match := re.match(pattern, name))})
-
-
-def is_float(dtype: np.dtype) -> bool:
-    """Floating point, bfloat16 included, which numpy does not count among them."""
-    return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
 
 
 def report(where: str, **faults: list[str]) -> None:
