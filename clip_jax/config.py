@@ -5,37 +5,24 @@ A config is checked when it is made, so a model that exists has sizes that fit. 
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from clip_jax.errors import UserError
+from clip_jax.fields import brief, check_types
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Positions = Literal["learned", "sinusoidal"]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # Pillow's
 TokenizerKind = Literal["clip", "bert", "roberta", "siglip", "siglip2", "ascii"]
-
-
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{type(config).__name__}.{name} is {value!r}: it must be an integer of at least 1")
 
 
 def _check_above_zero(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if not value > 0:
             raise UserError(f"{type(config).__name__}.{name} is {value!r}: it must be a number above 0")
-
-
-def _check_choice(config: Any, **choices: Any) -> None:
-    for name, allowed in choices.items():
-        value = getattr(config, name)
-        if value not in get_args(allowed):
-            raise UserError(
-                f"{type(config).__name__}.{name} is {value!r}: choose one of {', '.join(map(str, get_args(allowed)))}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +39,9 @@ class TransformerConfig:
     remat: bool = False  # recompute each block in the backward pass
 
     def __post_init__(self) -> None:
-        _check_positive(self, "width", "layers", "heads", *(["mlp_width"] if self.mlp_width is not None else []))
+        check_types(self)
         if self.width % self.heads:
             raise UserError(f"{type(self).__name__}: heads {self.heads} does not divide width {self.width}")
-        _check_choice(self, activation=Activation)
         _check_above_zero(self, "ln_eps")
 
 
@@ -68,8 +54,8 @@ class _PatchConfig(TransformerConfig):
     channels: int = 3
 
     def __post_init__(self) -> None:
+        _check_square(self)
         super().__post_init__()
-        _check_positive(self, "image_size", "patch_size", "channels")
         # SigLIP's SO400M/14 at 384 pixels looks at 27 × 14 = 378 of them; the others have no such checkpoint.
         crops = getattr(self, "pool", "cls") == "map" and self.image_size > self.patch_size
         if self.image_size % self.patch_size and not crops:
@@ -101,9 +87,6 @@ class ViTConfig(_PatchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice(self, pool=Literal["cls", "map"], positions=Positions)
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in self.stem):
-            raise UserError(f"{type(self).__name__}.stem is {self.stem}: widths must be integers of at least 1")
         if self.patch_size % 2 ** len(self.stem):
             raise UserError(
                 f"{type(self).__name__}: patch_size {self.patch_size} is not divisible by {2 ** len(self.stem)}, "
@@ -124,7 +107,6 @@ class EVA02Config(_PatchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(self, "rope_grid")
         if self.width // self.heads % 4:
             raise UserError(
                 f"{type(self).__name__}: heads {self.heads} of width {self.width} have {self.width // self.heads} "
@@ -147,8 +129,9 @@ class ResNetConfig:
     bn_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        _check_positive(self, "image_size", "width", "heads", "channels")
-        _check_stages(self)
+        _check_square(self)
+        check_types(self)
+        _check_above_zero(self, "bn_eps")
         if self.image_size % 32:
             raise UserError(f"{type(self).__name__}.image_size is {self.image_size}: it must be a multiple of 32")
         if self.width % 2 or 32 * self.width % self.heads:
@@ -168,15 +151,17 @@ class PlainResNetConfig:
     bn_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        _check_positive(self, "image_size", "width", "channels")
-        _check_stages(self)
+        _check_square(self)
+        check_types(self)
+        _check_above_zero(self, "bn_eps")
 
 
-def _check_stages(config: "ResNetConfig | PlainResNetConfig") -> None:
-    layers = config.layers
-    if len(layers) != 4 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in layers):
-        raise UserError(f"{type(config).__name__}.layers is {layers}: four stages of at least one block each")
-    _check_above_zero(config, "bn_eps")
+def _check_square(config: "_PatchConfig | ResNetConfig | PlainResNetConfig") -> None:
+    if isinstance(config.image_size, list | tuple):
+        raise UserError(
+            f"{type(config).__name__}.image_size is {config.image_size}: only square pictures are supported, give the "
+            "one number of pixels of a side"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +175,6 @@ class _TextConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(self, "vocab_size", "context_length")
-        _check_choice(self, tokenizer=TokenizerKind)
         self._check_ids("pad_id")
 
     def _check_ids(self, *names: str) -> None:
@@ -218,9 +201,6 @@ class TextConfig(_TextConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_ids("eos_id")
-        _check_choice(
-            self, attention=Literal["causal", "text", "full"], pool=Literal["eos", "last"], positions=Positions
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,8 +222,6 @@ class BertConfig(_TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(self, "max_positions", "type_vocab_size")
-        _check_choice(self, positions=Literal["bert", "roberta"], pool=Literal["cls", "pooler"])
         room = self.max_positions - (self.pad_id + 1 if self.positions == "roberta" else 0)
         if self.context_length > room:
             raise UserError(f"{type(self).__name__}: context_length {self.context_length} exceeds the {room} positions")
@@ -253,19 +231,28 @@ class BertConfig(_TextConfig):
 class PreprocessConfig:
     """From a picture to the network's input. It belongs to the weights, not to the architecture.
 
-    `mean` and `std` have one number per channel: three for RGB, one for grey.
+    `mean` and `std` have one number per channel: three for RGB, one for grey. They are in units of a pixel / 255; a
+    recipe that rescales otherwise is the same with other means and deviations.
+
+    `resize`: the "shortest" side becomes `resize_to` pixels, or both do whatever the aspect ("squash"), or the picture
+    stays as it is ("none"). Then the centre is cut out, where the sizes differ; a smaller picture gets a black border.
+    `resize_to` None: the size of the network's input. `crop`: which of the two middle pixels a crop begins at when what
+    is cut off is odd: torchvision rounds half of it (to even), transformers cuts it down ("floor").
     """
 
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    resize: Literal["shortest", "squash"] = "shortest"  # and a centre crop | both sides, whatever the aspect
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize: Literal["shortest", "squash", "none"] = "shortest"
+    interpolation: Interpolation = "bicubic"
+    resize_to: int | None = None
+    crop: Literal["round", "floor"] = "round"
 
     def __post_init__(self) -> None:
-        _check_choice(self, resize=Literal["shortest", "squash"], interpolation=Literal["bicubic", "bilinear"])
-        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
+        check_types(self)
+        if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
             raise UserError(
-                f"PreprocessConfig: mean {self.mean}, std {self.std}: three numbers each (one for grey), std above 0"
+                f"PreprocessConfig: mean {brief(self.mean)}, std {brief(self.std)}: as many numbers each as the "
+                "pictures have channels, std above 0"
             )
 
 
@@ -291,17 +278,18 @@ class CLIPConfig:
     logit_bias_init: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.vision is None and self.text is None:
             raise UserError("CLIPConfig: vision and text are both None: a CLIP has at least one tower")
         for name, types in (("vision", VISION_TYPES), ("text", TEXT_TYPES)):
             tower = getattr(self, name)
             if tower is not None and type(tower) not in types.values():
                 raise UserError(f"CLIPConfig.{name} is a {type(tower).__name__}: give one of {', '.join(types)}")
-        if self.embed_dim is not None:
-            _check_positive(self, "embed_dim")
-        elif self.two_towers:
+        if type(self.preprocess) is not PreprocessConfig:
+            raise UserError(f"CLIPConfig.preprocess is {brief(self.preprocess)}: give a PreprocessConfig")
+        if self.embed_dim is None and self.two_towers:
             raise UserError("CLIPConfig.embed_dim is None: two towers need the dimension of the space they meet in")
-        elif isinstance(self.vision, ResNetConfig):
+        if self.embed_dim is None and isinstance(self.vision, ResNetConfig):
             raise UserError("CLIPConfig.embed_dim is None: attention pooling ends in a projection")
         if self.vision is None:
             return
@@ -336,7 +324,7 @@ class CLIPConfig:
 
         Raises: UserError for a field that is unknown or missing, or for sizes that do not fit.
         """
-        fields = dict(data)
+        fields = _object(data, "the CLIP config")
         fields["vision"] = _tower(fields, "vision", VISION_TYPES)
         fields["text"] = _tower(fields, "text", TEXT_TYPES)
         if "preprocess" in fields:
@@ -352,22 +340,29 @@ def _with_lists(data: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
 
 
+def _object(data: Any, where: str) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where} is {brief(data)}: it must be an object of fields")
+    return dict(data)
+
+
 def _tower(fields: dict[str, Any], name: str, types: dict[str, type]) -> Any:
     if name in fields and fields[name] is None:
         return None
-    tower = dict(fields.get(name) or {})
+    tower = _object(fields.get(name, {}), f"config field {name}")
     kind = tower.pop("type", None)
-    if kind not in types:
-        raise UserError(f"config field {name}.type is {kind!r}: this version knows {', '.join(types)}")
+    if not isinstance(kind, str) or kind not in types:
+        raise UserError(f"config field {name}.type is {brief(kind)}: this version knows {', '.join(types)}")
     return _build(types[kind], tower, name)
 
 
-def _build(cls: type, data: dict[str, Any], where: str) -> Any:
+def _build(cls: type, data: Any, where: str) -> Any:
+    data = _object(data, where)
     known = {f.name: f for f in dataclasses.fields(cls)}
     required = {
         n for n, f in known.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
     unknown, missing = sorted(data.keys() - known), sorted(required - data.keys())
     if unknown or missing:
-        raise UserError(f"{where}: unknown fields {unknown}, missing fields {missing}")
+        raise UserError(f"{where}: unknown fields {brief(unknown, 300)}, missing fields {missing}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})

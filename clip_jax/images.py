@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +22,12 @@ from jaxtyping import Array, Float, Num
 from PIL import Image, ImageOps
 
 from clip_jax.arrays import AnyArray
-from clip_jax.config import PreprocessConfig
+from clip_jax.config import Interpolation, PreprocessConfig
 from clip_jax.errors import UserError
 
 Picture = str | os.PathLike | bytes | Image.Image | AnyArray
-RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels of the network's input
 MOST_PIXELS = 100_000_000  # of a resized picture; a strip of 1 × 100,000 pixels would fill the memory
 
 
@@ -96,29 +97,47 @@ def _from_16_bits(values: np.ndarray) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, size: int, config: PreprocessConfig) -> Image.Image:
-    """RGB, `size` × `size`. The order (resize, crop, then RGB) and every rounding are torchvision's.
+    """`size` × `size`, in RGB (RGBA stays so). The order (resize, crop, then RGB) and every rounding are torchvision's,
+    or transformers' where the config says so.
 
     Raises: UserError for a strip so long that resizing it would fill the memory.
     """
-    resampling = RESAMPLING[config.interpolation]
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    side, resampling = config.resize_to or size, RESAMPLING[config.interpolation]
     if config.resize == "squash":
-        return image.convert("RGB").resize((size, size), resampling)
+        image = image.convert(mode).resize((side, side), resampling)
+    elif config.resize == "shortest":
+        image = _shortest(image, side, resampling)
+    width, height = image.size
+    if (width, height) != (size, size):
+        left, top = (_offset(long - size, config.crop) for long in (width, height))
+        image = image.crop((left, top, left + size, top + size))
+    return image.convert(mode)
+
+
+def _shortest(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
     width, height = image.size
     short, long = min(width, height), max(width, height)
-    if short != size:
-        other = int(size * long / short)  # truncated, not rounded
-        if size * other > MOST_PIXELS:
-            raise UserError(f"a picture of {width} × {height} pixels is too long a strip for this model: crop it")
-        image = image.resize((size, other) if width <= height else (other, size), resampling)
-    width, height = image.size
-    left, top = round((width - size) / 2), round((height - size) / 2)  # to even, as Python does
-    return image.crop((left, top, left + size, top + size)).convert("RGB")
+    if short == side:
+        return image
+    other = int(side * long / short)  # truncated, not rounded
+    if side * other > MOST_PIXELS:
+        raise UserError(f"a picture of {width} × {height} pixels is too long a strip for this model: crop it")
+    return image.resize((side, other) if width <= height else (other, side), resampling)
+
+
+def _offset(excess: int, crop: str) -> int:
+    """Where a crop begins that leaves out `excess` pixels; below 0 there is a black border instead."""
+    if crop == "floor":
+        return excess // 2
+    return round(excess / 2) if excess >= 0 else -(-excess // 2)  # to even, as Python does
 
 
 class Preprocess:
     """`preprocess(images)` -> float32 [B, size, size, 3], CLIP-normalised: one picture or several, of any size.
 
-    With one number of mean and std the pictures become grey: [B, size, size, 1].
+    With one number of mean and std the pictures become grey: [B, size, size, 1]. With four, pictures are arrays uint8
+    [H, W, 4] or Pillow images of mode RGBA, whose channels are taken as they are.
     """
 
     def __init__(self, config: PreprocessConfig, size: int):
@@ -149,5 +168,20 @@ class Preprocess:
 
     def pixels(self, image: Any) -> np.ndarray:
         """A single picture resized and cropped, uint8 [H, W, c]: what the network sees, for people to look at."""
-        picture = resize_and_crop(open_image(image), self.size, self.config)
-        return np.asarray(picture) if len(self.config.mean) == 3 else np.asarray(picture.convert("L"))[..., None]
+        channels = len(self.config.mean)
+        if channels not in MODES:
+            raise UserError(f"this model takes pictures of {channels} channels, of which there is no kind: give arrays")
+        picture = _four_channels(image) if channels == 4 else open_image(image)
+        picture = resize_and_crop(picture, self.size, self.config)
+        return np.asarray(picture.convert("L"))[..., None] if channels == 1 else np.asarray(picture)
+
+
+def _four_channels(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image) and image.mode == "RGBA":
+        return image
+    array = np.asarray(image) if hasattr(image, "__array__") else None
+    if array is None or array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 4 or not array.size:
+        raise UserError(
+            "this model takes pictures of 4 channels: give an array uint8 [H, W, 4] or a Pillow image of mode RGBA"
+        )
+    return Image.fromarray(np.ascontiguousarray(array), "RGBA")
