@@ -51,7 +51,9 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=None if read_only else keep, create=False, read_only=read_only)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep, create=False, read_only=read_only
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> "Checkpoints":

@@ -87,9 +87,7 @@ def choose(
         hint = f"perhaps you meant {close[0]}" if close else f"there are {', '.join(presets)}"
         raise UserError(f"{name}: there is no such preset; {hint}")
     about, default = presets[name]
-    config = parse(
-        type(default), rest, prog=f"{prog} {name}", default=default, description=about, culprit=_field
-    )
+    config = parse(type(default), rest, prog=f"{prog} {name}", default=default, description=about, culprit=_field)
     return name, config
 
 

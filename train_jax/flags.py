@@ -17,7 +17,10 @@ T = TypeVar("T")
 FITS = "{what} does not fit {kind}"
 # What tyro writes into its boxes, and the same in a line. `flag` is the culprit, `what` is wrong with it.
 SAYINGS = (
-    (r"Error parsing (?P<flag>\S+): invalid literal for int\(\) with base 10: (?P<what>.*)", "{what} is not an integer"),
+    (
+        r"Error parsing (?P<flag>\S+): invalid literal for int\(\) with base 10: (?P<what>.*)",
+        "{what} is not an integer",
+    ),
     (r"Error parsing (?P<flag>\S+): could not convert string to float: (?P<what>.*)", "{what} is not a number"),
     (r"Error parsing (?P<flag>\S+): no type matching (?P<kind>.*) could be instantiated from \[(?P<what>.*)\]\.", FITS),
     (r"Error parsing (?P<flag>\S+): Could not find valid parse for arguments: \[(?P<what>.*)\]", "{what} does not fit"),
@@ -119,9 +122,7 @@ def _flags(read: Callable[[Sequence[str]], Any]) -> list[str]:
     return list(dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][\w.-]*", shown.getvalue())))
 
 
-def _unknown(
-    tokens: Sequence[str], flags: Callable[[], list[str]], prog: str, culprit: Callable[[str], str]
-) -> str:
+def _unknown(tokens: Sequence[str], flags: Callable[[], list[str]], prog: str, culprit: Callable[[str], str]) -> str:
     given = next((token.partition("=")[0] for token in tokens if token.startswith("-")), None)
     if given is None:
         return f"{tokens[0]}: it follows no flag that takes it; `{prog} --help` lists the flags"
