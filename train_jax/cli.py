@@ -35,8 +35,8 @@ def run_main(
 ) -> NoReturn:
     """Run `main(argv)` as a command and exit: 0, 2 for bad input, 1 for a fault, 128 + signal when stopped.
 
-    Bad input is `UserError`, `OSError` and any of `user_errors`, and a `JAX_PLATFORMS` that names what this machine does
-    not have; a fault is `RunError`. Both end in one line `name: culprit: what; what to do` on stderr. With `--debug`
+    Bad input is `UserError`, `OSError` and any of `user_errors`, and a `JAX_PLATFORMS` that names what this machine
+    does not have; a fault is `RunError`. Both end in one line `name: culprit: what; what to do` on stderr. With `--debug`
     anywhere in `argv` they end in their traceback instead.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -167,7 +167,7 @@ def _user_cache() -> Path:
 
 
 def _missing_device() -> str | None:
-    """What is wrong with `JAX_PLATFORMS`, if anything is. JAX itself fails in many ways, depending on who asks first."""
+    """What is wrong with `JAX_PLATFORMS`, if anything is. JAX itself fails in many ways, by who asks first."""
     wanted = os.environ.get("JAX_PLATFORMS")
     if not wanted or "jax" not in sys.modules:
         return None

@@ -179,10 +179,7 @@ def batches(
 
     def batch(step: int) -> HostBatch:
         indices = np.asarray(order[step])
-        if isinstance(reader, InMemory):
-            taken = reader.take(indices)
-        else:
-            taken = _stack([reader[int(i)] for i in indices])
+        taken = reader.take(indices) if isinstance(reader, InMemory) else _stack([reader[int(i)] for i in indices])
         if transform is None:
             return taken
         bad = {BAD: taken.pop(BAD)} if BAD in taken else {}
