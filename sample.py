@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from recipes import edits
 from train_jax.cli import enable_compilation_cache, run_main, tune_cpu
 from train_jax.errors import UserError
+from train_jax.flags import parse
 
 if __name__ == "__main__":
     tune_cpu(training=False)
@@ -185,7 +186,7 @@ def draw(loaded: LoadedUnCLIP, prompts: list[str], options: Options) -> Iterator
 
 
 def main(argv: list[str]) -> None:
-    options = tyro.cli(Options, args=argv, prog="sample.py")
+    options = parse(Options, argv, prog="sample.py")
     check(options)
     name = edits.chosen(options)
     prompts = [] if name else read_prompts(options)

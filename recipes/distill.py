@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.shapes import Data, World, decoded_examples, optim, write_samples
-from recipes.stage import Plan, StageTraining, check_directories, check_training, digest, train_stage
+from recipes.stage import Plan, StageTraining, check_begin, check_directories, check_training, digest, train_stage
+from train_jax.begin import Begin
 from train_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Distillation(StageTraining):
+class Distillation(Begin, StageTraining):
     """Rounds of progressive distillation, each trained alike."""
 
     model: str
@@ -81,6 +82,7 @@ def check(name: str, config: Distillation) -> None:
         raise UserError(f"model: {teacher} has no decoder or upsampler of the name {config.model!r}")
     if config.run.resolve() == teacher.resolve():
         raise UserError(f"run: {config.run} is the teacher's own directory; choose another")
+    check_begin(config, config.run, [f"{config.model}-{num_steps}" for num_steps in config.rounds])
 
 
 def train(name: str, config: Distillation) -> None:
@@ -117,6 +119,7 @@ def train(name: str, config: Distillation) -> None:
             run=config.run,
             seed=config.seed,
             data=data,
+            begin=config,
         )
         teacher, params = task.student, jax.device_get(state.ema_params)
     print(f"pictures: {write_samples(config.run)}")

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.stage import Plan, StageTraining, check_directories, check_training, train_stage
+from recipes.stage import Plan, StageTraining, check_begin, check_directories, check_training, train_stage
+from train_jax.begin import Begin
 from train_jax.errors import UserError
 from train_jax.optim import OptimConfig
 
@@ -28,10 +29,13 @@ class Data:
     """A table (.csv, .tsv, .jsonl with columns image and caption), a folder of classes, or tfds:NAME:SPLIT."""
     directory: Path | None = None
     """Where TFDS keeps its data; None: where it usually does."""
+    max_damaged: float = 0.01
+    """Share of the pictures that may be damaged. The next one stands in for each, it is counted as `bad` in the log;
+    training stops where they are more."""
 
 
 @dataclass(frozen=True)
-class ImageCaptions(StageTraining):
+class ImageCaptions(Begin, StageTraining):
     """A ResNet and BERT on pictures with captions."""
 
     run: Path = Path("runs/resnet50-bert")
@@ -89,6 +93,14 @@ def check(name: str, config: ImageCaptions) -> None:
             f"optim.ema_decay: averaged weights do not fit the running statistics of batch norms; set it to 0, "
             f"not {config.optim.ema_decay}"
         )
+    check_damaged(config.data)
+    check_begin(config, config.run, ["clip"])
+
+
+def check_damaged(data: Data) -> None:
+    """Refuses a share of damaged pictures that is none."""
+    if not 0 <= data.max_damaged <= 1:
+        raise UserError(f"data.max_damaged: {data.max_damaged} is not between 0 and 1")
 
 
 def train(name: str, config: ImageCaptions) -> None:
@@ -117,7 +129,7 @@ def train(name: str, config: ImageCaptions) -> None:
         "clip",
         config,
         Plan(task, clip.to_dict(), export),
-        batches(pairs, batch_size=config.batch_size, seed=config.seed),
+        batches(pairs, batch_size=config.batch_size, seed=config.seed, max_damaged=config.data.max_damaged),
         run=config.run,
         seed=config.seed,
         data={
@@ -126,6 +138,7 @@ def train(name: str, config: ImageCaptions) -> None:
             "context_length": config.context_length,
             "started": sorted({path.partition("/")[0] for path in weights}),
         },
+        begin=config,
     )
     weights_at = config.run / "clip"
     print(f"weights: {weights_at}")

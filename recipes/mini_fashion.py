@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.stage import Plan, StageTraining, check_directories, check_training, train_stage
+from recipes.stage import Plan, StageTraining, check_begin, check_directories, check_training, train_stage
+from train_jax.begin import Begin
 from train_jax.errors import UserError
 from train_jax.optim import OptimConfig
 
@@ -35,7 +36,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class MiniFashion(StageTraining):
+class MiniFashion(Begin, StageTraining):
     """A small CLIP on Fashion-MNIST."""
 
     run: Path = Path("runs/mini-fashion")
@@ -59,6 +60,7 @@ def check(name: str, config: MiniFashion) -> None:
 
     check_training(config)
     check_directories(config.run, config.data.directory)
+    check_begin(config, config.run, ["clip"])
     clip = clip_jax.preset(config.model)
     vision, text = clip.vision, clip.text
     if vision is None or text is None or (vision.image_size, vision.channels, text.tokenizer) != (28, 1, "ascii"):
@@ -98,6 +100,7 @@ def train(name: str, config: MiniFashion) -> None:
         run=config.run,
         seed=config.seed,
         data={"examples": len(examples)},
+        begin=config,
     )
     found = evaluate(state)
     above = found["test/loss"] - found["test/loss_floor"]

@@ -9,7 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from recipes.stage import Plan, StageTraining, check_directories, check_training, digest, fitted, train_stage
+from recipes.stage import (
+    Plan,
+    StageTraining,
+    check_begin,
+    check_directories,
+    check_training,
+    digest,
+    fitted,
+    saved_steps,
+    train_stage,
+)
+from train_jax.begin import Begin
 from train_jax.errors import UserError
 from train_jax.optim import OptimConfig
 
@@ -29,7 +40,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Shapes:
+class Shapes(Begin):
     """The four stages of the whole system, in the order in which they need each other."""
 
     run: Path
@@ -45,7 +56,7 @@ class Shapes:
 
 
 @dataclass(frozen=True)
-class OneStage(StageTraining):
+class OneStage(Begin, StageTraining):
     """One stage; the stages before it are taken from the run directory."""
 
     run: Path = Path("runs/shapes")
@@ -182,7 +193,7 @@ def train_one(name: str, training: StageTraining, config: Shapes | OneStage, wor
     if not name.startswith(("clip", "upsampler")):  # trained against this very CLIP
         data["clip"] = digest(config.run / "clip")
     batches = world.batches(tokenize, training, config.seed)
-    train_stage(name, training, plan, batches, run=config.run, seed=config.seed, data=data)
+    train_stage(name, training, plan, batches, run=config.run, seed=config.seed, data=data, begin=config)
 
 
 def plan_clip(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
@@ -338,6 +349,20 @@ def check(name: str, config: Shapes | OneStage) -> None:
         clip = f"{name.partition('-')[0]}-clip"
         raise UserError(f"{config.run} holds no CLIP, which {name} needs; first run train.py {clip} --run {config.run}")
     check_resolution(name, config)
+    check_begin(config, config.run, STAGES if isinstance(config, Shapes) else [name.partition("-")[2]])
+    if isinstance(config, Shapes) and config.extend:
+        check_clip_stays(config)
+
+
+def check_clip_stays(config: Shapes) -> None:
+    """Refuses to train a CLIP on under the stages that were trained against it, before it is done."""
+    clip, others = saved_steps(config.run / "train" / "clip"), STAGES[1:]
+    trained = [stage for stage in others if saved_steps(config.run / "train" / stage)]
+    if clip and trained and config.clip.num_steps > max(clip):
+        raise UserError(
+            f"clip.num_steps: {config.run} has a {trained[0]} trained against its CLIP of {max(clip)} steps; "
+            "begin another run from it with --begin-from"
+        )
 
 
 def check_resolution(name: str, config: Shapes | OneStage) -> None:

@@ -12,13 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from recipes.image_captions import Data, captions_of
+from recipes.image_captions import Data, captions_of, check_damaged
 from recipes.shapes import draw_sheet
-from recipes.stage import Plan, StageTraining, check_directories, check_training, digest, fitted, train_stage
+from recipes.stage import (
+    Plan,
+    StageTraining,
+    check_begin,
+    check_directories,
+    check_training,
+    digest,
+    fitted,
+    train_stage,
+)
+from train_jax.begin import Begin
 from train_jax.errors import UserError
 from train_jax.optim import OptimConfig
 
 if TYPE_CHECKING:
+    from train_jax.data import Source
     from train_jax.state import TrainState
 
 STATISTICS = 2048  # pictures that the mean and deviation of the embeddings are taken from
@@ -26,7 +37,7 @@ MEASURED = 256  # pictures that the error of a finished prior is measured on, fo
 
 
 @dataclass(frozen=True)
-class Cascade:
+class Cascade(Begin):
     """Prior, decoder and first upsampler, one after the other."""
 
     run: Path
@@ -45,7 +56,7 @@ class Cascade:
 
 
 @dataclass(frozen=True)
-class OneStage(StageTraining):
+class OneStage(Begin, StageTraining):
     """One stage alone."""
 
     run: Path = Path("runs/unclip")
@@ -140,6 +151,8 @@ def check(name: str, config: Cascade | OneStage) -> None:
         raise UserError(f"clip: none was given, and there is none in {config.run}; name the weights of one")
     if config.factor < 2:
         raise UserError(f"factor: {config.factor} is less than 2")
+    check_damaged(config.data)
+    check_begin(config, config.run, STAGES if isinstance(config, Cascade) else [name.partition("-")[2]])
 
 
 def train(name: str, config: Cascade | OneStage) -> None:
@@ -193,12 +206,12 @@ def train_one(
     folder: str, training: StageTraining, config: Cascade | OneStage, clip: Any, pictures: Any, tokens: Any, data: Any
 ) -> None:
     """Trains one stage to its end and writes its averaged weights into the run directory."""
-    from train_jax.data import batches
+    from train_jax.data import Replacing, batches
     from unclip_jax.presets import preset
 
     stage = fitted(preset(training.model), clip.model.config)
     kind = folder.partition("_")[0]
-    source = Pictures(pictures, tokens, *SEEN[kind](stage, clip))
+    source = Replacing(Pictures(pictures, tokens, *SEEN[kind](stage, clip)), max_damaged=config.data.max_damaged)
     task = TASKS[kind](stage, clip, source, folder, config)
 
     def export(state: TrainState) -> None:
@@ -217,6 +230,7 @@ def train_one(
         run=config.run,
         seed=config.seed,
         data=data,
+        begin=config,
     )
 
 
@@ -257,7 +271,7 @@ SEEN = {
 }
 
 
-def prior_task(stage: Any, clip: Any, source: Pictures, folder: str, config: Cascade | OneStage) -> Any:
+def prior_task(stage: Any, clip: Any, source: Source, folder: str, config: Cascade | OneStage) -> Any:
     import numpy as np
 
     from unclip_jax.tasks import PriorTask, embedding_statistics
@@ -267,13 +281,13 @@ def prior_task(stage: Any, clip: Any, source: Pictures, folder: str, config: Cas
     return PriorTask(stage, clip.model.config, params, *embedding_statistics(clip.model.config, params, images))
 
 
-def decoder_task(stage: Any, clip: Any, source: Pictures, folder: str, config: Cascade | OneStage) -> Any:
+def decoder_task(stage: Any, clip: Any, source: Source, folder: str, config: Cascade | OneStage) -> Any:
     from unclip_jax.tasks import DecoderTask
 
     return DecoderTask(stage, clip.model.config, clip.variables["params"])
 
 
-def upsampler_task(stage: Any, clip: Any, source: Pictures, folder: str, config: Cascade | OneStage) -> Any:
+def upsampler_task(stage: Any, clip: Any, source: Source, folder: str, config: Cascade | OneStage) -> Any:
     """On windows of a quarter of the area; blur before the first upsampler, BSR before the second (§2.1)."""
     from unclip_jax.degrade import BSRConfig, DegradeConfig
     from unclip_jax.tasks import UpsamplerTask
@@ -286,7 +300,7 @@ def upsampler_task(stage: Any, clip: Any, source: Pictures, folder: str, config:
 TASKS = {"prior": prior_task, "decoder": decoder_task, "upsampler": upsampler_task}
 
 
-def measured(task: Any, params: Any, source: Pictures) -> Any:
+def measured(task: Any, params: Any, source: Source) -> Any:
     """The parameters of a prior with the error of its estimates, which its analytic variance needs."""
     import jax
     import numpy as np

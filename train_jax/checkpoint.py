@@ -10,7 +10,9 @@ compares them, and a step that fails is set aside as `damaged-STEP` in favour of
 import hashlib
 import json
 import logging
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +26,34 @@ from train_jax.sharding import leaf_path
 from train_jax.state import TrainState
 from train_jax.task import PyTree
 
-__all__ = ["Checkpoints"]
+__all__ = ["WEIGHTS", "Checkpoints"]
 
 log = logging.getLogger(__name__)
 
 ITEMS = ("params", "ema_params", "opt_state", "model_state")
-COUNTERS = ("step", "skipped")
+COUNTERS = ("step", "skipped", "bad")  # absent from a checkpoint older than it, a counter is 0
+WEIGHTS = ("params", "ema_params", "model_state")
 
 
 class Checkpoints:
     """The checkpoints of one run. It owns threads: `close()` it, or use it in a `with`."""
 
-    def __init__(self, directory: Path | str, *, keep: int = 3):
+    def __init__(self, directory: Path | str, *, keep: int = 3, read_only: bool = False):
         """Open `directory`, creating it if need be and removing what a killed save left.
 
         Args:
             keep: how many of the newest steps to keep.
+            read_only: touch nothing, for checkpoints of another run, which may be under way. The directory is there.
         """
         self.directory = Path(directory).resolve()  # orbax refuses a relative path, and only in the background save
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
+        self.read_only = read_only
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep, create=False, read_only=read_only
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -105,10 +113,30 @@ class Checkpoints:
         except Exception as error:
             raise RunError(f"{self.directory}: the last save failed ({_one_line(error)})") from error
 
-    def restore(self, abstract: TrainState, shardings: TrainState) -> TrainState | None:
+    def keep_aside(self, step: int, directory: Path) -> None:
+        """Keep `step` in `directory` too, where no later save removes it; links where the file system has them."""
+
+        def link(source: str, copy: str) -> None:
+            try:
+                os.link(source, copy)
+            except OSError:
+                shutil.copy2(source, copy)
+
+        partial = directory.with_name(f".{directory.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(self.directory / str(step), partial / str(step), copy_function=link)
+        partial.rename(directory)
+
+    def restore(
+        self, abstract: TrainState, shardings: TrainState, *, items: Sequence[str] = ITEMS
+    ) -> TrainState | None:
         """The newest step that is intact, laid out as `shardings` says, or None if nothing was ever saved.
 
         Newer steps that are damaged are renamed to `damaged-STEP`, with a warning each.
+
+        Args:
+            items: what to read; of the rest the state that is returned has what `abstract` has. `WEIGHTS` leaves out
+                the state of the optimiser.
 
         Raises:
             UserError: an intact step holds other leaves, shapes or dtypes than `abstract`.
@@ -118,7 +146,7 @@ class Checkpoints:
         damaged: dict[int, Exception] = {}
         for step in reversed(self.steps()):
             try:
-                state = self._read(step, placed)
+                state = self._read(step, placed, items)
             except UserError:
                 raise
             except Exception as error:  # orbax and tensorstore raise anything from KeyError to a bare Exception
@@ -133,12 +161,13 @@ class Checkpoints:
             raise RunError(f"{self.directory}: {what}; move the directory away to start again")
         return None
 
-    def _read(self, step: int, placed: TrainState) -> TrainState:
+    def _read(self, step: int, placed: TrainState, names: Sequence[str]) -> TrainState:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if meta["digest"] != _digest(meta) or meta["step"] != step:
             raise ValueError("its metadata has changed")
-        wanted = _items(placed)
-        differences = _differences(meta["leaves"], wanted)
+        wanted = {name: tree for name, tree in _items(placed).items() if name in names}
+        saved = {leaf: what for leaf, what in meta["leaves"].items() if leaf.partition("/")[0] in names}
+        differences = _differences(saved, wanted)
         if differences:
             raise UserError(f"{self.directory / str(step)}: it does not fit: {'; '.join(differences[:3])}")
         args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
@@ -146,10 +175,15 @@ class Checkpoints:
         for name, found in fingerprints(items).items():
             if found.value != meta["leaves"][name]["fingerprint"]:
                 raise ValueError(f"{name} has changed")
-        counters = {name: jax.device_put(np.int32(meta[name]), getattr(placed, name).sharding) for name in COUNTERS}
+        counters = {
+            name: jax.device_put(np.int32(meta.get(name, 0)), getattr(placed, name).sharding) for name in COUNTERS
+        }
         return placed._replace(**items, **counters)
 
     def _set_aside(self, step: int, error: Exception) -> None:
+        if self.read_only:
+            log.warning("%s: this checkpoint is damaged (%s)", self.directory / str(step), _one_line(error))
+            return
         aside, again = self.directory / f"damaged-{step}", 1
         while aside.exists():
             again += 1

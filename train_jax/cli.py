@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from train_jax.errors import Preempted, RunError, UserError
+from train_jax.flags import parse
 
 __all__ = ["choose", "enable_compilation_cache", "quiet", "run_main", "tune_cpu"]
 
@@ -34,8 +35,9 @@ def run_main(
 ) -> NoReturn:
     """Run `main(argv)` as a command and exit: 0, 2 for bad input, 1 for a fault, 128 + signal when stopped.
 
-    Bad input is `UserError`, `OSError` and any of `user_errors`; a fault is `RunError`. Both end in one line
-    `name: culprit: what; what to do` on stderr. With `--debug` anywhere in `argv` they end in their traceback instead.
+    Bad input is `UserError`, `OSError` and any of `user_errors`, and a `JAX_PLATFORMS` that names what this machine
+    does not have; a fault is `RunError`. Both end in one line `name: culprit: what; what to do` on stderr. With `--debug`
+    anywhere in `argv` they end in their traceback instead.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
@@ -53,10 +55,11 @@ def run_main(
     except KeyboardInterrupt:
         _say(name, "stopped")
         status = 130
-    except expected as error:
-        if debug:
+    except Exception as error:
+        line = _describe(error) if isinstance(error, expected) else _missing_device()
+        if debug or line is None:
             raise
-        _say(name, _describe(error))
+        _say(name, line)
         status = 1 if isinstance(error, RunError) else 2
     sys.exit(status)
 
@@ -70,11 +73,9 @@ def choose(
     preset it lists that preset's fields with their values.
 
     Raises:
-        UserError: there is no such preset, or a flag came first.
-        SystemExit: 0 after help, 2 after a mistyped flag (tyro prints what may have been meant).
+        UserError: there is no such preset, a flag came first, or one is unknown or has a value that cannot be.
+        SystemExit: 0 after help, 2 if there were no arguments at all.
     """
-    import tyro
-
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview(presets, prog, description))
         sys.exit(0 if argv else 2)
@@ -86,14 +87,7 @@ def choose(
         hint = f"perhaps you meant {close[0]}" if close else f"there are {', '.join(presets)}"
         raise UserError(f"{name}: there is no such preset; {hint}")
     about, default = presets[name]
-    config = tyro.cli(
-        type(default),
-        default=default,
-        args=rest,
-        prog=f"{prog} {name}",
-        description=about,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    config = parse(type(default), rest, prog=f"{prog} {name}", default=default, description=about, culprit=_field)
     return name, config
 
 
@@ -101,14 +95,16 @@ def enable_compilation_cache(directory: Path | str | None = None) -> Path | None
     """Keep compiled programs from one process to the next; returns where, or None if that cannot be written.
 
     The directory is the one given, else what `JAX_COMPILATION_CACHE_DIR` says, else `unclip-jax` in the user's cache.
+    A user without a home, or with one that is read-only, has none: everything runs, and compiles anew each time.
     """
     import jax
 
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = Path(directory or os.environ.get("JAX_COMPILATION_CACHE_DIR") or home / "unclip-jax")
     try:
+        path = Path(directory or os.environ.get("JAX_COMPILATION_CACHE_DIR") or _user_cache() / "unclip-jax")
         path.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a read-only home is no reason not to run
+    except (OSError, RuntimeError):  # RuntimeError: a uid without an entry in passwd, and no HOME
+        return None
+    if not os.access(path, os.W_OK):  # JAX would warn of every program that it cannot write
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -125,15 +121,16 @@ def tune_cpu(*, training: bool) -> None:
     XLA ends the process at a flag it does not know, so flags are set only for the versions they were tried with;
     elsewhere everything is right, but slower. What the user has set in the environment stays.
     """
+    given = os.environ.get("XLA_FLAGS", "")
     major, minor = (int(part) for part in version("jaxlib").split(".")[:2])
     if not (0, 10) <= (major, minor) <= (0, 12):
         return
     flags = ["--xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce"]
     if training:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(2 ** (min(cores, 8).bit_length() - 1)))
+        if "--xla_force_host_platform_device_count" not in given:  # XLA's way to say it, which JAX's would override
+            os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(2 ** (min(cores, 8).bit_length() - 1)))
         flags.append("--xla_cpu_multi_thread_eigen=false")
-    given = os.environ.get("XLA_FLAGS", "")
     wanted = [flag for flag in flags if flag.partition("=")[0] not in given]
     os.environ["XLA_FLAGS"] = " ".join([given, *wanted]).strip()
 
@@ -163,6 +160,29 @@ def _overview(presets: Mapping[str, tuple[str, object]], prog: str, description:
     lines += ["presets:", *(f"  {name:<{width}}  {about}" for name, (about, _) in presets.items()), ""]
     lines += [f"`{prog} {first} --help` lists the fields of a preset and their values."]
     return "\n".join(lines)
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def _missing_device() -> str | None:
+    """What is wrong with `JAX_PLATFORMS`, if anything is. JAX itself fails in many ways, by who asks first."""
+    wanted = os.environ.get("JAX_PLATFORMS")
+    if not wanted or "jax" not in sys.modules:
+        return None
+    import jax
+
+    try:
+        jax.devices()
+    except Exception:  # an AssertionError without a word, or a RuntimeError
+        return f"JAX_PLATFORMS: no device of {wanted!r} can be used on this machine; unset it, or set it to cpu"
+    return None
+
+
+def _field(flag: str) -> str:
+    """The field that a flag sets: `--optim.warmup-steps` is `optim.warmup_steps`."""
+    return flag.lstrip("-").replace("-", "_")
 
 
 def _describe(error: BaseException) -> str:

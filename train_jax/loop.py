@@ -1,8 +1,10 @@
-"""`fit`: train a task from nothing, or from where it was, to its last step.
+"""`fit`: train a task from nothing, from another run, or from where it was, to its last step.
 
-mesh → data → state or restore → step → log / evaluate / save → done
+mesh → data → how it begins → step → log / evaluate / save → done
 """
 
+import logging
+import shutil
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from train_jax.checkpoint import Checkpoints
-from train_jax.data import Batches, prefetch
+from train_jax.begin import Kept, kept_config, write_config
+from train_jax.checkpoint import WEIGHTS, Checkpoints
+from train_jax.data import BAD, Batches, prefetch
 from train_jax.errors import RunError, UserError
-from train_jax.files import hold, keep_config
+from train_jax.files import hold
 from train_jax.metrics import MetricsLog, Progress, summary
 from train_jax.optim import OptimConfig, make_optimizer
 from train_jax.sharding import Rules, batch_size, make_mesh, state_shardings
@@ -25,6 +29,8 @@ from train_jax.step import make_train_step
 from train_jax.task import Task
 
 __all__ = ["Run", "fit"]
+
+log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # steps dispatched ahead of the device: enough to keep it busy, few enough to stop soon
 HOPELESS = 10  # steps skipped in a row after which going on cannot help
@@ -45,6 +51,13 @@ class Run:
     """Where checkpoints/, config.json, metrics.jsonl and tensorboard/ go; a directory for each run."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """What else identifies the run, as JSON: written to config.json; who continues the run must bring the same."""
+    begin_from: Path | str | None = None
+    """Directory of another run, whose weights this one begins with; with `extend`, all of its state. Once this run has
+    checkpoints of its own they are what it goes on from."""
+    extend: bool = False
+    """Go on though the config has changed; see `train_jax.begin`."""
+    fixed: tuple[str, ...] = ()
+    """Keys of the config, such as "config.model", that may not change even so."""
     log_every: int = 50
     save_every: int = 1000
     keep: int = 3
@@ -92,57 +105,155 @@ def fit(run: Run) -> TrainState:
     directory = Path(run.directory).resolve()
 
     with hold(directory), Interrupts() as interrupts, Checkpoints(directory / "checkpoints", keep=run.keep) as saved:
-        keep_config(directory / "config.json", run.identity(), begun=bool(saved.steps()))
-
+        kept = kept_config(
+            directory / "config.json",
+            run.identity(),
+            step=max(saved.steps(), default=None),
+            extend=run.extend,
+            fixed=run.fixed,
+        )
         init = partial(init_state, run.task, tx)
         init_key, key = jax.random.split(jax.random.key(run.seed))
         abstract = jax.eval_shape(init, init_key)
         shardings = state_shardings(abstract, mesh, run.rules)
         saved.check_space(abstract)
-        state = saved.restore(abstract, shardings)
-        if state is None:
-            state = jax.jit(init, out_shardings=shardings)(init_key)
-        start, skipped = int(state.step), float(state.skipped)
+        fresh = partial(jax.jit(init, out_shardings=shardings), init_key)
+        state, records = _first_state(run, saved, kept, abstract, shardings, fresh)
+        write_config(directory / "config.json", run.identity(), records)
+        start = int(state.step)
 
         step_fn = make_train_step(run.task, tx, mesh, shardings, ema_decay=run.optim.ema_decay, accum=run.optim.accum)
+        watch = Watch(run.name, skipped=int(state.skipped))
         window: list[dict] = []  # metrics since the last log, still on the device
-        in_flight: deque[jax.Array] = deque()
-        hopeless = 0
+        none_bad = np.zeros(examples, np.int32)
         with (
-            MetricsLog(directory, start=start) as log,
+            MetricsLog(directory, start=start) as metrics_log,
             Progress(run.name, start=start, total=run.num_steps, batch_size=examples) as progress,
-            prefetch(run.batches, start, run.num_steps) as stream,
+            prefetch(run.batches, start, max(start, run.num_steps)) as stream,
         ):
             for step, batch in enumerate(stream, start + 1):
-                state, metrics = step_fn(state, batch, key)
+                try:
+                    state, metrics = step_fn(state, {BAD: none_bad, **batch}, key)
+                except FloatingPointError as error:  # JAX_DEBUG_NANS: whoever set it wants to stop at the first
+                    what = " ".join(str(error).split())[:120]
+                    raise RunError(f"{run.name}: step {step}: {what}; without JAX_DEBUG_NANS it is skipped") from error
                 progress.advance(step)
                 window.append(metrics)
-                in_flight.append(metrics["loss"])
-                if len(in_flight) > IN_FLIGHT:
-                    jax.block_until_ready(in_flight.popleft())
+                watch.dispatched(metrics["skipped"])
                 last = step == run.num_steps
 
                 if step % run.log_every == 0 or last:
                     means = summary(window)
-                    hopeless = hopeless + len(window) if means["skipped"] - skipped == len(window) else 0
-                    if hopeless >= HOPELESS:
-                        raise RunError(f"{run.name}: no finite loss in {hopeless} steps; lower optim.lr?")
-                    skipped = means["skipped"]
+                    if not means[BAD]:
+                        del means[BAD]
                     window.clear()
-                    log.write(step, means | {"images_per_second": progress.rate(step)})
+                    metrics_log.write(step, means | {"images_per_second": progress.rate(step)})
                     progress.show(step, means["loss"])
                     if run.on_log is not None:
                         run.on_log(step, means)
 
                 if run.evaluate is not None and (last or (run.evaluate_every and step % run.evaluate_every == 0)):
-                    log.write(step, run.evaluate(state))
+                    metrics_log.write(step, run.evaluate(state))
 
                 if step % run.save_every == 0 or last or interrupts.signum is not None:
+                    watch.settle()
                     saved.save(state)
                     if last or interrupts.signum is not None:
                         saved.wait()
                         interrupts.stop(step)
 
+    if bad := int(state.bad):
+        log.warning("%s: %d damaged examples were passed over, others stood in for them", run.name, bad)
     if run.on_end is not None:
         run.on_end(state)
     return state
+
+
+def _first_state(
+    run: Run,
+    saved: Checkpoints,
+    kept: Kept,
+    abstract: TrainState,
+    shardings: TrainState,
+    fresh: Callable[[], TrainState],
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state that the run goes on from, and what its config.json records of how; see `train_jax.begin`."""
+    records = dict(kept.records)
+    other = None if run.begin_from is None else Path(run.begin_from).resolve()
+    if other is not None and saved.steps() and records.get("begun", {}).get("from") != str(other):
+        here, began = saved.directory.parent, records.get("begun", {}).get("from", "nothing")
+        raise UserError(f"{here}: its run has begun from {began}, not {other}; leave out --begin-from to go on with it")
+
+    state = saved.restore(abstract, shardings)
+    if state is not None:
+        step = int(state.step)
+        if kept.changed:  # later saves and exports replace what was there, so it is kept
+            aside = saved.directory.parent / f"before-{step}"
+            if not (aside / "checkpoints").exists():
+                saved.keep_aside(step, aside / "checkpoints")
+                shutil.copy2(saved.directory.parent / "config.json", aside)
+            records["history"] = [*records.get("history", []), {"step": step, "changed": kept.changed}]
+        if step > run.num_steps:
+            log.warning("%s: num_steps is %d, and step %d is reached already", run.name, run.num_steps, step)
+        return state, records
+    if other is None:
+        return fresh(), records
+    state, how = _of_another_run(run, other, abstract, shardings), "all of its state" if run.extend else "its weights"
+    begun = {"from": str(other), "step": int(state.step), "with": how}
+    if not run.extend:
+        state = fresh()._replace(**{name: getattr(state, name) for name in WEIGHTS})
+    return state, {"begun": begun}
+
+
+def _of_another_run(run: Run, other: Path, abstract: TrainState, shardings: TrainState) -> TrainState:
+    """The newest state of the run in the directory `other`, of which nothing is touched; the weights at least."""
+    if other == Path(run.directory).resolve():
+        raise UserError(f"{other}: a run cannot begin from itself; without --begin-from it goes on")
+    state = None
+    if (other / "checkpoints").is_dir():
+        with Checkpoints(other / "checkpoints", read_only=True) as checkpoints:
+            items = {} if run.extend else {"items": WEIGHTS}
+            state = checkpoints.restore(abstract, shardings, **items)
+    if state is None:
+        raise UserError(f"{other}: there are no checkpoints to begin from; name the directory of a trained run")
+    return state
+
+
+class Watch:
+    """Keeps the host a few steps ahead of the device, and stops a run whose steps are all skipped.
+
+    It looks at each step a little late, when the device is done with it, so nothing waits for it.
+    """
+
+    def __init__(self, name: str, *, skipped: int):
+        self.name, self.skipped = name, skipped
+        self.in_a_row = 0
+        self._in_flight: deque[jax.Array] = deque()
+
+    def dispatched(self, skipped: jax.Array) -> None:
+        """A step is under way, after which `skipped` steps will have been skipped in all.
+
+        Raises:
+            RunError: too many steps in a row were skipped.
+        """
+        self._in_flight.append(skipped)
+        if len(self._in_flight) > IN_FLIGHT:
+            self._look(self._in_flight.popleft())
+        if self.in_a_row >= HOPELESS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for the steps under way.
+
+        Raises:
+            RunError: too many steps in a row were skipped.
+        """
+        while self._in_flight:
+            self._look(self._in_flight.popleft())
+        if self.in_a_row >= HOPELESS:
+            raise RunError(f"{self.name}: no finite loss in {self.in_a_row} steps; lower optim.lr?")
+
+    def _look(self, skipped: jax.Array) -> None:
+        now = int(skipped)
+        self.in_a_row = self.in_a_row + 1 if now > self.skipped else 0
+        self.skipped = now

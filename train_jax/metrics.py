@@ -15,13 +15,13 @@ from train_jax.files import write_atomically
 
 __all__ = ["MetricsLog", "Progress", "summary"]
 
-LATEST = ("lr", "skipped")  # a mean over steps would say little of these
+LATEST = ("lr", "skipped", "bad")  # a mean over steps would say little of these
 
 
 def summary(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """One number per metric for the steps of `window`: the mean over the steps where it is finite.
 
-    NaN where it never is. `lr` and `skipped` are those of the last step.
+    NaN where it never is. `lr`, `skipped` and `bad` are those of the last step.
     """
     fetched = jax.device_get(list(window))
     values = {name: np.asarray([metrics[name] for metrics in fetched], np.float64) for name in fetched[-1]}
@@ -83,7 +83,7 @@ class Progress:
         self._first: tuple[int, float] | None = None  # when the first step was under way: compilation is over
         self._bar: Any = None
         if start:
-            self._say(f"continues from step {start}" if start < total else f"finished at step {total} already")
+            self._say(f"continues from step {start}" if start < total else f"finished at step {start} already")
         if sys.stderr.isatty() and start < total:
             from tqdm import tqdm
 

@@ -112,12 +112,27 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
     Raises:
         UserError: the warm-up is longer than the run.
     """
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         KINDS[config.kind](config),
         optax.add_decayed_weights(config.weight_decay, mask=decays) if config.weight_decay else optax.identity(),
         _scheduled(learning_rate(config, num_steps)),
     )
+    return _promoting(chain)
+
+
+def _promoting(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same under JAX's strict promotion, in which optax cannot raise its decay to the power of its count."""
+
+    def init(params: PyTree) -> optax.OptState:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return tx.init(params)
+
+    def update(updates: PyTree, state: optax.OptState, params: PyTree = None) -> tuple[PyTree, optax.OptState]:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return tx.update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _adam(config: OptimConfig) -> optax.GradientTransformation:

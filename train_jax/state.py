@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from train_jax.task import PyTree, Task
@@ -20,6 +21,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     model_state: PyTree  # what travels with the model without being trained
     skipped: jax.Array  # int32 scalar: steps whose loss or gradient was not finite
+    bad: jax.Array | np.int32 = np.int32(0)  # int32 scalar: damaged examples passed over
 
 
 def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -27,7 +29,7 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> 
     # Python scalars would enter as weakly typed arrays and come back from a checkpoint strongly typed: two programs.
     params, model_state = jax.tree.map(_strong, task.init(key))
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, params, tx.init(params), model_state, zero)
+    return TrainState(zero, params, params, tx.init(params), model_state, zero, zero)
 
 
 def ema_update(ema: PyTree, params: PyTree, decay: float, step: jax.Array) -> PyTree:
@@ -38,8 +40,13 @@ def ema_update(ema: PyTree, params: PyTree, decay: float, step: jax.Array) -> Py
     """
     if not decay:
         return params
-    d = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda e, p: e + ((1 - d) * (p - e)).astype(e.dtype), ema, params)
+    d = jnp.minimum(decay, (1 + step).astype(jnp.float32) / (10 + step).astype(jnp.float32))
+
+    def moved(e: jax.Array, p: jax.Array) -> jax.Array:
+        wide = e.dtype if e.dtype.itemsize >= 4 else jnp.float32
+        return e + ((1 - d).astype(wide) * (p - e).astype(wide)).astype(e.dtype)
+
+    return jax.tree.map(moved, ema, params)
 
 
 def _strong(leaf) -> jax.Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from train_jax.data import BAD
 from train_jax.sharding import batch_sharding
 from train_jax.state import TrainState, ema_update
 from train_jax.task import Batch, Metrics, PyTree, Task
@@ -37,7 +38,10 @@ def make_train_step(
     A step whose loss or gradient norm is not finite leaves the state as it was, bit for bit, but for `step` and
     `skipped`, which count on.
 
-    Metrics (scalars): `loss`, `grad_norm` (before clipping), `lr`, `skipped` (so far), and whatever the task returns.
+    The task does not see the field `bad` [B] of a batch, the damaged examples that were passed over: it is added up.
+
+    Metrics (scalars): `loss`, `grad_norm` (before clipping), `lr`, `skipped` (so far), `bad` (so far, if the batch has
+    it), and whatever the task returns.
     """
 
     def gradients(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array):
@@ -67,6 +71,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
+        batch = dict(batch)
+        bad = batch.pop(BAD, None)
         average = gradients if accum == 1 else accumulated
         (grads, metrics), model_state = average(state.params, state.model_state, batch, key)
         grad_norm = optax.global_norm(grads)
@@ -80,7 +86,11 @@ def make_train_step(
         state = state._replace(step=state.step + 1, skipped=state.skipped + ~finite)
 
         lr = optax.tree_utils.tree_get(opt_state, "learning_rate", jnp.nan)
-        return state, {**metrics, "grad_norm": grad_norm, "lr": lr, "skipped": state.skipped}
+        metrics = {**metrics, "grad_norm": grad_norm, "lr": lr, "skipped": state.skipped}
+        if bad is not None:
+            state = state._replace(bad=state.bad + jnp.sum(bad, dtype=jnp.int32))
+            metrics["bad"] = state.bad
+        return state, metrics
 
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(

@@ -1,7 +1,6 @@
 """Datasets written once and read at random: what the TFDS builders here share."""
 
 import contextlib
-import fcntl
 import logging
 import shutil
 import sys
@@ -14,6 +13,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from train_jax.errors import UserError
+from train_jax.locks import locked
 
 __all__ = ["LocalBuilder", "Records", "prepared", "quiet_tfds"]
 
@@ -83,7 +83,8 @@ def prepared(make: Callable[[], Builder], data_dir: Path) -> Builder:
         if _is_whole(builder):
             return builder
         try:
-            with _lock(data_dir / f".{builder.name}.lock"):
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with locked(data_dir / f".{builder.name}.lock", wait=True):
                 builder = make()  # another process may have prepared it while this one waited
                 if not _is_whole(builder):
                     _clear(Path(builder.data_dir))
@@ -122,15 +123,6 @@ def _write(builder: LocalBuilder) -> None:
     ) as builder.bar:
         builder.download_and_prepare()
     builder.bar = None
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock. The kernel drops it with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager
