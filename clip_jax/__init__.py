@@ -17,6 +17,7 @@ from clip_jax.config import (
     TextConfig,
     ViTConfig,
 )
+from clip_jax.encode import encode_images, encode_texts
 from clip_jax.errors import UserError
 from clip_jax.losses import clip_loss, distillation_loss, same_rows, sigmoid_loss
 from clip_jax.model import CLIP, CLIPOutput, init, unit_norm
@@ -50,6 +51,8 @@ __all__ = [
     "available_models",
     "clip_loss",
     "distillation_loss",
+    "encode_images",
+    "encode_texts",
     "export",
     "init",
     "load",

@@ -19,6 +19,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from clip_jax.config import BertConfig, CLIPConfig, ResNetConfig
+from clip_jax.encode import joined
 from clip_jax.errors import UserError
 from clip_jax.images import Preprocess
 from clip_jax.layers import unstack_layers
@@ -98,7 +99,7 @@ def save(
         check_tokenizer(config, tokenizer, "the tokenizer")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    native.save_params(directory / WEIGHTS, _collections(variables), dtype=dtype)
+    native.save_params(directory / WEIGHTS, joined(variables), dtype=dtype)
     if config.text is not None:
         with native.atomic_path(directory / TOKENIZER) as path:
             tokenizer.save(path)
@@ -431,10 +432,6 @@ def _tokenizer_config(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Any
     if tokenizer.kind == "clip":
         data |= {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     return data
-
-
-def _collections(variables: Mapping[str, Any]) -> dict[str, Any]:
-    return {**variables["params"], **{name: tree for name, tree in variables.items() if name != "params"}}
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

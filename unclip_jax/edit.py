@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from clip_jax.encode import encode_images
 from clip_jax.errors import UserError
-from clip_jax.images import normalise
-from clip_jax.model import CLIP, unit_norm
+from clip_jax.model import unit_norm
 from clip_jax.text import TextFeatures
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
@@ -64,8 +64,7 @@ def embed_images(unclip: UnCLIP, params: Params, images: Float[Array, "B H W 3"]
     size = unclip.clip.vision.image_size
     if images.shape[1:3] != (size, size):
         images = jax.image.resize(images, (len(images), size, size, images.shape[-1]), "cubic")
-    images = normalise(images, unclip.clip.preprocess)
-    return CLIP(unclip.clip).apply({"params": params["clip"]}, images, method="encode_image")
+    return encode_images(unclip.clip, params["clip"], images)
 
 
 def encode(

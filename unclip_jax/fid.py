@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from clip_jax.config import CLIPConfig
-from clip_jax.images import normalise
-from clip_jax.model import CLIP
+from clip_jax.encode import image_states
 
 
 @partial(jax.jit, static_argnums=0)
@@ -27,8 +26,7 @@ def features(config: CLIPConfig, params: dict[str, Any], images: UInt8[Array, "B
     images: uint8 [B, R, R, 3] of the tower's size. The embedding itself is left alone: the pictures were drawn to
     have a given one, and that of a small CLIP is narrow.
     """
-    images = normalise(images, config.preprocess)
-    states = CLIP(config).apply({"params": params}, images, method="image_states").hidden_states[1:]
+    states = image_states(config, params, images).hidden_states[1:]
     return jnp.concatenate([state.mean(axis=tuple(range(1, state.ndim - 1))) for state in states], axis=-1)
 
 

@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, Int, Key
 
 import clip_jax
 from clip_jax.config import CLIPConfig
+from clip_jax.encode import encode_texts, joined
 from clip_jax.errors import UserError
-from clip_jax.model import CLIP
 from clip_jax.text import TextFeatures
 from clip_jax.tokenizer import Tokenizer
 from clip_jax.weights.native import atomic_path, load_params, save_params
@@ -94,7 +94,7 @@ class LoadedUnCLIP(NamedTuple):
 
 def encode_text(unclip: UnCLIP, params: dict[str, Any], tokens: Int[Array, "B L"]) -> TextFeatures:
     """Features of prompts int32 [B, L]."""
-    return CLIP(unclip.clip).apply({"params": params["clip"]}, tokens, method="encode_text")
+    return encode_texts(unclip.clip, params["clip"], tokens)
 
 
 def sample_prior(
@@ -286,7 +286,7 @@ def load(
     clip = clip_jax.load(root / "clip")
     prior_stage, prior_params = load_stage(root / prior)
     decoder, decoder_params = load_stage(root / "decoder")
-    params = {"clip": clip.variables["params"], "prior": prior_params, "decoder": decoder_params}
+    params = {"clip": joined(clip.variables), "prior": prior_params, "decoder": decoder_params}
     upsamplers: list[Stage] = []
     while (folder := root / f"upsampler_{len(upsamplers)}").is_dir():
         stage, params[folder.name] = load_stage(folder)

@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 from tqdm import tqdm
 
+from clip_jax import encode
 from clip_jax.config import CLIPConfig
-from clip_jax.images import normalise
-from clip_jax.model import CLIP
 from clip_jax.text import TextFeatures
 from unclip_jax import pipeline
 from unclip_jax.conditioning import Cond
@@ -28,13 +27,13 @@ from unclip_jax.tasks import to_uint8
 @partial(jax.jit, static_argnums=0)
 def encode_images(config: CLIPConfig, params: dict[str, Any], images: UInt8[Array, "B R R 3"]) -> Float[Array, "B D"]:
     """Image embeddings [B, D] of pictures uint8 [B, R, R, 3] of CLIP's size."""
-    return CLIP(config).apply({"params": params}, normalise(images, config.preprocess), method="encode_image")
+    return encode.encode_images(config, params, images)
 
 
 @partial(jax.jit, static_argnums=0)
 def encode_text(config: CLIPConfig, params: dict[str, Any], tokens: Int[Array, "B L"]) -> TextFeatures:
     """Features of captions int32 [B, L]."""
-    return CLIP(config).apply({"params": params}, tokens, method="encode_text")
+    return encode.encode_texts(config, params, tokens)
 
 
 @partial(jax.jit, static_argnums=0)

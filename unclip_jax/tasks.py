@@ -8,6 +8,7 @@ trained against.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from clip_jax.config import CLIPConfig
-from clip_jax.images import normalise
+from clip_jax.encode import encode_images, encode_texts
 from clip_jax.losses import same_rows
-from clip_jax.model import CLIP, unit_norm
+from clip_jax.model import unit_norm
 from unclip_jax import priors
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond, drop
@@ -32,6 +33,10 @@ Params = dict[str, Any]
 Batch = dict[str, Array]
 LossOutput = tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Params]]
 
+log = logging.getLogger(__name__)
+
+FLOOR = 1e-3  # least deviation that embeddings are divided by
+
 
 def to_signed(images: UInt8[Array, "*B"]) -> Float[Array, "*B"]:
     """uint8 pictures -> float32 in [−1, 1]."""
@@ -43,55 +48,74 @@ def to_uint8(images: Float[Array, "*B"]) -> UInt8[Array, "*B"]:
     return jnp.round(jnp.clip((images + 1.0) * 127.5, 0.0, 255.0)).astype(jnp.uint8)
 
 
-def encode(config: CLIPConfig, params: Params, images: UInt8[Array, "B H W 3"], tokens: Int[Array, "B L"]) -> Cond:
+def encode(config: CLIPConfig, params: Params, images: UInt8[Array, "B H W c"], tokens: Int[Array, "B L"]) -> Cond:
     """Everything CLIP says of a batch of uint8 pictures of its own image size and their captions, without gradients."""
-    clip, variables = CLIP(config), {"params": params}
-    text = clip.apply(variables, tokens, method="encode_text")
+    text = encode_texts(config, params, tokens)
     cond = Cond(
         text_embed=text.embed,
         text_encodings=text.encodings,
         text_mask=text.mask,
-        image_embed=clip.apply(variables, normalise(images, config.preprocess), method="encode_image"),
+        image_embed=encode_images(config, params, images),
     )
     return jax.lax.stop_gradient(cond)
 
 
 def embedding_statistics(
-    config: CLIPConfig, params: Params, images: UInt8[np.ndarray, "N H W 3"], batch_size: int = 256
+    config: CLIPConfig, params: Params, images: UInt8[np.ndarray, "N H W c"], batch_size: int = 256
 ) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
-    """Mean and deviation, each [D], of the CLIP embeddings of uint8 pictures [N, H, W, 3], by whole batches."""
-    clip = CLIP(config)
-    batch_size = min(batch_size, len(images))
+    """Mean and deviation, each [D], of the CLIP embeddings of all N uint8 pictures; computed in float64.
+
+    A dimension that hardly moves gets the deviation ``FLOOR``, as it would be divided by zero; a line of the log says
+    how many there are.
+    """
 
     @jax.jit
-    def embed(batch):
-        return clip.apply({"params": params}, normalise(batch, config.preprocess), method="encode_image")
+    def embed(images: UInt8[Array, "B H W c"]) -> Float[Array, "B D"]:
+        return encode_images(config, params, images)
 
-    starts = range(0, len(images) - batch_size + 1, batch_size)
-    embeds = np.concatenate([np.asarray(embed(images[i : i + batch_size])) for i in starts]).astype(np.float64)
-    # A dimension that never moves would be divided by zero.
-    return embeds.mean(0).astype(np.float32), np.maximum(embeds.std(0), 1e-3).astype(np.float32)
+    embeds = _in_batches(embed, (images,), batch_size).astype(np.float64)
+    std = embeds.std(0)
+    if floored := int((std < FLOOR).sum()):
+        log.warning(
+            "CLIP's embeddings hardly move in %d of %d dimensions over %d pictures: their deviation is set to %g; "
+            "are the pictures all alike?",
+            floored,
+            len(std),
+            len(embeds),
+            FLOOR,
+        )
+    return embeds.mean(0).astype(np.float32), np.maximum(std, FLOOR).astype(np.float32)
 
 
 def embedding_pairs(
     config: CLIPConfig,
     params: Params,
-    images: UInt8[np.ndarray, "N H W 3"],
+    images: UInt8[np.ndarray, "N H W c"],
     tokens: Int[np.ndarray, "N L"],
     batch_size: int = 256,
-) -> tuple[Float[np.ndarray, "M D"], Float[np.ndarray, "M D"]]:
-    """CLIP embeddings, each [M, D], of N uint8 pictures and of their captions, by whole batches: M is N or less."""
-    batch_size = min(batch_size, len(images))
+) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "N D"]]:
+    """CLIP embeddings, each [N, D], of N uint8 pictures and of their captions."""
 
     @jax.jit
-    def embed(images, tokens):
+    def embed(
+        images: UInt8[Array, "B H W c"], tokens: Int[Array, "B L"]
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
         cond = encode(config, params, images, tokens)
         return cond.image_embed, cond.text_embed
 
-    starts = range(0, len(images) - batch_size + 1, batch_size)
-    pairs = [embed(images[i : i + batch_size], tokens[i : i + batch_size]) for i in starts]
-    image_embeds, text_embeds = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    return image_embeds, text_embeds
+    return _in_batches(embed, (images, tokens), batch_size)
+
+
+def _in_batches(program: Any, arrays: tuple[np.ndarray, ...], batch_size: int) -> Any:
+    """``program(*arrays)`` for arrays of N rows, by batches of one size: the last is filled up, and cut again."""
+    total = len(arrays[0])
+    batch_size = min(batch_size, total)
+    parts = []
+    for start in range(0, total, batch_size):
+        take = np.minimum(np.arange(start, start + batch_size), total - 1)
+        rows = program(*(array[take] for array in arrays))
+        parts.append(jax.tree.map(lambda leaf, count=total - start: np.asarray(leaf)[:count], rows))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,16 @@ def test_what_lies_outside_falls_into_the_outermost_bucket(measured):
     assert ends == [0, BUCKETS - 1]
 
 
+def test_a_value_that_never_moves_is_told(caplog):
+    embeds, texts = gaussian(6, 50, D), gaussian(7, 50, D)
+    measure(CONFIG, embeds, texts)
+    assert not caplog.records
+    scale = measure(CONFIG, np.repeat(embeds[:1], 50, axis=0), np.repeat(texts[:1], 50, axis=0))["scale"]
+    np.testing.assert_array_equal(scale, np.float32(1e-6))
+    (warning,) = caplog.messages
+    assert f"{K + 1} of the {K + 1} values of an embedding hardly move over 50 pictures" in warning
+
+
 def test_components_left_out_are_the_mean(measured):
     _, _, embeds, texts = measured
     module, variables = Quantiser(CONFIG), {"params": measure(CONFIG, embeds, texts)}

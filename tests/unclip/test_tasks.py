@@ -114,18 +114,28 @@ class TestEncoding:
         mean, std = embedding_statistics(config, params, batch["image"], batch_size=4)
         np.testing.assert_allclose(mean, np.mean(encoded.image_embed, axis=0), atol=1e-5)
         np.testing.assert_allclose(std, np.std(encoded.image_embed, axis=0), atol=1e-5)
-        # Seven pictures hold one whole batch of four; a dimension that never moves keeps a deviation to divide by.
+        # The rows that fill no batch count as well.
+        mean, std = embedding_statistics(config, params, batch["image"][:7], batch_size=4)
+        np.testing.assert_allclose(mean, np.mean(encoded.image_embed[:7], axis=0), atol=1e-5)
+        np.testing.assert_allclose(std, np.std(encoded.image_embed[:7], axis=0), atol=1e-5)
+
+    def test_a_dimension_that_never_moves_keeps_a_deviation_to_divide_by(self, tiny_system, batch, encoded, caplog):
+        config, params = tiny_system.unclip.clip, tiny_system.params["clip"]
+        embedding_statistics(config, params, batch["image"], batch_size=4)
+        assert not caplog.records
         same = np.repeat(batch["image"][:1], 7, axis=0)
         mean, std = embedding_statistics(config, params, same, batch_size=4)
         np.testing.assert_allclose(mean, encoded.image_embed[0], atol=1e-5)
         np.testing.assert_array_equal(std, np.full(16, 1e-3, np.float32))
+        (warning,) = caplog.messages
+        assert "in 16 of 16 dimensions over 7 pictures: their deviation is set to 0.001" in warning
 
     def test_pairs_are_the_embeddings_of_pictures_and_captions(self, tiny_system, batch, encoded):
         config, params = tiny_system.unclip.clip, tiny_system.params["clip"]
-        # Seven hold one whole batch of four.
+        # Seven: a whole batch of four, and the rest.
         pairs = embedding_pairs(config, params, batch["image"][:7], batch["tokens"][:7], batch_size=4)
         for embeds, want in zip(pairs, (encoded.image_embed, encoded.text_embed), strict=True):
-            np.testing.assert_allclose(embeds, want[:4], atol=1e-5)
+            np.testing.assert_allclose(embeds, want[:7], atol=1e-5)
 
     def test_similarity_is_the_cosine(self):
         a, b = np.random.default_rng(0).normal(size=(2, 4, 3, 16)).astype(np.float32)

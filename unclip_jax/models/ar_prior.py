@@ -12,6 +12,7 @@ checkpoint (``Quantiser``), not trained.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -25,6 +26,10 @@ from clip_jax.model import unit_norm
 from unclip_jax.conditioning import Cond
 from unclip_jax.models.prior import CaptionConfig, CaptionReader, Prefix
 from unclip_jax.pca import PCA, principal_components, project, reconstruct
+
+log = logging.getLogger(__name__)
+
+FLOOR = 1e-6  # least half-width of the range of a value that is quantised
 
 
 @dataclass(frozen=True)
@@ -145,13 +150,23 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """The parameters of a ``Quantiser`` for the embeddings [N, D] of training pictures and of their captions.
 
-    The range of a value is what it reaches on these.
+    The range of a value is what it reaches on these; one that hardly moves gets ± ``FLOOR``, as it would be divided by
+    zero, and a line of the log says how many do.
     """
     pca = principal_components(image_embeds, config.components)
     values = np.asarray(_values(pca, jnp.asarray(image_embeds), jnp.asarray(text_embeds)))
     low, high = values.min(axis=0), values.max(axis=0)
-    # A value that never moves would be divided by zero.
-    measured = {"offset": (low + high) / 2, "scale": np.maximum((high - low) / 2, 1e-6)}
+    half = (high - low) / 2
+    if floored := int((half < FLOOR).sum()):
+        log.warning(
+            "%d of the %d values of an embedding hardly move over %d pictures: their range is set to ± %g; "
+            "are the pictures all alike, or components more than they need?",
+            floored,
+            len(half),
+            len(image_embeds),
+            FLOOR,
+        )
+    measured = {"offset": (low + high) / 2, "scale": np.maximum(half, FLOOR)}
     return {name: np.asarray(array, np.float32) for name, array in {**pca._asdict(), **measured}.items()}
 
 

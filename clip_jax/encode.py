@@ -1,0 +1,84 @@
+"""Applying a CLIP whose weights are one tree: how other packages carry a frozen CLIP along.
+
+The tree holds the parameters, and for a CLIP with batch norms their running statistics beside them, as "batch_stats":
+the tree that `clip_jax.save` writes. Without batch norms it is `variables["params"]` itself.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
+
+from clip_jax.arrays import AnyArray
+from clip_jax.config import CLIPConfig
+from clip_jax.images import normalise
+from clip_jax.model import CLIP
+from clip_jax.text import TextFeatures
+from clip_jax.vit import ImageFeatures
+
+BATCH_STATS = "batch_stats"
+LUMA = (19595, 38470, 7471)  # of 65536: Pillow's weights of red, green and blue
+
+
+def joined(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"params": …, "batch_stats": …}`, as `load` returns it, as one tree. The inverse of `variables_of`."""
+    return {**variables["params"], **{name: tree for name, tree in variables.items() if name != "params"}}
+
+
+def variables_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """One tree as the variables that `CLIP.apply` takes: running statistics are a collection of their own."""
+    if BATCH_STATS not in params:
+        return {"params": params}
+    rest = {name: tree for name, tree in params.items() if name != BATCH_STATS}
+    return {"params": rest, BATCH_STATS: params[BATCH_STATS]}
+
+
+def encode_images(
+    config: CLIPConfig, params: Mapping[str, Any], images: Num[AnyArray, "B H W c"]
+) -> Float[Array, "B D"]:
+    """Image embeddings, not normalised; under `jit` too.
+
+    Args:
+        config: of the CLIP.
+        params: its weights as one tree, see `joined`.
+        images: [B, H, W, c] of the CLIP's own size; uint8, or float in [−1, 1]. They are CLIP-normalised here, and for
+            a CLIP of grey pictures RGB is made grey, as its `preprocess` does.
+
+    Returns: float [B, D].
+
+    Raises: UserError for images of another size, or a CLIP without an image tower.
+    """
+    return CLIP(config).apply(variables_of(params), _network_input(config, images), method="encode_image")
+
+
+def image_states(config: CLIPConfig, params: Mapping[str, Any], images: Num[AnyArray, "B H W c"]) -> ImageFeatures:
+    """As `encode_images`, with the state before and after each block of the image tower."""
+    return CLIP(config).apply(variables_of(params), _network_input(config, images), method="image_states")
+
+
+def encode_texts(config: CLIPConfig, params: Mapping[str, Any], tokens: Int[AnyArray, "B L"]) -> TextFeatures:
+    """Text embeddings (not normalised), per-token states and their mask; under `jit` too.
+
+    Args:
+        config: of the CLIP.
+        params: its weights as one tree, see `joined`.
+        tokens: int32 [B, L] of its tokenizer.
+
+    Raises: UserError for a CLIP without a text tower.
+    """
+    return CLIP(config).apply(variables_of(params), tokens, method="encode_text")
+
+
+def _network_input(config: CLIPConfig, images: Num[AnyArray, "B H W c"]) -> Float[Array, "B H W c2"]:
+    if config.vision is not None and config.vision.channels == 1 and images.shape[-1] == 3:
+        images = luma(images)
+    return normalise(images, config.preprocess)
+
+
+def luma(images: Num[AnyArray, "*B H W 3"]) -> Num[Array, "*B H W 1"]:
+    """RGB -> grey (ITU-R 601): uint8 exactly as Pillow's mode "L", or float."""
+    if images.dtype == jnp.uint8:
+        total = (images.astype(jnp.int32) * jnp.array(LUMA, jnp.int32)).sum(-1, keepdims=True)
+        return (total + 32768 >> 16).astype(jnp.uint8)
+    return (images * (jnp.array(LUMA, images.dtype) / 65536)).sum(-1, keepdims=True)
