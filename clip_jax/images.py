@@ -9,23 +9,23 @@ transparency shows white, palettes and bilevel pictures are resampled in colour 
 16 bits become 8 by scaling and not by clipping.
 """
 
-import io
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import Interpolation, PreprocessConfig
+from clip_jax.decode import decode, naming, open_image, pictures_of, plain
 from clip_jax.errors import UserError
 
-Picture = str | os.PathLike | bytes | Image.Image | AnyArray
+__all__ = ["Picture", "Preprocess", "normalise", "open_image", "plain", "resize_and_crop"]
+
+Picture = str | os.PathLike | bytes | bytearray | memoryview | IO[bytes] | Image.Image | AnyArray
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels of the network's input
 MOST_PIXELS = 100_000_000  # of a resized picture; a strip of 1 × 100,000 pixels would fill the memory
@@ -35,65 +35,6 @@ def normalise(images: Num[AnyArray, "*B H W c"], config: PreprocessConfig) -> Fl
     """Images of the right size -> CLIP-normalised float32, under `jit`: uint8 [0, 255], or float in [−1, 1]."""
     unit: Any = images / jnp.float32(255) if images.dtype == jnp.uint8 else (images.astype(jnp.float32) + 1) / 2
     return (unit - jnp.asarray(config.mean, jnp.float32)) / jnp.asarray(config.std, jnp.float32)
-
-
-def open_image(source: Any) -> Image.Image:
-    """A picture from a path, encoded bytes, a Pillow image or an array, upright and without transparency.
-
-    Arrays are uint8 [H, W, 3], [H, W] or [H, W, 1] grey, [H, W, 4] with transparency, or uint16 [H, W] grey.
-
-    Raises: UserError when there is no such file, it is damaged or no picture, or its numbers could mean anything.
-    """
-    if isinstance(source, Image.Image):
-        return plain(source)
-    if isinstance(source, str | os.PathLike | bytes):
-        name = f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
-        try:
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
-            image.load()
-            return plain(image)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
-        except Exception as error:  # Pillow's decoders raise whatever they like at damaged data
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise UserError(f"{name}: cannot read the picture: {' '.join(str(reason).split())}") from error
-    if not hasattr(source, "__array__"):
-        raise UserError(f"a picture is a path, bytes, a Pillow image or an array, not {type(source).__name__}")
-    return plain(_from_array(np.asarray(source)))
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    grey = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 1)
-    fits = grey or (array.ndim == 3 and array.shape[-1] in (3, 4) and array.dtype == np.uint8)
-    if array.dtype not in (np.uint8, np.uint16) or not fits or not array.size:
-        hint = "; if it lies in [0, 1], multiply by 255 and round" if np.issubdtype(array.dtype, np.floating) else ""
-        raise UserError(
-            f"an image array is uint8 [H, W, 3] (or [H, W], [H, W, 4]), got {array.dtype} {list(array.shape)}{hint}"
-        )
-    return Image.fromarray(np.ascontiguousarray(array[..., 0] if grey and array.ndim == 3 else array))
-
-
-def plain(image: Image.Image) -> Image.Image:
-    """The same picture upright, in RGB, grey or CMYK (which the recipe turns into RGB only after resizing).
-
-    Raises: UserError for numbers without a known range.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode == "I":
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise UserError(f"a picture of mode {image.mode} has no known range: convert it to 8 or 16 bits")
-        return _from_16_bits(values)
-    if image.mode.startswith("I;16"):
-        return _from_16_bits(np.asarray(image))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode in ("RGB", "L", "CMYK") else image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _from_16_bits(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))  # 65535 = 255 × 257
 
 
 def resize_and_crop(image: Image.Image, size: int, config: PreprocessConfig) -> Image.Image:
@@ -145,15 +86,15 @@ class Preprocess:
         self.size = size
 
     def __call__(self, images: Any, *, threads: int = 1) -> Float[np.ndarray, "B H W c"]:
-        """Of a `Picture`, a sequence of them, or an array [B, H, W, c].
+        """Of a `Picture` (see `open_image`), a list, generator or other iterable of them, or an array [B, H, W, c].
 
         `threads` decode and resize that many pictures at once; the result does not depend on it.
 
-        Raises: UserError for what is not a picture.
+        Raises: UserError for what is not a picture, beginning with its name.
         """
-        several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
-        several = several or (hasattr(images, "__array__") and getattr(images, "ndim", 0) == 4)
-        pictures = list(images) if several else [images]
+        if threads < 1:
+            raise UserError(f"threads: {threads} is less than 1")
+        pictures = pictures_of(images)
         if not pictures:
             return np.zeros((0, self.size, self.size, len(self.config.mean)), np.float32)
         if threads == 1 or len(pictures) == 1:
@@ -171,8 +112,9 @@ class Preprocess:
         channels = len(self.config.mean)
         if channels not in MODES:
             raise UserError(f"this model takes pictures of {channels} channels, of which there is no kind: give arrays")
-        picture = _four_channels(image) if channels == 4 else open_image(image)
-        picture = resize_and_crop(picture, self.size, self.config)
+        with naming(image):
+            picture = _four_channels(image) if channels == 4 else decode(image)
+            picture = resize_and_crop(picture, self.size, self.config)
         return np.asarray(picture.convert("L"))[..., None] if channels == 1 else np.asarray(picture)
 
 
