@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from clip_jax.errors import UserError
+from clip_jax.weights.digest import check_digest
 from clip_jax.weights.kinds import SAFETENSORS, kind_of
 from clip_jax.weights.safetensors_files import SafetensorsFile
 from clip_jax.weights.untrusted import reading
@@ -78,7 +79,11 @@ def save_params(
 
 
 def load_params(
-    path: str | os.PathLike, expect: Mapping[str, Any] | None = None, *, dtype: Any = np.float32
+    path: str | os.PathLike,
+    expect: Mapping[str, Any] | None = None,
+    *,
+    dtype: Any = np.float32,
+    digest: str | None = None,
 ) -> dict[str, Any]:
     """Reads what `save_params` wrote, as a nested dict of numpy arrays.
 
@@ -86,11 +91,13 @@ def load_params(
         expect: nested dict of anything with a `shape` and perhaps a `dtype` (what `jax.eval_shape` gives); None takes
             all there is.
         dtype: of the floating-point arrays; half precision is a way to store, so the default gives float32 back.
+        digest: SHA-256 that the file must have, as `file_digest` gives it; None takes any.
 
     Raises: UserError naming, all at once, what is missing, not expected, of another shape or type, or not finite; or
-        that the file is absent, damaged, or a Git LFS pointer.
+        that the file is absent, damaged, not the one of this digest, or a Git LFS pointer.
     """
     flat = read_safetensors(path)
+    check_digest(path, digest)
     faults = []
     if expect is not None:
         shapes = {name: tuple(leaf.shape) for name, leaf in flatten(expect).items()}
