@@ -36,7 +36,7 @@ from clip_jax.weights.agree import (
     equal,
     fields,
 )
-from clip_jax.weights.files import one_line, read_checkpoint, read_json
+from clip_jax.weights.files import inner_folder, one_line, read_checkpoint, read_json
 from clip_jax.weights.formats import FORMATS, recognise
 from clip_jax.weights.rules import convert, expected, flat_variables, nested_variables
 from clip_jax.weights.rules import export as to_format
@@ -147,6 +147,7 @@ def load(
 
 
 def _load_path(path: Path, wanted: CLIPConfig | None, vocab: Any, part: str | None, asker: str) -> LoadedCLIP:
+    path = inner_folder(path)
     if path.is_dir() and (path / "model_index.json").is_file():
         path = _part(path, part)
         part = None

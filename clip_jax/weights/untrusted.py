@@ -12,8 +12,8 @@ from typing import Any
 from clip_jax.errors import UserError, one_line
 
 MAX_NAME = 1000  # characters in the name of an array: the longest of a CLIP has 80
-MAX_ARRAYS = 200_000  # a CLIP has some hundreds, a checkpoint with its optimizer some thousands
-MAX_HEADER = 1 << 24  # bytes of JSON: 16 MiB describe a hundred thousand arrays, and become some 300 MiB of objects
+MAX_ARRAYS = 100_000  # a CLIP has some hundreds, a checkpoint with its optimizer some thousands
+MAX_HEADER = 1 << 23  # bytes of JSON: 8 MiB describe eighty thousand arrays, and become 200 MiB of objects at worst
 
 
 @contextlib.contextmanager
