@@ -8,18 +8,24 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, one_line
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Positions = Literal["learned", "sinusoidal"]
 TokenizerKind = Literal["clip", "bert", "roberta", "siglip", "siglip2", "ascii"]
 
+# What no CLIP has, and what would take hours or all memory to build from a line of JSON.
+MAX_SIZE, MAX_LAYERS = 1 << 20, 1000
+
 
 def _check_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{type(config).__name__}.{name} is {value!r}: it must be an integer of at least 1")
+        most = MAX_LAYERS if name == "layers" else MAX_SIZE
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise UserError(
+                f"{type(config).__name__}.{name} is {value!r}: it must be an integer of at least 1 and at most {most}"
+            )
 
 
 def _check_above_zero(config: Any, *names: str) -> None:
@@ -174,8 +180,12 @@ class PlainResNetConfig:
 
 def _check_stages(config: "ResNetConfig | PlainResNetConfig") -> None:
     layers = config.layers
-    if len(layers) != 4 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in layers):
-        raise UserError(f"{type(config).__name__}.layers is {layers}: four stages of at least one block each")
+    if len(layers) != 4 or any(
+        isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_LAYERS for n in layers
+    ):
+        raise UserError(
+            f"{type(config).__name__}.layers is {one_line(layers, 80)}: four stages of at least one block each"
+        )
     _check_above_zero(config, "bn_eps")
 
 
@@ -336,7 +346,15 @@ class CLIPConfig:
 
         Raises: UserError for a field that is unknown or missing, or for sizes that do not fit.
         """
-        fields = dict(data)
+        try:
+            return cls._from_fields(dict(data))
+        except UserError:
+            raise
+        except Exception as error:  # a JSON that somebody else wrote may hold anything anywhere
+            raise UserError(f"the CLIP config does not describe a CLIP: {one_line(error)}") from error
+
+    @classmethod
+    def _from_fields(cls, fields: dict[str, Any]) -> "CLIPConfig":
         fields["vision"] = _tower(fields, "vision", VISION_TYPES)
         fields["text"] = _tower(fields, "text", TEXT_TYPES)
         if "preprocess" in fields:
@@ -355,7 +373,10 @@ def _with_lists(data: dict[str, Any]) -> dict[str, Any]:
 def _tower(fields: dict[str, Any], name: str, types: dict[str, type]) -> Any:
     if name in fields and fields[name] is None:
         return None
-    tower = dict(fields.get(name) or {})
+    tower = fields.get(name) or {}
+    if not isinstance(tower, dict):
+        raise UserError(f"config field {name} is {one_line(repr(tower), 80)}: it must be a table of fields, or null")
+    tower = dict(tower)
     kind = tower.pop("type", None)
     if kind not in types:
         raise UserError(f"config field {name}.type is {kind!r}: this version knows {', '.join(types)}")

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from clip_jax.config import BertConfig, CLIPConfig, ResNetConfig
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, reading
 from clip_jax.images import Preprocess
 from clip_jax.layers import unstack_layers
 from clip_jax.model import CLIP
@@ -176,7 +176,8 @@ def _load_path(path: Path, wanted: CLIPConfig | None, vocab: Any, part: str | No
 
 
 def _load_own(path: Path, data: Mapping[str, Any], wanted: CLIPConfig | None, vocab: Any, asker: str) -> LoadedCLIP:
-    config = CLIPConfig.from_dict(dict(data))
+    with reading(path / CONFIG, "the config"):
+        config = CLIPConfig.from_dict(dict(data))
     if wanted is not None:
         check_same(config, wanted, str(path), asker)
     params = native.load_params(path / WEIGHTS, native.unflatten(expected(config)))

@@ -108,17 +108,9 @@ def _ops(value: Any, records: list[np.ndarray], views: dict[str, tuple[int, int]
             records.append(array)
             view = () if views is None else ((f"view {key}", *views[key]) if key in views else None,)
             reference = _ops(("storage", storage, key, "cpu", array.size, *view), records, views) + b"Q"
-            rest = [
-                _ops(v, records, views)
-                for v in (offset, size, stride, False, Call(Global("collections", "OrderedDict"), ()))
-            ]
-            return (
-                _ops(Global("torch._utils", "_rebuild_tensor_v2"), records, views)
-                + b"("
-                + reference
-                + b"".join(rest)
-                + b"tR"
-            )
+            hooks = Call(Global("collections", "OrderedDict"), ())
+            rest = b"".join(_ops(v, records, views) for v in (offset, size, stride, False, hooks))
+            return _ops(Global("torch._utils", "_rebuild_tensor_v2"), records, views) + b"(" + reference + rest + b"tR"
         case np.ndarray():
             steps = tuple(step // value.itemsize for step in np.empty_like(value, order="C").strides)
             return _ops(View(np.ascontiguousarray(value).ravel(), 0, value.shape, steps), records, views)
