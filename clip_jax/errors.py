@@ -1,4 +1,17 @@
-"""The one error a caller can provoke with bad input, and how foreign text is put into its line."""
+"""The one error a caller can provoke with bad input, and the boundary at which it is made of others.
+
+A file that somebody else wrote may be damaged or hostile. Readers check what they know of; what they did not think of
+must still end as a `UserError` with the file's name, not as a traceback: they read inside `with reading(path):`.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_LINE = 2000  # characters: names and values in an error come from files, where they may be megabytes long
 
@@ -27,3 +40,32 @@ def printable(text: object, limit: int = MAX_LINE) -> str:
 def one_line(error: object, limit: int = 300) -> str:
     """An error's text on one line, short enough to stand inside another error."""
     return " ".join(printable(error, limit).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike, what: str = "weights") -> Iterator[None]:
+    """Turns any exception of the block into a UserError of one line that names `path`.
+
+    A UserError passes as it is if it names the file already.
+    """
+    try:
+        yield
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"cannot read {what} from {path}: {error}") from error
+    except MemoryError as error:
+        raise UserError(f"cannot read {what} from {path}: there is not enough memory for it") from error
+    except Exception as error:  # a damaged file can be wrong in every way, and readers raise what they like
+        raise UserError(f"cannot read {what} from {path}: {one_line(error)}") from error
+
+
+def names_its_file(read: Callable[P, T]) -> Callable[P, T]:
+    """Decorator of a reader of a config, `read(data, …, where)`: it runs inside `reading(where)`."""
+
+    @functools.wraps(read)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with reading(str(kwargs.get("where", args[-1] if args else "")), "the config"):
+            return read(*args, **kwargs)
+
+    return wrapped

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from clip_jax.config import BertConfig, CLIPConfig, ResNetConfig
 from clip_jax.encode import joined
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, reading
 from clip_jax.images import Preprocess
 from clip_jax.layers import unstack_layers
 from clip_jax.model import CLIP
@@ -38,7 +38,7 @@ from clip_jax.weights.agree import (
     fields,
 )
 from clip_jax.weights.digest import DIGESTS, check_digest, digests, read_digests
-from clip_jax.weights.files import one_line, read_checkpoint, read_json
+from clip_jax.weights.files import inner_folder, one_line, read_checkpoint, read_json
 from clip_jax.weights.formats import FORMATS, recognise
 from clip_jax.weights.rules import convert, expected, flat_variables, nested_variables
 from clip_jax.weights.rules import export as to_format
@@ -150,6 +150,7 @@ def load(
 
 
 def _load_path(path: Path, wanted: CLIPConfig | None, vocab: Any, part: str | None, asker: str) -> LoadedCLIP:
+    path = inner_folder(path)
     if path.is_dir() and (path / "model_index.json").is_file():
         path = _part(path, part)
         part = None
@@ -178,11 +179,9 @@ def _load_path(path: Path, wanted: CLIPConfig | None, vocab: Any, part: str | No
 
 
 def _load_own(path: Path, data: Mapping[str, Any], wanted: CLIPConfig | None, vocab: Any, asker: str) -> LoadedCLIP:
-    config = _own_config(data)
-    try:
+    with reading(path / CONFIG, "the config"):
+        config = _own_config(data)
         saved = read_digests(data.get(DIGESTS), DIGESTS, (WEIGHTS, TOKENIZER))
-    except UserError as error:
-        raise UserError(f"{path / CONFIG}: {error}") from error
     if wanted is not None:
         check_same(config, wanted, str(path), asker)
     params = native.load_params(path / WEIGHTS, native.unflatten(expected(config)), digest=saved.get(WEIGHTS))

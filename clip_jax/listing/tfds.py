@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, reading
 from clip_jax.images import Picture
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
@@ -52,7 +52,8 @@ def read_listing(source: str, *, data_dir: str | Path | None = None) -> Listing:
         raise UserError(f"{source}: there is no such file or folder")
     if path.suffix.lower() not in TABLES:
         raise UserError(f"{source} is neither a folder nor a table ({', '.join(TABLES)}) nor tfds:NAME:SPLIT")
-    return _table(path)
+    with reading(path, "a table"):
+        return _table(path)
 
 
 def _folder(folder: Path) -> Listing:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, reading
 from clip_jax.tokenizer.ascii import AsciiTokenizer
 from clip_jax.tokenizer.base import Tokenizer
 from clip_jax.tokenizer.bpe import BPETokenizer
@@ -71,7 +71,8 @@ def load_tokenizer(
     if pad_id is not None:
         options["pad_id"] = pad_id
 
-    tokenizer = _read(path, options)
+    with reading(path, "a tokenizer"):
+        tokenizer = _read(path, options)
     if kind not in (None, tokenizer.kind):
         raise UserError(f"{path} is a {tokenizer.kind} tokenizer, the model needs {kind}: it belongs to another model")
     return tokenizer

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_jax.errors import UserError, one_line
+from clip_jax.errors import UserError, one_line, reading
 from clip_jax.weights.fp8 import scaled
 from clip_jax.weights.jsons import parse_json, read_json
 from clip_jax.weights.kinds import MSGPACK, PICKLE, SAFETENSORS, ZIP, kind_of
@@ -20,7 +20,7 @@ from clip_jax.weights.numpy_files import read_npz
 from clip_jax.weights.rules import Checkpoint, Entry, some
 from clip_jax.weights.safetensors_files import SafetensorsFile
 from clip_jax.weights.torch_files import read_legacy, read_torch_zip
-from clip_jax.weights.untrusted import check_names, reading
+from clip_jax.weights.untrusted import check_names
 from clip_jax.weights.zips import Archive
 
 __all__ = ["inner_folder", "is_index", "one_line", "parse_json", "read_checkpoint", "read_json"]

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, reading
 from clip_jax.weights.rules import Checkpoint, Entry
-from clip_jax.weights.untrusted import reading
 
 WEIGHT = ".weight"
 SCALES = (".scale_weight", ".weight_scale")  # ComfyUI, compressed-tensors

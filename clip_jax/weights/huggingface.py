@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config import BertConfig, CLIPConfig, PreprocessConfig, TextConfig, ViTConfig
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, names_its_file
 from clip_jax.weights.chinese_clip import BERT, CONTEXT_LENGTH, bert_sizes
 from clip_jax.weights.chinese_clip import PREPROCESS as CHINESE_PREPROCESS
 from clip_jax.weights.rules import (
@@ -196,6 +196,7 @@ def infer(checkpoint: Checkpoint) -> CLIPConfig:
 FORMAT = Format("huggingface", rules, sizes, infer, r".*position_ids")
 
 
+@names_its_file
 def config_from_json(data: Mapping[str, Any], where: str) -> CLIPConfig:
     """transformers' `config.json` -> our config.
 
@@ -287,6 +288,7 @@ def siglip_text(fields: dict[str, Any]) -> TextConfig:
     )
 
 
+@names_its_file
 def preprocess_from_json(data: Mapping[str, Any], config: CLIPConfig, where: str) -> PreprocessConfig:
     """transformers' `preprocessor_config.json` -> ours, checked against the size of the image tower.
 

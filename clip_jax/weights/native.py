@@ -13,11 +13,10 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, reading
 from clip_jax.weights.digest import check_digest
 from clip_jax.weights.kinds import SAFETENSORS, kind_of
 from clip_jax.weights.safetensors_files import SafetensorsFile
-from clip_jax.weights.untrusted import reading
 
 FLOATS = (  # beside numpy's own; float8 is read, and never written by us
     *(ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float8_e4m3fnuz),

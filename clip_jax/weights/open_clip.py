@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config import CLIPConfig, EVA02Config, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, names_its_file
 
 MODEL = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"}
 EVA_NAMES = {"rope", "pt_hw_seq_len", "intp_freq", "naiveswiglu", "subln"}
@@ -38,6 +38,7 @@ def matches(data: Mapping[str, Any]) -> bool:
     return "model_cfg" in data or {"vision_cfg", "text_cfg"} <= data.keys() or "transformer_width" in data
 
 
+@names_its_file
 def config_from_json(data: Mapping[str, Any], where: str) -> CLIPConfig:
     """Raises UserError for settings we have not, or that are missing."""
     try:

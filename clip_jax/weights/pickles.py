@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from clip_jax.errors import printable
 
-MAX_STEPS = 2_000_000  # a tensor takes some 25 opcodes: eighty thousand of them, and two seconds
+MAX_STEPS = 500_000  # a tensor takes some 25 opcodes: twenty thousand of them, in a second
 MAX_PROGRAM = 1 << 26  # bytes; beside names and numbers, a checkpoint may hold the texts of its settings
 MAX_KEY = 1 << 60  # larger integers are made to collide in a table too easily
 
@@ -105,21 +105,12 @@ class _Machine:
     def run(self, file: Bounded) -> Any:
         for opcode, argument, _ in pickletools.genops(file):
             self._spend(1)
-            name = opcode.name
-            if name == "STOP":
+            if opcode.name == "STOP":
                 return self._pop()
-            if name in _PUSHED:
-                self._stack.append(argument)
-            elif name in _MADE:
-                self._stack.append(_MADE[name]())
-            elif name in _PUT:
-                self._memo[argument] = self._top()
-            elif name in _GET:
-                self._stack.append(self._remembered(argument))
-            elif name in _DONE:
-                _DONE[name](self, argument)
-            elif name not in _IDLE:
-                raise PickleError(f"it uses the opcode {name}, which no program that saves weights does")
+            do = _OPCODES.get(opcode.name)
+            if do is None:
+                raise PickleError(f"it uses the opcode {opcode.name}, which no program that saves weights does")
+            do(self, argument)
         raise PickleError("its program has no end")
 
     def _spend(self, steps: int) -> None:
@@ -146,10 +137,13 @@ class _Machine:
         items, self._stack = self._stack, self._below.pop()
         return items
 
-    def _remembered(self, index: int) -> Any:
+    def _remember(self, index: int) -> None:
+        self._memo[index] = self._top()
+
+    def _recall(self, index: int) -> None:
         if index not in self._memo:
             raise PickleError("its program asks for what it has not remembered")
-        return self._memo[index]
+        self._push(self._memo[index])
 
     def _mark(self, _: Any) -> None:
         self._below.append(self._stack)
@@ -225,28 +219,27 @@ class _Machine:
         name = self._pop()
         self._named(self._pop(), name)
 
-    def _memoize(self, _: Any) -> None:
-        self._memo[len(self._memo)] = self._top()
+
+def _made(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
+    return lambda machine, _: machine._push(make())
 
 
-_PUSHED = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-}
-_MADE: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": lambda: Object(keeps=False),
-}
-_PUT = {"PUT", "BINPUT", "LONG_BINPUT"}
-_GET = {"GET", "BINGET", "LONG_BINGET"}
-_IDLE = {"PROTO", "FRAME"}
-_DONE: dict[str, Callable[[_Machine, Any], None]] = {
+_NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
+_TEXTS = ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8")
+_BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+_OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys((*_NUMBERS, *_TEXTS, *_BYTES), _Machine._push),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine._remember),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine._recall),
+    **dict.fromkeys(("PROTO", "FRAME"), lambda m, _: None),
+    "NONE": _made(lambda: None),
+    "NEWTRUE": _made(lambda: True),
+    "NEWFALSE": _made(lambda: False),
+    "EMPTY_TUPLE": _made(tuple),
+    "EMPTY_LIST": _made(list),
+    "EMPTY_DICT": _made(dict),
+    "EMPTY_SET": _made(lambda: Object(keeps=False)),
+    "MEMOIZE": lambda m, _: m._remember(len(m._memo)),
     "MARK": _Machine._mark,
     "POP": _Machine._drop,
     "POP_MARK": _Machine._pop_mark,
@@ -268,6 +261,5 @@ _DONE: dict[str, Callable[[_Machine, Any], None]] = {
     "NEWOBJ": lambda m, _: m._call(m._pop()),
     "GLOBAL": _Machine._global,
     "STACK_GLOBAL": _Machine._stack_global,
-    "MEMOIZE": _Machine._memoize,
     "BINPERSID": lambda m, _: m._push(m._names.refer(m._pop())),
 }

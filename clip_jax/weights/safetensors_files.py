@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, reading
 from clip_jax.weights.jsons import parse_json
-from clip_jax.weights.untrusted import MAX_HEADER, check_names, reading
+from clip_jax.weights.untrusted import MAX_HEADER, check_names
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64,

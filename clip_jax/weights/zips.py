@@ -10,7 +10,7 @@ from clip_jax.weights.untrusted import MAX_NAME
 
 MAX_INFLATION = 20  # weights hardly compress: what claims to grow more than this (and is big) is a bomb
 BIG = 1 << 26
-MAX_DIRECTORY = 1 << 24  # bytes of the list of members: two hundred thousand of them, which take some 200 MiB here
+MAX_DIRECTORY = 1 << 22  # bytes of the list of members: sixty thousand of them, which take some 40 MiB here
 END = b"PK\x05\x06"  # the record at the end of a zip; at most 64 KiB of comment may follow its 22 bytes
 END_SIZE, MAX_COMMENT = 22, 1 << 16
 ENCRYPTED = 1  # bit of a member's flags

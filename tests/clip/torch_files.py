@@ -51,15 +51,33 @@ def write_torch(path, data, *, extra=(), storages=None, root="archive", compress
 
     `extra`: more (name, bytes) for the archive. `storages`: what to write instead of the arrays' own bytes.
     """
-    records: list[bytes] = []
+    records: list[np.ndarray] = []
     program = b"\x80\x02" + _ops(data, records) + b"."
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr(f"{root}/data.pkl", program)
         archive.writestr(f"{root}/byteorder", "little")
-        for i, record in enumerate(records if storages is None else storages):
+        for i, record in enumerate([r.tobytes() for r in records] if storages is None else storages):
             archive.writestr(f"{root}/data/{i}", record)
         for name, content in extra:
             archive.writestr(name, content)
+
+
+def write_legacy(path, data, *, views=None):
+    """Writes `data` as torch did before 1.6: pickles one behind the other, then the numbers.
+
+    `views`: {key of a storage: (offset, size)} of those that stand for a part of their storage.
+    """
+    records: list[np.ndarray] = []
+    program = b"\x80\x02" + _ops(data, records, views or {}) + b"."
+    keys = [str(i) for i in range(len(records))]
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    with open(path, "wb") as file:
+        for value in (0x1950A86A20F9469CFC6C, 1001, system):
+            file.write(pickle.dumps(value, protocol=2))
+        file.write(program)
+        file.write(pickle.dumps(keys, protocol=2))
+        for record in records:
+            file.write(struct.pack("<q", record.size) + record.tobytes())
 
 
 def write_torchscript(path, module):
@@ -75,32 +93,31 @@ def _text(text: str) -> bytes:
     return b"X" + struct.pack("<I", len(data)) + data
 
 
-def _ops(value: Any, records: list[bytes]) -> bytes:
+def _ops(value: Any, records: list[np.ndarray], views: dict[str, tuple[int, int]] | None = None) -> bytes:
+    """The opcodes of a value; to `records` go its storages. `views` is None in a zip, whose references are shorter."""
     match value:
         case Global(module, name):
             return b"c" + f"{module}\n{name}\n".encode()
         case Call(function, args):
-            return _ops(function, records) + _ops(tuple(args), records) + b"R"
+            return _ops(function, records, views) + _ops(tuple(args), records, views) + b"R"
         case Module(kind, attributes):
-            return _ops(Global("__torch__", kind), records) + b")\x81" + _ops(attributes, records) + b"b"
+            return _ops(Global("__torch__", kind), records, views) + b")\x81" + _ops(attributes, records, views) + b"b"
         case View(array, offset, size, stride):
             storage = Global("torch", STORAGES[array.dtype])
             key = str(len(records))
-            records.append(array.tobytes())
-            reference = _ops(("storage", storage, key, "cpu", array.size), records) + b"Q"
-            rest = [
-                _ops(v, records) for v in (offset, size, stride, False, Call(Global("collections", "OrderedDict"), ()))
-            ]
-            return (
-                _ops(Global("torch._utils", "_rebuild_tensor_v2"), records) + b"(" + reference + b"".join(rest) + b"tR"
-            )
+            records.append(array)
+            view = () if views is None else ((f"view {key}", *views[key]) if key in views else None,)
+            reference = _ops(("storage", storage, key, "cpu", array.size, *view), records, views) + b"Q"
+            hooks = Call(Global("collections", "OrderedDict"), ())
+            rest = b"".join(_ops(v, records, views) for v in (offset, size, stride, False, hooks))
+            return _ops(Global("torch._utils", "_rebuild_tensor_v2"), records, views) + b"(" + reference + rest + b"tR"
         case np.ndarray():
             steps = tuple(step // value.itemsize for step in np.empty_like(value, order="C").strides)
-            return _ops(View(np.ascontiguousarray(value).ravel(), 0, value.shape, steps), records)
+            return _ops(View(np.ascontiguousarray(value).ravel(), 0, value.shape, steps), records, views)
         case dict():
-            return b"}(" + b"".join(_text(k) + _ops(v, records) for k, v in value.items()) + b"u"
+            return b"}(" + b"".join(_text(k) + _ops(v, records, views) for k, v in value.items()) + b"u"
         case tuple():
-            return b"(" + b"".join(_ops(v, records) for v in value) + b"t"
+            return b"(" + b"".join(_ops(v, records, views) for v in value) + b"t"
         case str():
             return _text(value)
     return pickle.dumps(value, protocol=2)[2:-1]  # a number

@@ -22,7 +22,7 @@ from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
 from clip_jax.model import CLIP
 from clip_jax.weights import huggingface
-from clip_jax.weights.files import read_checkpoint, read_json
+from clip_jax.weights.files import is_index, read_checkpoint, read_json
 from clip_jax.weights.native import flatten, unflatten
 from clip_jax.weights.rules import Rule, convert
 from unclip_jax import priors
@@ -169,6 +169,9 @@ def _parts(directory: Path) -> dict[str, Path]:
 
 def _weights_file(folder: Path) -> Path:
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    # A variant ("fp16") is in the middle of the names; where it is sharded, its index comes before any of the shards.
+    indices = [file for file in folder.iterdir() if is_index(file.name)]
+    found = found or sorted(indices, key=lambda file: (".safetensors" not in file.name, file.name))
     found = found or sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if not found:
         raise UserError(f"{folder} holds no weights: there is none of {', '.join(WEIGHTS[:2])} and the like in it")

@@ -1,0 +1,175 @@
+"""Damaged and hostile files, made of good ones: of bytes, of JSON, of pickles and of lines. All are seeded."""
+
+import copy
+import io
+import json
+import pickletools
+import random
+import struct
+
+ODD = (
+    *(None, True, False, 0, -1, 1, 3, 2**31, 2**62, 2**64, 10**25, 0.5, -0.0, 1e309, float("nan")),
+    *("", "x", "gelu", "../x", "\x1b[31m", "é" * 50, "\ud800", "a" * 20_000, "1"),
+    *([], {}, [1], [[]], [None], {"a": 1}, [0.5] * 3, ["x", 2], {"type": "x"}),
+)
+
+
+def of_bytes(rng: random.Random, content: bytes) -> bytes:
+    """A few bytes flipped, cut off, repeated, removed or put in."""
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        at = rng.randrange(len(data) + 1)
+        size = rng.choice((1, 2, 4, 8, 40))
+        match rng.randrange(6):
+            case 0:
+                data[at : at + 1] = bytes([data[at] ^ 1 << rng.randrange(8)]) if at < len(data) else b""
+            case 1:
+                del data[at:]
+            case 2:
+                data[at:at] = data[at : at + size]
+            case 3:
+                del data[at : at + size]
+            case 4:
+                data[at : at + size] = rng.choice((b"\xff", b"\0", b"\x7f")) * size
+            case _:
+                data[at:at] = rng.randbytes(size)
+    return bytes(data)
+
+
+def of_json(rng: random.Random, data: object) -> bytes:
+    """The text of a JSON value in which something is replaced, removed, renamed, added or nested; or its bytes are."""
+    data = copy.deepcopy(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        data = _changed(rng, data)
+    text = json.dumps(data)
+    match rng.randrange(12):
+        case 0:
+            text = text.replace("{", '{"a": 1, "a": 2, ', 1)
+        case 1:
+            depth = rng.choice((10, 3000, 100_000))
+            text = text.replace(": ", ": " + "[" * depth, 1)
+        case 2:
+            return of_bytes(rng, text.encode())
+        case 3:
+            return text.encode(rng.choice(("utf-16", "utf-8-sig", "utf-32")))
+    return text.encode()
+
+
+def _changed(rng: random.Random, data: object) -> object:
+    """`data` with one of the places in it changed."""
+    places = list(_places(data))
+    if not places:
+        return rng.choice(ODD)
+    holder, key = rng.choice(places)
+    other = rng.choice(places)
+    match rng.randrange(8):
+        case 0:
+            del holder[key]
+        case 1 if isinstance(holder, dict):
+            holder[rng.choice(("x", "", key + "s", "\x1b[2J", "k" * 5000))] = holder.pop(key)
+        case 2:
+            holder[key] = copy.deepcopy(other[0][other[1]])
+        case 3:
+            holder[key] = [holder[key]]
+        case 4 if isinstance(holder, list):
+            holder.insert(key, copy.deepcopy(holder[key]))
+        case 5 if type(holder[key]) in (int, float):
+            holder[key] = rng.choice((-1, 2, 1000, 10**7)) * holder[key]
+        case _:
+            holder[key] = rng.choice(ODD)
+    return data
+
+
+def _places(data):
+    """(dict or list, key) of everything in `data`."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in list(items):
+        yield data, key
+        yield from _places(value)
+
+
+def of_pickle(rng: random.Random, program: bytes) -> bytes:
+    """A pickle whose opcodes are removed, repeated, swapped, put in, or have other arguments."""
+    parts = _opcodes(program)
+    for _ in range(rng.choice((1, 1, 2, 4, 8))):
+        at = rng.randrange(len(parts))
+        match rng.randrange(7):
+            case 0:
+                del parts[at]
+            case 1:
+                parts.insert(at, parts[rng.randrange(len(parts))])
+            case 2:
+                other = rng.randrange(len(parts))
+                parts[at], parts[other] = parts[other], parts[at]
+            case 3:
+                parts.insert(at, _opcode(rng))
+            case 4:
+                parts[at] = _opcode(rng)
+            case 5:
+                end = rng.randrange(at, len(parts))
+                parts[at:at] = parts[at:end][:20]
+            case _:
+                parts[at] = parts[at][:1] + rng.randbytes(max(0, len(parts[at]) - 1))
+        if not parts:
+            return b"."
+    return b"".join(parts)
+
+
+def _opcodes(program: bytes) -> list[bytes]:
+    places = [place for _, _, place in pickletools.genops(io.BytesIO(program))]
+    return [program[a:b] for a, b in zip(places, [*places[1:], len(program)], strict=True)]
+
+
+NAMES = (
+    "os system", "builtins eval", "builtins getattr", "torch.storage UntypedStorage", "torch FloatStorage",
+    "torch DoubleStorage", "torch.jit._pickle build_intlist", "torch.jit._pickle restore_type_tag", "torch Size",
+    "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_parameter",
+    "torch._tensor _rebuild_from_type_v2", "collections OrderedDict", "collections defaultdict", "__torch__.a B",
+    "argparse Namespace", "torch float8_e4m3fn", "torch bfloat16",
+)  # fmt: skip
+
+
+def _opcode(rng: random.Random) -> bytes:
+    """Any opcode, with an argument that fits it or claims too much."""
+    match rng.randrange(6):
+        case 0:
+            return b"c" + rng.choice(NAMES).replace(" ", "\n").encode() + b"\n"
+        case 1:
+            return b"J" + struct.pack("<i", rng.choice((0, 1, 3, -1, 2**31 - 1, -(2**31))))
+        case 2:
+            return rng.choice((b"r", b"j", b"X", b"B", b"T", b"\x8b")) + rng.choice((b"\xff\xff\xff\x7f", b"\0\0\0\4"))
+        case 3:
+            return b"\x8a\x08" + struct.pack("<q", rng.choice((2**62, -1, 2**40, 16, 10**18)))
+        case 4:
+            return rng.choice((b"\x8d", b"\x8e", b"\x95", b"\x96")) + struct.pack("<Q", rng.choice((4, 2**40, 2**63)))
+    return bytes([rng.choice(b"(.012NQRabdehlopqstu}]\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94\x97")])
+
+
+def of_lines(rng: random.Random, text: str) -> bytes:
+    """A text whose lines or cells are removed, repeated, swapped, joined or made odd; or its bytes are."""
+    lines = text.split("\n")
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at, other = rng.randrange(len(lines)), rng.randrange(len(lines))
+        match rng.randrange(8):
+            case 0 if len(lines) > 1:
+                del lines[at]
+            case 1:
+                lines.insert(at, lines[other])
+            case 2:
+                lines[at], lines[other] = lines[other], lines[at]
+            case 3:
+                lines[at] += rng.choice(
+                    (",", "\t", '"', " ", "'", "\0", "\r", "\x1b[31m", "\ufeff", "é", "a" * 200_000)
+                )
+            case 4:
+                cut = rng.randrange(len(lines[at]) + 1)
+                lines[at] = lines[at][cut:]
+            case 5:
+                cut = rng.randrange(len(lines[at]) + 1)
+                lines[at] = lines[at][:cut] + rng.choice((",", '"', "{", "\n", "]", ";", " ")) + lines[at][cut:]
+            case 6:
+                lines[at] = "[" * rng.choice((5, 100_000)) + lines[at]
+            case _:
+                return of_bytes(rng, "\n".join(lines).encode())
+    encoding = rng.choice(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"))
+    return "\n".join(lines).encode(encoding, errors="replace")
