@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from clip_jax.errors import UserError
 from clip_jax.weights.native import LFS_HEADER
 from clip_jax.weights.rules import Checkpoint, Entry
 
-INDEX_SUFFIX = ".index.json"
+INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # model.safetensors.index.json, and with a variant: ….index.fp16.json
 MAX_INFLATION = 20  # weights hardly compress: what claims to grow more than this (and is big) is a bomb
 BIG = 1 << 26
 
@@ -50,7 +51,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     Raises: UserError when it is absent, damaged, a Git LFS pointer, or holds anything but data.
     """
     path = Path(path)
-    if path.name.endswith(INDEX_SUFFIX):
+    if INDEX.fullmatch(path.name):
         return _read_shards(path)
     try:
         with open(path, "rb") as file:
@@ -99,7 +100,7 @@ def _read_shards(path: Path) -> dict[str, Entry]:
         raise UserError(f"{path} is not the index of a sharded checkpoint: it has no weight_map of names")
     shards: dict[str, Checkpoint] = {}
     for shard in sorted(set(where.values())):
-        if shard in ("", ".", "..") or "/" in shard or "\\" in shard or shard.endswith(INDEX_SUFFIX):
+        if shard in ("", ".", "..") or "/" in shard or "\\" in shard or INDEX.fullmatch(shard):
             raise UserError(f"{path} names the shard {shard!r}: shards must lie beside their index")
         shards[shard] = read_checkpoint(path.parent / shard)
     absent = [name for name, shard in where.items() if name not in shards[shard]]

@@ -156,7 +156,7 @@ def convert(
         wrong_shape=[
             f"{name} is {list(checkpoint[name].shape)}, not {list(shape)}"
             for name, shape in needed.items()
-            if name in checkpoint and checkpoint[name].shape != shape
+            if name in checkpoint and not _fits(checkpoint[name].shape, shape)
         ],
     )
     flat, not_finite = {}, []
@@ -169,10 +169,15 @@ def convert(
                 raise UserError(f"{where}: {name} is {part.dtype}, weights are floating-point numbers")
             if not np.isfinite(part).all():
                 not_finite.append(name)
-            parts.append(part)
+            parts.append(part.reshape(needed[name]))
         flat[ours] = np.asarray(op.read(*parts), order="C")
     report(where, not_finite=not_finite)
     return flat
+
+
+def _fits(shape: Shape, needed: Shape) -> bool:
+    """Whether an array is of the shape that is needed; a number may be kept as [] or [1]."""
+    return shape == needed or {shape, needed} == {(), (1,)}
 
 
 def export(flat: Mapping[str, Any], rules: Iterable[Rule]) -> dict[str, np.ndarray]:
@@ -196,8 +201,13 @@ def count(checkpoint: Checkpoint, pattern: str) -> int:
 
 
 def is_float(dtype: np.dtype) -> bool:
-    """Floating point, bfloat16 included, which numpy does not count among them."""
-    return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
+    """Floating point, bfloat16 and float8 included, which numpy does not count among them."""
+    if np.issubdtype(dtype, np.floating):
+        return True
+    try:
+        return ml_dtypes.finfo(dtype) is not None
+    except ValueError:
+        return False
 
 
 def report(where: str, **faults: list[str]) -> None:
