@@ -126,4 +126,4 @@ def _four_channels(image: Any) -> Image.Image:
         raise UserError(
             "this model takes pictures of 4 channels: give an array uint8 [H, W, 4] or a Pillow image of mode RGBA"
         )
-    return Image.fromarray(np.ascontiguousarray(array), "RGBA")
+    return Image.fromarray(np.ascontiguousarray(array))

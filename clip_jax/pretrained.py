@@ -7,57 +7,45 @@ accuracy without any other sign.
 """
 
 import dataclasses
-import json
 import os
-import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
-from clip_jax.config import BertConfig, CLIPConfig, ResNetConfig
+from clip_jax.config import CLIPConfig
 from clip_jax.encode import joined
 from clip_jax.errors import UserError, reading
 from clip_jax.images import Preprocess
-from clip_jax.layers import unstack_layers
 from clip_jax.model import CLIP
 from clip_jax.presets import PRESETS, preset
 from clip_jax.tokenizer import Tokenizer, load_tokenizer
-from clip_jax.tokenizer.load import find_tokenizer
-from clip_jax.weights import huggingface, native, open_clip
+from clip_jax.weights import huggingface_config, native, open_clip
 from clip_jax.weights.agree import (
     check_known,
     check_same,
     check_sizes,
     check_tokenizer,
     check_vocabulary,
-    equal,
-    fields,
+    only_towers,
 )
 from clip_jax.weights.digest import DIGESTS, check_digest, digests, read_digests
-from clip_jax.weights.files import inner_folder, one_line, read_checkpoint, read_json
-from clip_jax.weights.formats import FORMATS, recognise
-from clip_jax.weights.rules import convert, expected, flat_variables, nested_variables
-from clip_jax.weights.rules import export as to_format
+from clip_jax.weights.files import inner_folder, read_checkpoint, read_json
+from clip_jax.weights.find import CONFIG, clip_weights, config_beside, part_of_pipeline, tokenizer_beside
+from clip_jax.weights.flax_msgpack import read_flax
+from clip_jax.weights.formats import recognise
+from clip_jax.weights.hub import fetch
+from clip_jax.weights.layouts import TOKENIZER, Layout, export, write_json
+from clip_jax.weights.resolution import at_resolution, interpolated
+from clip_jax.weights.rules import convert, expected, nested_variables
+from clip_jax.weights.settings import located
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "weights.safetensors", "tokenizer.json"
-OPEN_CLIP_CONFIG, PREPROCESSOR, PROCESSOR = "open_clip_config.json", "preprocessor_config.json", "processor_config.json"
+__all__ = ["Layout", "LoadedCLIP", "Missing", "export", "load", "save"]
 
-# What a directory is searched for, in this order; else the one weights file that is in it.
-PUBLISHED_WEIGHTS = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "open_clip_model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-    "open_clip_pytorch_model.bin",
-)
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".ckpt")
-
-Layout = Literal["openai", "open_clip", "huggingface"]
+WEIGHTS = "weights.safetensors"
 
 
 class LoadedCLIP(NamedTuple):
@@ -105,7 +93,7 @@ def save(
         with native.atomic_path(directory / TOKENIZER) as path:
             tokenizer.save(path)
     files = (WEIGHTS, TOKENIZER) if config.text is not None else (WEIGHTS,)
-    _write_json(directory / CONFIG, config.to_dict() | {DIGESTS: digests(directory, files)})
+    write_json(directory / CONFIG, config.to_dict() | {DIGESTS: digests(directory, files)})
 
 
 def load(
@@ -115,84 +103,164 @@ def load(
     config: CLIPConfig | str | os.PathLike | Mapping[str, Any] | None = None,
     vocab: str | os.PathLike | None = None,
     part: str | None = None,
+    image_size: int | None = None,
 ) -> LoadedCLIP:
     """A CLIP from a directory, a weights file, the name of a preset with its weights, or the hub.
 
     Args:
         source: a directory that `save` wrote, or of Hugging Face's or OpenCLIP's layout; a file of a published format
-            (safetensors, a torch file, a TorchScript archive, npz); a preset's name, with `weights`; or the name of a
-            repository on the hub, "owner/name", if `huggingface_hub` is installed. A `Path` is never such a name.
+            (safetensors, a torch file, a TorchScript archive, npz, Flax's msgpack); a preset's name, with `weights`; or
+            the name of a repository on the hub, "owner/name", if `huggingface_hub` is installed. A `Path` is never such
+            a name.
         weights: the file or directory for a preset.
         config: what the model is, where the weights do not say it: a CLIPConfig, a preset's name, or a JSON (or its
-            content) of ours, of Hugging Face or of OpenCLIP. What the checkpoint says must agree with it.
+            content) of ours, of Hugging Face or of OpenCLIP. What the checkpoint says must agree with it, but for the
+            size of the pictures (see `image_size`; a warning says so). Of a config of two towers the one that is in the
+            weights counts.
         vocab: the tokenizer's file or directory, where it does not lie beside the weights.
-        part: which text encoder of a Stable Diffusion checkpoint, "text_encoder" or "text_encoder_2".
+        part: which model of a file or pipeline that holds several: "text_encoder" or "text_encoder_2" of a Stable
+            Diffusion checkpoint, else what stands before the names of its weights, as "ema".
+        image_size: for pictures of another size than the model was trained on. The positions of the patches are
+            interpolated as the project of the weights does it (`clip_jax.weights.resolution`); it works better the
+            closer the sizes are.
 
     Returns: (model, variables, tokenize, preprocess). A checkpoint of one tower gives a model of this tower alone.
 
     Raises: UserError, in one line, when something is absent, damaged, or does not fit the rest.
     """
     wanted = None if config is None else _config(config)
+    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
+        raise UserError(f"image_size is {image_size!r}: it is the number of pixels of a side, pictures are square")
     if str(source) in PRESETS and not Path(source).exists():
         if weights is None:
             raise UserError(f"{source} is an architecture, not weights: give load({str(source)!r}, weights=path)")
         if wanted is not None:
             raise UserError(f"{source} is a preset, which is a config already: leave out config=")
-        return _load_path(Path(weights), preset(str(source)), vocab, part, f"the preset {source}")
+        asked = _Asked(preset(str(source)), f"the preset {source}", vocab, image_size)
+        return _load_path(Path(weights), asked, part)
     if weights is not None:
         raise UserError(f"weights= is for the name of a preset (as ViT-B/32), {source} is none: leave it out")
     path = Path(source)
     if not path.exists():
         if isinstance(source, os.PathLike):  # a path, not a name: nothing to ask the hub for
             raise UserError(f"{path} holds no CLIP: there is no such file or directory")
-        path = _from_hub(str(source))
-    return _load_path(path, wanted, vocab, part, "config=")
+        path = fetch(str(source))
+    return _load_path(path, _Asked(wanted, "config=", vocab, image_size), part)
 
 
-def _load_path(path: Path, wanted: CLIPConfig | None, vocab: Any, part: str | None, asker: str) -> LoadedCLIP:
+class _Asked(NamedTuple):
+    """What the caller wants of a checkpoint."""
+
+    config: CLIPConfig | None
+    asker: str  # who says so, for errors
+    vocab: str | os.PathLike | None
+    image_size: int | None
+
+    def target(self, base: int, where: str) -> int:
+        """The size of the pictures in the end, of a checkpoint for `base` pixels."""
+        wanted = base if self.config is None or self.config.vision is None else self.config.vision.image_size
+        if wanted == base or self.image_size == wanted:
+            return base if self.image_size is None else self.image_size
+        if self.image_size is not None and self.asker == "config=":
+            raise UserError(f"image_size is {self.image_size}, config= says {wanted}: they must agree")
+        if self.asker != "config=":
+            raise UserError(
+                f"{where}: vision.image_size is {base} in the weights, {self.asker} says {wanted}: take the preset of "
+                f"these weights, or config= with this one and image_size={wanted} to interpolate the positions"
+            )
+        warnings.warn(
+            f"{where} is for pictures of {base} pixels, config= says {wanted}: the positions are interpolated; "
+            f"image_size={wanted} says that it is meant",
+            stacklevel=5,
+        )
+        return wanted
+
+
+def _load_path(path: Path, asked: _Asked, part: str | None) -> LoadedCLIP:
     path = inner_folder(path)
     if path.is_dir() and (path / "model_index.json").is_file():
-        path = _part(path, part)
+        path = part_of_pipeline(path, part)
         part = None
     if path.is_dir() and (path / CONFIG).is_file():
         data = read_json(path / CONFIG)
         if "model_type" not in data and not open_clip.matches(data):
-            return _load_own(path, data, wanted, vocab, asker)
-    file = _weights_file(path)
+            return _load_own(path, data, asked)
+    return _load_published(path, clip_weights(path), asked, part)
+
+
+def _load_published(path: Path, file: Path, asked: _Asked, part: str | None) -> LoadedCLIP:
     where = str(file)
-    table, checkpoint = recognise(read_checkpoint(file), part, where)
-    said = None if table.name == "stable_diffusion" else _config_beside(file.parent, table.name)
-    if said is not None and wanted is not None:
-        check_same(said, wanted, where, asker)
+    read = read_flax if file.suffix == ".msgpack" else read_checkpoint
+    table, checkpoint = recognise(read(file), part, where)
+    sizes = table.sizes(checkpoint)
+    said = None if table.name == "stable_diffusion" else config_beside(file.parent, table.name, checkpoint)
+    wanted = asked.config if asked.config is None or said is not None else only_towers(asked.config, sizes)
     try:
-        found = said or wanted or table.infer(checkpoint)
+        found = said or (table.infer(checkpoint) if wanted is None else _with_their_size(wanted, sizes))
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise located(where, error) from error
+    target = None if found.vision is None else asked.target(found.vision.image_size, where)
+    if said is not None and wanted is not None:
+        check_same(said, _same_size(wanted, said), where, asked.asker)
     if said is None and wanted is not None:
-        check_known(table.known(checkpoint), wanted, where, asker)
-    check_sizes(found, table.sizes(checkpoint), where, f"{file.parent}'s config" if said else asker)
+        check_known(table.known(checkpoint), found, where, asked.asker)
+    check_sizes(found, sizes, where, f"{file.parent}'s config" if said else asked.asker)
     one_tower = "" if found.two_towers else "|logit_scale|logit_bias"
     flat = convert(checkpoint, table.rules(found), expected(found), ignore=table.ignore + one_tower, where=where)
+    found, flat = _resized(found, flat, asked, target, antialias=table.name == "openai")
     folder = file.parent if said is not None or path.is_dir() else None
-    tokenize = _tokenizer(vocab, _tokenizer_beside(folder), found, table.name)
+    tokenize = _tokenizer(asked.vocab, tokenizer_beside(folder), found, table.name)
     return _loaded(found, flat, tokenize)
 
 
-def _load_own(path: Path, data: Mapping[str, Any], wanted: CLIPConfig | None, vocab: Any, asker: str) -> LoadedCLIP:
+def _load_own(path: Path, data: Mapping[str, Any], asked: _Asked) -> LoadedCLIP:
     with reading(path / CONFIG, "the config"):
-        config = _own_config(data)
+        config = _own_config(data, str(path / CONFIG))
         saved = read_digests(data.get(DIGESTS), DIGESTS, (WEIGHTS, TOKENIZER))
-    if wanted is not None:
-        check_same(config, wanted, str(path), asker)
+    target = None if config.vision is None else asked.target(config.vision.image_size, str(path))
+    if asked.config is not None:
+        check_same(config, _same_size(asked.config, config), str(path), asked.asker)
     params = native.load_params(path / WEIGHTS, native.unflatten(expected(config)), digest=saved.get(WEIGHTS))
     tokenizer: Any = Missing("this model has no text tower, and no tokenizer")
     if config.text is not None:
-        source = Path(vocab) if vocab else path / TOKENIZER
-        if not vocab and source.is_file():
+        source = Path(asked.vocab) if asked.vocab else path / TOKENIZER
+        if not asked.vocab and source.is_file():
             check_digest(source, saved.get(TOKENIZER))
         tokenizer = load_tokenizer(source)
         check_tokenizer(config, tokenizer, str(source))
-    return _loaded(config, native.flatten(params), tokenizer)
+    config, flat = _resized(config, native.flatten(params), asked, target, antialias=False)
+    return _loaded(config, flat, tokenizer)
+
+
+def _same_size(wanted: CLIPConfig, said: CLIPConfig) -> CLIPConfig:
+    """`wanted` for pictures of the size that the checkpoint says: they may differ in this, whatever else must agree."""
+    if wanted.vision is None or said.vision is None or type(wanted.vision) is not type(said.vision):
+        return wanted
+    return at_resolution(wanted, said.vision.image_size)
+
+
+def _with_their_size(wanted: CLIPConfig, sizes: Mapping[str, Any]) -> CLIPConfig:
+    """`wanted` for pictures of the size that the positions in the weights are for."""
+    if wanted.vision is None:
+        return wanted
+    size = sizes.get("vision.image_size")
+    patch, grid = getattr(wanted.vision, "patch_size", None), sizes.get("vision.grid")
+    if size is None and grid and patch:
+        size = wanted.vision.image_size if grid == wanted.vision.grid else grid * patch
+    if not size or sizes.get("vision.patch_size", patch) != patch:  # told of by the checks that follow
+        return wanted
+    return at_resolution(wanted, size)
+
+
+def _resized(
+    config: CLIPConfig, flat: Mapping[str, np.ndarray], asked: _Asked, target: int | None, *, antialias: bool
+) -> tuple[CLIPConfig, Mapping[str, np.ndarray]]:
+    if target is None:
+        if asked.image_size is not None:
+            at_resolution(config, asked.image_size)  # which says that there is no image tower
+        return config, flat
+    after = at_resolution(config, target)
+    return after, flat if after == config else interpolated(flat, config, after, antialias=antialias)
 
 
 def _loaded(config: CLIPConfig, flat: Mapping[str, np.ndarray], tokenizer: Any) -> LoadedCLIP:
@@ -221,105 +289,21 @@ def _config(config: CLIPConfig | str | os.PathLike | Mapping[str, Any]) -> CLIPC
 
 def _from_json(data: Mapping[str, Any], where: str) -> CLIPConfig:
     if "model_type" in data:
-        return huggingface.config_from_json(data, where)
+        return huggingface_config.config_from_json(data, where)
     if open_clip.matches(data):
         return open_clip.config_from_json(data, where)
-    return _own_config(data)
+    return _own_config(data, where)
 
 
-def _own_config(data: Mapping[str, Any]) -> CLIPConfig:
-    """What a `config.json` that `save` wrote says of the model; the digests in it are of the files beside it."""
-    return CLIPConfig.from_dict({name: value for name, value in data.items() if name != DIGESTS})
+def _own_config(data: Mapping[str, Any], where: str) -> CLIPConfig:
+    """What a `config.json` that `save` wrote says of the model; the digests in it are of the files beside it.
 
-
-def _config_beside(folder: Path, table: str) -> CLIPConfig | None:
-    """What the directory says of weights in this format."""
-    if table == "huggingface" and (folder / CONFIG).is_file():
-        config = huggingface.config_from_json(read_json(folder / CONFIG), str(folder / CONFIG))
-        for name in (PREPROCESSOR, PROCESSOR):
-            if (folder / name).is_file() and config.vision is not None:
-                data = read_json(folder / name)
-                if name == PREPROCESSOR or "image_processor" in data:
-                    preprocess = huggingface.preprocess_from_json(data, config, str(folder / name))
-                    return dataclasses.replace(config, preprocess=preprocess)
-        return config
-    for name in (OPEN_CLIP_CONFIG, CONFIG):
-        if table in ("openai", "eva") and (folder / name).is_file():
-            data = read_json(folder / name)
-            if open_clip.matches(data):
-                return open_clip.config_from_json(data, str(folder / name))
-    return None
-
-
-def _weights_file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    for name in PUBLISHED_WEIGHTS:
-        if (path / name).is_file():
-            return path / name
-    files = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
-    if not files and not (path / CONFIG).is_file():
-        raise UserError(f"{path} holds no CLIP: there is no {CONFIG} and no weights in it")
-    if len(files) != 1:
-        raise UserError(
-            f"{path} holds {len(files)} weights files ({', '.join(files[:4]) or 'none'}): give the one to load"
-        )
-    return path / files[0]
-
-
-def _part(path: Path, part: str | None) -> Path:
-    parts = [name for name in ("text_encoder", "text_encoder_2") if (path / name / CONFIG).is_file()]
-    if part is None and len(parts) == 1:
-        return path / parts[0]
-    if part not in parts:
-        raise UserError(
-            f"{path} is a pipeline, part is {part!r}: choose part= of {', '.join(parts) or 'nothing it has'}"
-        )
-    return path / str(part)
-
-
-def _from_hub(source: str) -> Path:
-    name = source.removeprefix("hf-hub:")
-    if not is_hub_name(name):
-        raise UserError(
-            f"there is no {source}: give a file, a directory, a name on the hub (owner/name), or a preset with weights="
-        )
-    folder = snapshot(name, ("*.json", "*.txt", "*.model", "*.safetensors", "*.npz"), ("*/*",))
-    if not any(file.suffix in (".safetensors", ".npz") for file in folder.iterdir()):
-        folder = snapshot(name, ("*.json", "*.txt", "*.model", "*.bin"), ("*/*",))
-    return folder
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a name could be one on the hub: "owner/name"."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
-
-
-def snapshot(name: str, patterns: tuple[str, ...], ignore: tuple[str, ...]) -> Path:
-    """Where the hub's files of a name that match were put.
-
-    Raises: UserError when it cannot be reached, knows no such name, or `huggingface_hub` is not installed.
+    Raises: UserError naming the file and the field.
     """
     try:
-        import huggingface_hub
-    except ImportError as error:
-        raise UserError(
-            f"there is no file {name}, and huggingface_hub, which would fetch it, is not installed: "
-            "pip install huggingface_hub, or download it and give the directory"
-        ) from error
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignore))
-        )
-    except Exception as error:  # whatever goes wrong between here and there
-        raise UserError(f"cannot fetch {name} from the hub: {one_line(error)[:200]}; give a local directory") from error
-
-
-def _tokenizer_beside(folder: Path | None) -> Path | None:
-    if folder is None:
-        return None
-    places = (folder, folder.parent / folder.name.replace("text_encoder", "tokenizer"))  # as diffusers has it
-    return next((place for place in places if find_tokenizer(place)), None)
+        return CLIPConfig.from_dict({name: value for name, value in data.items() if name != DIGESTS})
+    except UserError as error:
+        raise located(where, error) from error
 
 
 def _tokenizer(vocab: str | os.PathLike | None, beside: Path | None, config: CLIPConfig, table: str) -> Any:
@@ -335,117 +319,3 @@ def _tokenizer(vocab: str | os.PathLike | None, beside: Path | None, config: CLI
     tokenizer = load_tokenizer(source, context_length=text.context_length, pad_id=pad_id, kind=kind)
     check_vocabulary(config, tokenizer, str(source), exact=vocab is not None)
     return tokenizer
-
-
-# writing
-
-
-def export(
-    directory: str | os.PathLike,
-    model: CLIP | CLIPConfig,
-    variables: Mapping[str, Any],
-    tokenizer: Tokenizer | None = None,
-    *,
-    layout: Layout | str = "huggingface",
-) -> None:
-    """Writes a CLIP for others to read; `load(directory)` gives back the same bits.
-
-    Args:
-        tokenizer: written as `tokenizer.json` beside the weights; None leaves it out.
-        layout: "huggingface" (transformers' `config.json`, `model.safetensors`, `preprocessor_config.json`),
-            "open_clip" (`open_clip_config.json`, `open_clip_model.safetensors`), or "openai" (`model.safetensors` in
-            OpenAI's names, for models that OpenAI's code builds from shapes alone).
-
-    Each file appears whole or not at all. Raises UserError when the layout cannot say what the model is.
-    """
-    config = model.config if isinstance(model, CLIP) else model
-    if layout not in get_args(Layout):
-        raise UserError(f"there is no layout {layout!r}: choose one of {', '.join(get_args(Layout))}")
-    if tokenizer is not None and config.text is not None:
-        check_tokenizer(config, tokenizer, "the tokenizer")
-    config, variables = _unrolled(config, variables)
-    files: dict[str, Any] = {}
-    if layout == "huggingface":
-        files[CONFIG] = huggingface.config_to_json(config)
-        if config.vision is not None:
-            files[PREPROCESSOR] = huggingface.preprocess_to_json(config)
-        if tokenizer is not None and config.text is not None:
-            files["tokenizer_config.json"] = _tokenizer_config(config, tokenizer)
-    elif layout == "open_clip":
-        files[OPEN_CLIP_CONFIG] = open_clip.config_to_json(config)
-    else:
-        _check_openai(config)
-    table = FORMATS["huggingface" if layout == "huggingface" else "openai"]
-    state = to_format(flat_variables(variables), table.rules(config))
-    not_finite = [name for name, array in state.items() if not np.isfinite(array).all()]
-    if not_finite:
-        raise UserError(f"not writing {directory}: NaN or infinite: {', '.join(not_finite[:8])}")
-
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with native.atomic_path(
-        directory / ("open_clip_model.safetensors" if layout == "open_clip" else "model.safetensors")
-    ) as path:
-        save_file(state, path, metadata={"format": "pt"})
-    if tokenizer is not None and config.text is not None:
-        with native.atomic_path(directory / TOKENIZER) as path:
-            tokenizer.save(path)
-    for name, data in files.items():
-        _write_json(directory / name, data)
-
-
-def _check_openai(config: CLIPConfig) -> None:
-    """OpenAI's code reads shapes only, so all else must be what it takes for granted."""
-    from clip_jax.weights import openai
-
-    open_clip.config_to_json(config)  # the same architecture
-    taken = dataclasses.replace(config, preprocess=type(config.preprocess)())
-    vision = dataclasses.replace(
-        config.vision, heads=config.vision.width * (32 if isinstance(config.vision, ResNetConfig) else 1) // 64 or 1
-    )
-    text = dataclasses.replace(config.text, heads=config.text.width // 64 or 1, activation="quick_gelu", pad_id=0)
-    if not isinstance(vision, ResNetConfig):
-        vision = dataclasses.replace(vision, activation="quick_gelu")
-        if vision.width in openai.NOT_OPENAIS:
-            raise UserError(f"OpenAI's layout has no ViT of width {vision.width}: export to open_clip")
-    taken = dataclasses.replace(taken, vision=vision, text=text)
-    a, b = fields(config), fields(taken)
-    differ = [f"{name} {a[name]!r} (there it is {b[name]!r})" for name in a if not equal(a[name], b[name])]
-    if differ:
-        raise UserError(f"OpenAI's layout cannot say {', '.join(differ)}: export to open_clip or huggingface")
-
-
-def _unrolled(config: CLIPConfig, variables: Mapping[str, Any]) -> tuple[CLIPConfig, dict[str, Any]]:
-    """The same model with a name for each layer, as all published formats have it."""
-    params = dict(variables["params"])
-    changed: dict[str, Any] = {}
-    for name, tower in (("visual", config.vision), ("text", config.text)):
-        if getattr(tower, "scan_layers", False):
-            if isinstance(tower, BertConfig) or "transformer" not in params[name]:
-                raise UserError(
-                    f"{type(tower).__name__}.scan_layers is True: give the parameters of the unrolled model"
-                )
-            params[name] = {**params[name], "transformer": unstack_layers(params[name]["transformer"])}
-            changed["vision" if name == "visual" else "text"] = dataclasses.replace(tower, scan_layers=False)
-    return dataclasses.replace(config, **changed), {**variables, "params": params}
-
-
-def _tokenizer_config(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    kinds = {
-        "clip": "CLIPTokenizer",
-        "bert": "BertTokenizer",
-        "siglip": "SiglipTokenizer",
-        "siglip2": "GemmaTokenizer",
-    }
-    data: dict[str, Any] = {
-        "model_max_length": config.text.context_length,
-        "tokenizer_class": kinds.get(tokenizer.kind),
-    }
-    if tokenizer.kind == "clip":
-        data |= {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    return data
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with native.atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 Each check raises a UserError of one line that names the fields, both values and what to do.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +43,7 @@ def check_vocabulary(config: CLIPConfig, tokenizer: Tokenizer, where: str, *, ex
 
 
 # Fields that say how to compute or to start, not what the weights are.
-FREE = {"scan_layers", "remat", "logit_scale_init", "logit_bias_init", "pad_id", "tokenizer"}
+FREE = {"scan_layers", "remat", "logit_scale_init", "logit_bias_init", "pad_id", "tokenizer", "crop"}
 
 
 def fields(config: CLIPConfig) -> dict[str, Any]:
@@ -70,6 +71,16 @@ def check_same(said: CLIPConfig, wanted: CLIPConfig, where: str, asker: str) -> 
         raise UserError(
             f"{where}: {'; '.join(differ[:6])}: load it by its own config, or take the weights of that model"
         )
+
+
+def only_towers(config: CLIPConfig, sizes: Mapping[str, Any]) -> CLIPConfig:
+    """A config of two towers as that of the one tower that the weights have; any other as it is."""
+    absent = [name for name in ("vision", "text") if name in sizes and sizes[name] is None]
+    if not config.two_towers or len(absent) != 1:
+        return config
+    projected = "embed_dim" in sizes or (absent == ["text"] and getattr(config.vision, "pool", None) == "map")
+    changed: dict[str, Any] = {absent[0]: None, "embed_dim": config.embed_dim if projected else None}
+    return dataclasses.replace(config, logit_bias_init=None, **changed)
 
 
 def equal(a: Any, b: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import CLIPConfig, ViTConfig
-from clip_jax.weights.huggingface import HALF, siglip_text
+from clip_jax.weights.huggingface_config import HALF, siglip_text
 from clip_jax.weights.rules import Checkpoint, Entry, Format, Op, Rule, count, drop_axes, renamed, same, scalar
 
 

@@ -2,30 +2,40 @@
 
 from clip_jax.errors import UserError
 from clip_jax.weights import big_vision, chinese_clip, eva, huggingface, openai, stable_diffusion
+from clip_jax.weights.prefixes import prefixes, under, without_inner_wrappers
 from clip_jax.weights.rules import Checkpoint, Entry, Format, some
 
 FORMATS: dict[str, Format] = {
     table.name: table
     for table in (openai.FORMAT, huggingface.FORMAT, eva.FORMAT, chinese_clip.FORMAT, big_vision.FORMAT)
 }
-WRAPPERS = ("module.", "_orig_mod.")  # torch's data-parallel and compiled models
 
 
 def recognise(checkpoint: Checkpoint, part: str | None, where: str) -> tuple[Format, dict[str, Entry]]:
     """The format of a checkpoint, and the checkpoint in the names of its table.
 
-    Raises: UserError when it is none of them, or `part` is asked for where there are no parts.
+    Args:
+        part: which of the models in the file, where it holds several: the name of a text encoder of Stable Diffusion,
+            or what comes before the names of the model ("ema").
+
+    Raises: UserError when it is none of them, holds several of which `part` chooses none, or `part` is asked for where
+        there are no parts.
     """
-    found = dict(checkpoint)
-    for wrapper in WRAPPERS:
-        if found and all(name.startswith(wrapper) for name in found):
-            found = {name.removeprefix(wrapper): entry for name, entry in found.items()}
-    inside = stable_diffusion.find(found, part, where)
-    if inside:
-        table, found = inside
-        return table, _with_prefix(found)
-    if part is not None:
-        raise UserError(f"{where} is one model: part={part!r} is for Stable Diffusion's files, leave it out")
+    names = without_inner_wrappers(checkpoint, where)
+    models = prefixes(names)
+    prefix = _choose(models, part, where)
+    found = under(names, prefix, models)
+    if place := stable_diffusion.place_of(prefix):
+        table, found = place_format(found, where)
+        return stable_diffusion.encoder(table, place.activation, place.part), found
+    table, found = place_format(found, where)
+    if table is huggingface.FORMAT and stable_diffusion.is_encoder(found):
+        return table._replace(infer=lambda checkpoint: stable_diffusion.infer_alone(checkpoint, where)), found
+    return table, found
+
+
+def place_format(found: dict[str, Entry], where: str) -> tuple[Format, dict[str, Entry]]:
+    """The format of a model whose names have nothing before them, and its arrays in the names of its table."""
     if any(name.startswith(("params/img/", "params/txt/", "img/", "txt/")) for name in found):
         return big_vision.FORMAT, big_vision.unrolled(found)
     if any(name.startswith("bert.") for name in found):
@@ -43,6 +53,26 @@ def recognise(checkpoint: Checkpoint, part: str | None, where: str) -> tuple[For
     if any(name.startswith(("text_model.", "vision_model.")) for name in found):
         return huggingface.FORMAT, found
     raise UserError(f"{where} is of no known format: it holds {some(sorted(found), 4)}; a CLIP's weights are needed")
+
+
+def _choose(models: list[str], part: str | None, where: str) -> str:
+    """The prefix of the model to read; of a checkpoint without any, the empty one."""
+    labels = {prefix: _label(prefix) for prefix in models}
+    chosen = [prefix for prefix in models if part is None or part in (labels[prefix], prefix, prefix.rstrip("./"))]
+    if len(chosen) == 1:
+        return chosen[0]
+    if len(models) > 1:
+        choices = " or ".join(f'part="{label}"' for label in dict.fromkeys(labels.values()))
+        raise UserError(f"{where} holds {len(models)} models, part is {part!r}: choose {choices}")
+    if part is not None:
+        only = f" ({labels[models[0]]})" if models and labels[models[0]] else ""
+        raise UserError(f"{where} is one model{only}: part={part!r} is for files that hold several, leave it out")
+    return ""
+
+
+def _label(prefix: str) -> str:
+    place = stable_diffusion.place_of(prefix)
+    return place.part if place else prefix.rstrip("./")
 
 
 def _with_prefix(found: dict[str, Entry]) -> dict[str, Entry]:

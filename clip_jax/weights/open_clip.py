@@ -9,28 +9,30 @@ from typing import Any
 
 from clip_jax.config import CLIPConfig, EVA02Config, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
 from clip_jax.errors import UserError, names_its_file
+from clip_jax.weights.settings import Settings, located
 
-MODEL = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"}
-EVA_NAMES = {"rope", "pt_hw_seq_len", "intp_freq", "naiveswiglu", "subln"}
-EVA_ONLY = {"eva_model_name", *EVA_NAMES, "qkv_bias", "postnorm"}
-# What these are set to when they change nothing; settings of training do not matter at all.
-VISION_DEFAULTS = {
+EVA_FIXED = {"rope": True, "naiveswiglu": True, "subln": True, "intp_freq": True, "qkv_bias": True, "postnorm": False}
+# What these are set to when they change nothing.
+VISION_FIXED = {
     "global_average_pool": False, "attentional_pool": False, "no_ln_pre": False, "ls_init_value": None,
     "input_patchnorm": False, "pos_embed_type": "learnable", "pool_type": "tok", "final_ln_after_pool": False,
     "output_tokens": False, "timm_model_name": None, "act_kwargs": None, "norm_kwargs": None, "block_type": None,
     "qk_norm": False, "scaled_cosine_attn": False, "postnorm": False, "qkv_bias": True,
 }  # fmt: skip
-TEXT_DEFAULTS = {
+TEXT_FIXED = {
     "hf_model_name": None, "embed_cls": False, "no_causal_mask": False, "pool_type": "argmax",
     "final_ln_after_pool": False, "proj_bias": False, "proj_type": "linear", "output_tokens": False,
     "act_kwargs": None, "norm_kwargs": None, "ls_init_value": None, "mlp_ratio": 4.0, "block_type": None,
-    "qk_norm": False, "scaled_cosine_attn": False, "eos_id": None, "correct_cls_mask": False,
+    "qk_norm": False, "scaled_cosine_attn": False, "eos_id": None, "correct_cls_mask": False, "text_mask": "first",
+}  # fmt: skip
+# How texts become tokens: OpenCLIP's own tokenizer, in lower case. Another one gives other ids for the same text.
+TOKENIZER_FIXED = {"hf_tokenizer_name": "", "tokenizer_mode": None}
+TOKENIZER_KWARGS_FIXED = {
+    "clean": "lower", "strip_sep_token": False, "reduction_mask": "", "additional_special_tokens": [], "language": None,
 }  # fmt: skip
 TRAINING = {
     "patch_dropout", "drop_path_rate", "xattn", "fusedLN", "dropout", "timm_model_pretrained", "hf_model_pretrained",
-    "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "text_mask",
 }  # fmt: skip
-PREPROCESS = {"mean", "std", "interpolation", "resize_mode", "size", "mode", "fill_color"}
 
 
 def matches(data: Mapping[str, Any]) -> bool:
@@ -40,122 +42,137 @@ def matches(data: Mapping[str, Any]) -> bool:
 
 @names_its_file
 def config_from_json(data: Mapping[str, Any], where: str) -> CLIPConfig:
-    """Raises UserError for settings we have not, or that are missing."""
+    """`open_clip_config.json`, or one of its relatives, as our config.
+
+    Raises: UserError for settings we have not, that are missing or of a wrong type; it names the file and the field.
+    """
     try:
         if "transformer_width" in data:
-            return _openai(data)
-        model = data.get("model_cfg", data)
-        _known(model, MODEL, {}, f"{where}: model_cfg")
-        vision, text = dict(model["vision_cfg"]), dict(model["text_cfg"])
-        activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-        eva = "eva_model_name" in vision
-        tower = _eva(vision, where) if eva else _vision(vision, activation, where)
-        bias = model.get("init_logit_bias")
-        return CLIPConfig(
-            embed_dim=model["embed_dim"],
+            return _openai(Settings(data, where))
+        outer = Settings(data, where)
+        model = outer.inner("model_cfg") if "model_cfg" in outer else outer
+        vision, text = model.inner("vision_cfg"), model.inner("text_cfg")
+        activation = "quick_gelu" if model.flag("quick_gelu", False) else "gelu"
+        tower = _eva(vision) if "eva_model_name" in vision else _vision(vision, activation)
+        bias = None if model.get("init_logit_bias") is None else float(model.number("init_logit_bias"))
+        config = CLIPConfig(
+            embed_dim=model.integer("embed_dim"),
             vision=tower,
-            text=_text(text, activation, where),
-            preprocess=_preprocess(data.get("preprocess_cfg") or {}, tower.image_size, where),
-            logit_bias_init=None if bias is None else float(bias),
+            text=_text(text, activation),
+            preprocess=_preprocess(outer.inner("preprocess_cfg", {}), tower.image_size, where),
+            logit_bias_init=bias,
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise UserError(f"{where} is not the config of an OpenCLIP model: {what}") from error
+        model.flag("custom_text", False)
+        model.get("init_logit_scale")  # where training starts
+        model.done()
+        outer.done({"model_cfg"})
+        return config
+    except UserError as error:
+        raise located(where, error) from error
 
 
-def _known(data: Mapping[str, Any], names: set[str], defaults: Mapping[str, Any], where: str) -> None:
-    for name, value in data.items():
-        if name in defaults and value not in (defaults[name], None) and value != {}:
-            raise UserError(
-                f"{where}.{name} is {value!r}, supported is {defaults[name]!r}: this model needs what we lack"
-            )
-        if name not in names and name not in defaults and name not in TRAINING:
-            raise UserError(f"{where}.{name} is {value!r}: this setting is not known, and may change the network")
-
-
-def _vision(data: dict[str, Any], activation: str, where: str) -> ViTConfig | ResNetConfig:
-    names = {"layers", "width", "head_width", "patch_size", "mlp_ratio", "image_size"}
-    _known(data, names, VISION_DEFAULTS, f"{where}: vision_cfg")
-    width = data.get("width", 768 if isinstance(data.get("layers", 12), int) else 64)
-    size = _side(data.get("image_size", 224))
-    if isinstance(data.get("layers", 12), list):
-        heads = width * 32 // data.get("head_width", 64)
-        return ResNetConfig(image_size=size, layers=tuple(data["layers"]), width=width, heads=heads)
-    return ViTConfig(
+def _vision(data: Settings, activation: str) -> ViTConfig | ResNetConfig:
+    data.fixed(VISION_FIXED)
+    layers = data.get("layers", 12)
+    width = data.integer("width", 64 if isinstance(layers, list) else 768)
+    head = _at_least_one(data, "head_width", 64)
+    size = _side(data, "image_size", 224)
+    if isinstance(layers, list):
+        data.get("patch_size")  # not a ResNet's
+        data.done(TRAINING | {"mlp_ratio"})
+        return ResNetConfig(image_size=size, layers=tuple(layers), width=width, heads=width * 32 // head)  # type: ignore[arg-type]
+    tower = ViTConfig(
         image_size=size,
-        patch_size=_side(data.get("patch_size", 16)),
+        patch_size=_side(data, "patch_size", 16),
         width=width,
-        layers=data.get("layers", 12),
-        heads=width // data.get("head_width", 64),
-        mlp_width=int(width * data.get("mlp_ratio", 4.0)),
+        layers=data.integer("layers", 12),
+        heads=width // head,
+        mlp_width=int(width * data.number("mlp_ratio", 4.0)),
         activation=activation,  # type: ignore[arg-type]
     )
+    data.done(TRAINING)
+    return tower
 
 
-def _eva(data: dict[str, Any], where: str) -> EVA02Config:
-    names = {"layers", "width", "head_width", "patch_size", "mlp_ratio", "image_size", *EVA_ONLY}
-    _known(data, names, {k: v for k, v in VISION_DEFAULTS.items() if k not in EVA_ONLY}, f"{where}: vision_cfg")
+def _eva(data: Settings) -> EVA02Config:
     for name in ("rope", "naiveswiglu", "subln", "intp_freq"):
         if not data.get(name):
-            raise UserError(
-                f"{where}: vision_cfg.{name} is {data.get(name)!r}, supported is True: only EVA-02 B and L are"
-            )
+            raise UserError(f"{data.where}.{name} is {data.get(name)!r}, supported is True: only EVA-02 B and L are")
     if data.get("postnorm"):
-        raise UserError(f"{where}: vision_cfg.postnorm is True, supported is False: only EVA-02 B and L are")
-    width = data["width"]
-    return EVA02Config(
-        image_size=_side(data.get("image_size", 224)),
-        patch_size=_side(data.get("patch_size", 16)),
+        raise UserError(f"{data.where}.postnorm is True, supported is False: only EVA-02 B and L are")
+    data.fixed({**VISION_FIXED, **EVA_FIXED})
+    data.get("eva_model_name")
+    width = data.integer("width")
+    tower = EVA02Config(
+        image_size=_side(data, "image_size", 224),
+        patch_size=_side(data, "patch_size", 16),
         width=width,
-        layers=data["layers"],
-        heads=width // data.get("head_width", 64),
-        mlp_width=int(width * data.get("mlp_ratio", 4.0)),
-        rope_grid=data.get("pt_hw_seq_len", 16),
+        layers=data.integer("layers"),
+        heads=width // _at_least_one(data, "head_width", 64),
+        mlp_width=int(width * data.number("mlp_ratio", 4.0)),
+        rope_grid=data.integer("pt_hw_seq_len", 16),
     )
+    data.done(TRAINING)
+    return tower
 
 
-def _text(data: dict[str, Any], activation: str, where: str) -> TextConfig:
-    names = {"context_length", "vocab_size", "width", "heads", "layers", "pad_id"}
-    _known(data, names, TEXT_DEFAULTS, f"{where}: text_cfg")
-    width = data.get("width", 512)
-    return TextConfig(
-        context_length=data.get("context_length", 77),
-        vocab_size=data.get("vocab_size", 49408),
+def _text(data: Settings, activation: str) -> TextConfig:
+    data.fixed(TEXT_FIXED)
+    width = data.integer("width", 512)
+    tower = TextConfig(
+        context_length=data.integer("context_length", 77),
+        vocab_size=data.integer("vocab_size", 49408),
         width=width,
-        heads=data.get("heads", 8),
-        layers=data.get("layers", 12),
-        pad_id=data.get("pad_id", 0),
+        heads=data.integer("heads", 8),
+        layers=data.integer("layers", 12),
+        pad_id=data.integer("pad_id", 0),
         activation=activation,  # type: ignore[arg-type]
     )
+    _check_tokenizer(data, tower.context_length)
+    data.done(TRAINING)
+    return tower
 
 
-def _openai(data: Mapping[str, Any]) -> CLIPConfig:
-    width = data["vision_width"]
-    layers, size = data["vision_layers"], data["image_resolution"]
+def _check_tokenizer(data: Settings, context_length: int) -> None:
+    """Raises UserError unless texts are tokenised as OpenCLIP's own tokenizer does by default."""
+    for name, value in TOKENIZER_FIXED.items():
+        if data.get(name) not in (None, value):
+            raise data.error(name, "texts of this model are tokenised by another tokenizer than CLIP's, which we lack")
+    options = data.inner("tokenizer_kwargs", {}) if data.get("tokenizer_kwargs") is not None else Settings({}, "")
+    options.fixed(TOKENIZER_KWARGS_FIXED)
+    if options.get("context_length", context_length) not in (None, context_length):
+        raise options.error("context_length", f"text_cfg.context_length is {context_length}: they must agree")
+    options.done()
+
+
+def _openai(data: Settings) -> CLIPConfig:
+    width, layers = data.integer("vision_width"), data.get("vision_layers")
+    size, patch = data.integer("image_resolution"), data.get("vision_patch_size")
     vision: ViTConfig | ResNetConfig
     if isinstance(layers, list | tuple):
-        vision = ResNetConfig(image_size=size, layers=tuple(layers), width=width, heads=max(1, width * 32 // 64))
+        vision = ResNetConfig(image_size=size, layers=tuple(layers), width=width, heads=max(1, width * 32 // 64))  # type: ignore[arg-type]
     else:
-        patch = data["vision_patch_size"]
-        vision = ViTConfig(image_size=size, patch_size=patch, width=width, layers=layers, heads=width // 64)
+        layers = data.integer("vision_layers")
+        patch = data.integer("vision_patch_size")
+        vision = ViTConfig(image_size=size, patch_size=patch, width=width, layers=layers, heads=max(1, width // 64))
     text = TextConfig(
-        context_length=data["context_length"],
-        vocab_size=data["vocab_size"],
-        width=data["transformer_width"],
-        heads=data["transformer_heads"],
-        layers=data["transformer_layers"],
+        context_length=data.integer("context_length"),
+        vocab_size=data.integer("vocab_size"),
+        width=data.integer("transformer_width"),
+        heads=data.integer("transformer_heads"),
+        layers=data.integer("transformer_layers"),
     )
-    return CLIPConfig(embed_dim=data["embed_dim"], vision=vision, text=text)
+    config = CLIPConfig(embed_dim=data.integer("embed_dim"), vision=vision, text=text)
+    data.done()
+    return config
 
 
-def _preprocess(data: Mapping[str, Any], image_size: int, where: str) -> PreprocessConfig:
-    _known(data, PREPROCESS, {}, f"{where}: preprocess_cfg")
+def _preprocess(data: Settings, image_size: int, where: str) -> PreprocessConfig:
     default = PreprocessConfig()
-    size = _side(data.get("size", image_size))
+    size = _side(data, "size", image_size)
     if size != image_size:
         raise UserError(f"{where}: preprocess_cfg.size is {size}, vision_cfg.image_size {image_size}: they must agree")
-    interpolation = data.get("interpolation", "bicubic")
-    resize = data.get("resize_mode", "shortest")
+    interpolation, resize = data.get("interpolation", "bicubic"), data.get("resize_mode", "shortest")
     for name, value, known in (
         ("interpolation", interpolation, ("bicubic", "bilinear")),
         ("resize_mode", resize, ("shortest", "squash")),
@@ -164,19 +181,30 @@ def _preprocess(data: Mapping[str, Any], image_size: int, where: str) -> Preproc
             raise UserError(
                 f"{where}: preprocess_cfg.{name} is {value!r}, known are {', '.join(known)}: set one of them"
             )
-    return PreprocessConfig(
-        mean=tuple(data.get("mean", default.mean)),
-        std=tuple(data.get("std", default.std)),
-        interpolation=interpolation,
-        resize=resize,
-    )
+    mean, std = data.get("mean", default.mean), data.get("std", default.std)
+    for name, value in (("mean", mean), ("std", std)):
+        if not isinstance(value, list | tuple):
+            raise data.error(name, "it must be a list of numbers")
+    data.fixed({"mode": "RGB"})
+    data.done({"fill_color"})  # of a border, which neither way of resizing leaves
+    return PreprocessConfig(mean=tuple(mean), std=tuple(std), interpolation=interpolation, resize=resize)
 
 
-def _side(size: Any) -> int:
+def _at_least_one(data: Settings, name: str, default: int) -> int:
+    value = data.integer(name, default)
+    if value < 1:
+        raise data.error(name, "it must be an integer of at least 1")
+    return value
+
+
+def _side(data: Settings, name: str, default: int) -> int:
     """12 of 12, [12, 12], or [3, 12, 12]."""
-    sides = list(size)[-2:] if isinstance(size, list | tuple) else [size]
+    value = data.get(name, default)
+    sides = list(value)[-2:] if isinstance(value, list | tuple) else [value]
+    if not sides or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+        raise data.error(name, "it must be an integer")
     if len(set(sides)) != 1:
-        raise UserError(f"size {size} is not square: only square pictures are supported")
+        raise data.error(name, "it is not square: only square pictures are supported")
     return sides[0]
 
 
@@ -195,6 +223,8 @@ def config_to_json(config: CLIPConfig) -> dict[str, Any]:
         (text, "ln_eps", 1e-5),
         (config, "logit_bias_init", None),
         (config, "logit_scale_learned", True),
+        (vision, "channels", 3),
+        (config.preprocess, "resize_to", None),
     ]
     if isinstance(vision, ViTConfig):
         fixed += [(vision, "pool", "cls"), (vision, "ln_pre", True), (vision, "patch_bias", False)]
@@ -204,6 +234,8 @@ def config_to_json(config: CLIPConfig) -> dict[str, Any]:
         for place, name, value in fixed
         if getattr(place, name) != value
     ]
+    if config.preprocess.resize == "none" or config.preprocess.interpolation not in ("bicubic", "bilinear"):
+        faults.append(f"preprocess.resize {config.preprocess.resize} with {config.preprocess.interpolation}")
     if text.activation == "gelu_tanh":
         faults.append("TextConfig.activation 'gelu_tanh'")
     if text.eos_id not in (None, text.vocab_size - 1):

@@ -155,7 +155,7 @@ def convert(
         wrong_shape=[
             f"{name} is {list(checkpoint[name].shape)}, not {list(shape)}"
             for name, shape in needed.items()
-            if name in checkpoint and checkpoint[name].shape != shape
+            if name in checkpoint and not _fits(checkpoint[name].shape, shape)
         ],
     )
     flat, not_finite = {}, []
@@ -168,10 +168,15 @@ def convert(
                 raise UserError(f"{where}: {name} is {part.dtype}, weights are floating-point numbers")
             if not np.isfinite(part).all():
                 not_finite.append(name)
-            parts.append(part)
+            parts.append(part.reshape(needed[name]))
         flat[ours] = np.asarray(op.read(*parts), order="C")
     report(where, not_finite=not_finite)
     return flat
+
+
+def _fits(shape: Shape, needed: Shape) -> bool:
+    """Whether an array is of the shape that is needed; a number may be kept as [] or [1]."""
+    return shape == needed or {shape, needed} == {(), (1,)}
 
 
 def export(flat: Mapping[str, Any], rules: Iterable[Rule]) -> dict[str, np.ndarray]:

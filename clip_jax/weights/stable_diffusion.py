@@ -1,61 +1,97 @@
-"""The text encoders inside Stable Diffusion's single files: their names with something before them.
+"""The text encoders of Stable Diffusion, SD 3 and FLUX: in their single files, and alone (`clip_l.safetensors`).
 
-The place says which encoder it is, and so what the weights do not: SD 1 and the first of SDXL are OpenAI's ViT-L/14
-(QuickGELU), SD 2 and the second of SDXL are OpenCLIP's (GELU). SD 1 writes Hugging Face's names, OpenCLIP its own.
+The place in a single file says which encoder it is, and so what the weights do not: SD 1 and the first of SDXL are
+OpenAI's ViT-L/14 (QuickGELU), SD 2 and the second of SDXL are OpenCLIP's (GELU). SD 1 and SD 3 have Hugging Face's
+names, the others OpenCLIP's own.
 """
 
-import dataclasses
+import re
+import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 from clip_jax.config import CLIPConfig, TextConfig
 from clip_jax.errors import UserError
-from clip_jax.weights import huggingface, openai
-from clip_jax.weights.rules import Checkpoint, Entry, Format
+from clip_jax.weights import openai
+from clip_jax.weights.rules import Checkpoint, Format
 
 
 class Place(NamedTuple):
-    prefix: str
+    prefix: str  # what comes before the names of the weights, as a regular expression
     part: str  # the name of the directory in the layout of diffusers
-    format: Format
     activation: str
 
 
+FIRST, SECOND = "text_encoder", "text_encoder_2"
 PLACES = (
-    Place("cond_stage_model.transformer.", "text_encoder", huggingface.FORMAT, "quick_gelu"),
-    Place("cond_stage_model.model.", "text_encoder", openai.FORMAT, "gelu"),
-    Place("conditioner.embedders.0.transformer.", "text_encoder", huggingface.FORMAT, "quick_gelu"),
-    Place("conditioner.embedders.0.model.", "text_encoder_2", openai.FORMAT, "gelu"),  # SDXL's refiner has only this
-    Place("conditioner.embedders.1.model.", "text_encoder_2", openai.FORMAT, "gelu"),
+    Place(r"cond_stage_model\.transformer\.", FIRST, "quick_gelu"),
+    Place(r"cond_stage_model\.model\.", FIRST, "gelu"),
+    Place(r"conditioner\.embedders\.0\.transformer\.", FIRST, "quick_gelu"),
+    Place(r"conditioner\.embedders\.0\.model\.", SECOND, "gelu"),  # SDXL's refiner has only this
+    Place(r"conditioner\.embedders\.1\.model\.", SECOND, "gelu"),
+    Place(r"text_encoders\.clip_l\.(transformer\.)?", FIRST, "quick_gelu"),  # SD 3, FLUX
+    Place(r"text_encoders\.clip_g\.(transformer\.)?", SECOND, "gelu"),
 )
 IGNORE = r"logit_scale|logit_bias"
+WIDE = (512, 640)  # the text encoders of CLIP's smaller models, which no diffusion model has, of either activation
+DEEP = 23  # layers: OpenCLIP's H and bigG have 24 and 32, OpenAI's L has 12
 
 
-def find(checkpoint: Checkpoint, part: str | None, where: str) -> tuple[Format, dict[str, Entry]] | None:
-    """The format and the weights of the text encoder in a single file; None when it is not such a file.
+def place_of(prefix: str) -> Place | None:
+    """The place in a single file that names with this prefix lie in, whatever wrappers come before."""
+    return next((place for place in PLACES if re.search(rf"(^|\.){place.prefix}$", prefix)), None)
 
-    Raises: UserError when there are two and `part` does not choose.
-    """
-    present = [place for place in PLACES if any(name.startswith(place.prefix) for name in checkpoint)]
-    if not present:
-        return None
-    chosen = [place for place in present if part in (None, place.part)]
-    if len(chosen) != 1:
-        parts = " or ".join(f'part="{place.part}"' for place in present)
-        raise UserError(f"{where} holds {len(present)} text encoder(s), part is {part!r}: choose {parts}")
-    (place,) = chosen
-    inner = {n.removeprefix(place.prefix): entry for n, entry in checkpoint.items() if n.startswith(place.prefix)}
-    table = place.format
+
+def encoder(table: Format, activation: str, part: str) -> Format:
+    """A format whose config follows from the place in the file: the heads have 64 channels in all of these encoders."""
 
     def infer(checkpoint: Checkpoint) -> CLIPConfig:
-        found = table.sizes(checkpoint)
-        text = openai.tower(found, "text")
-        if not text or text["width"] % 64:
-            raise UserError(
-                f"the text encoder has width {text.get('width')}, which is none of Stable Diffusion's: give config="
-            )
-        tower = TextConfig(heads=text["width"] // 64, activation=place.activation, **text)  # type: ignore[arg-type]
-        pad_id = 0 if place.format is openai.FORMAT else tower.vocab_size - 1  # OpenAI's encoder is padded with the end
-        return CLIPConfig(embed_dim=found.get("embed_dim"), vision=None, text=dataclasses.replace(tower, pad_id=pad_id))
+        return _config(table, checkpoint, activation, zero_pad=table is openai.FORMAT or part == SECOND)
 
-    ignore = f"{table.ignore}|{IGNORE}"
-    return table._replace(name="stable_diffusion", infer=infer, ignore=ignore), inner
+    return table._replace(name="stable_diffusion", infer=infer, ignore=f"{table.ignore}|{IGNORE}")
+
+
+def is_encoder(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint in Hugging Face's names is a text tower of CLIP alone."""
+    return "text_model.embeddings.token_embedding.weight" in checkpoint and not any(
+        name.startswith(("vision_model.", "text_model.head.")) for name in checkpoint
+    )
+
+
+def infer_alone(checkpoint: Checkpoint, where: str) -> CLIPConfig:
+    """The config of a text encoder that came without one: `clip_l.safetensors`, `clip_g.safetensors` and the like.
+
+    The name of the file says which it is, else the depth, as in ComfyUI: OpenAI's L has QuickGELU, OpenCLIP's H and
+    bigG have GELU. A warning says what was taken.
+
+    Raises: UserError for a size that only other models have, whose activation is not in the weights.
+    """
+    from clip_jax.weights.huggingface import FORMAT
+
+    found = openai.tower(FORMAT.sizes(checkpoint), "text")
+    named = re.search(r"clip[_-]?([lgh])(?![a-z])", Path(where).name.lower())
+    if not named and found["width"] in WIDE:
+        raise UserError(
+            f"the heads and the activation of a text tower of width {found['width']} are not in the weights, and no "
+            "diffusion model has it: put the checkpoint's config.json beside them, or give config="
+        )
+    gelu = named[1] != "l" if named else found["layers"] >= DEEP
+    config = _config(FORMAT, checkpoint, "gelu" if gelu else "quick_gelu", zero_pad=gelu)
+    which = "OpenCLIP's H or bigG (GELU)" if gelu else "OpenAI's ViT-L/14 (QuickGELU)"
+    warnings.warn(
+        f"{where} came without a config: it is taken for the text encoder of {which}; give config= if it is another",
+        stacklevel=2,
+    )
+    return config
+
+
+def _config(table: Format, checkpoint: Checkpoint, activation: str, *, zero_pad: bool) -> CLIPConfig:
+    found = table.sizes(checkpoint)
+    text = openai.tower(found, "text")
+    if not text or text["width"] % 64:
+        raise UserError(
+            f"the text encoder has width {text.get('width')}, which is none of Stable Diffusion's: give config="
+        )
+    pad_id = 0 if zero_pad else text["vocab_size"] - 1  # OpenAI's encoder is padded with the end of the text
+    tower = TextConfig(heads=text["width"] // 64, activation=activation, pad_id=pad_id, **text)  # type: ignore[arg-type]
+    return CLIPConfig(embed_dim=found.get("embed_dim"), vision=None, text=tower)

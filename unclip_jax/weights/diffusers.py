@@ -22,7 +22,8 @@ from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
 from clip_jax.model import CLIP
 from clip_jax.weights import huggingface
-from clip_jax.weights.files import is_index, read_checkpoint, read_json
+from clip_jax.weights.files import read_checkpoint, read_json
+from clip_jax.weights.find import weights_file
 from clip_jax.weights.native import flatten, unflatten
 from clip_jax.weights.rules import Rule, convert
 from unclip_jax import priors
@@ -45,10 +46,9 @@ from unclip_jax.weights.diffusers_configs import (
 INDEX, PREPROCESSOR = "model_index.json", "preprocessor_config.json"
 WEIGHTS = tuple(
     f"{stem}{suffix}"
-    for suffix in (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin")
+    for suffix in (".safetensors", ".bin")
     for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
 )
-SUFFIXES = (".safetensors", ".bin")
 
 Params = dict[str, Any]
 
@@ -168,14 +168,10 @@ def _parts(directory: Path) -> dict[str, Path]:
 
 
 def _weights_file(folder: Path) -> Path:
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    # A variant ("fp16") is in the middle of the names; where it is sharded, its index comes before any of the shards.
-    indices = [file for file in folder.iterdir() if is_index(file.name)]
-    found = found or sorted(indices, key=lambda file: (".safetensors" not in file.name, file.name))
-    found = found or sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
-    if not found:
+    found = weights_file(folder, WEIGHTS)
+    if found is None:
         raise UserError(f"{folder} holds no weights: there is none of {', '.join(WEIGHTS[:2])} and the like in it")
-    return found[0]
+    return found
 
 
 # parts
@@ -197,7 +193,7 @@ def _clip(folder: Path, parts: Mapping[str, Path]) -> tuple[CLIPConfig, Params, 
         if "preprocessor" in parts:
             file = parts["preprocessor"] / PREPROCESSOR
             vision = dataclasses.replace(
-                vision, preprocess=huggingface.preprocess_from_json(read_json(file), vision, str(file))
+                vision, preprocess=huggingface.preprocess_from_json(read_json(file), vision.vision, str(file))
             )
         # The temperature of this CLIP is in no file; nothing here needs it.
         config = dataclasses.replace(vision, text=config.text, logit_scale_learned=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clip_jax.pretrained import is_hub_name as is_name
-from clip_jax.pretrained import snapshot
+from clip_jax.weights.hub import is_hub_name as is_name
+from clip_jax.weights.hub import snapshot
 
 __all__ = ["fetch_pipeline", "is_name"]
 
