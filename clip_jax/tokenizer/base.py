@@ -144,6 +144,11 @@ def _described(value: Any) -> str:
     return f"{type(value).__name__}: {' '.join(repr(value).split())[:60]}"
 
 
+def printable(message: object) -> str:
+    """A message on one line, without what a terminal would take for a command."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(message).split()))
+
+
 def integer(name: str, value: Any) -> int:
     """An int, or what passes for one (NumPy's), but no bool. Raises UserError for anything else."""
     try:

@@ -9,12 +9,12 @@ from clip_jax.errors import UserError
 from clip_jax.tokenizer import layout
 from clip_jax.tokenizer.added import AddedToken, learned, merged
 from clip_jax.tokenizer.ascii import AsciiTokenizer
-from clip_jax.tokenizer.base import Tokenizer
+from clip_jax.tokenizer.base import Tokenizer, printable
 from clip_jax.tokenizer.beside import Beside, read_beside
 from clip_jax.tokenizer.bpe import EOT, SOT, BPETokenizer
 from clip_jax.tokenizer.sentencepiece import SigLIPTokenizer
 from clip_jax.tokenizer.wordpiece import CLS, SEP, UNK, WordPieceTokenizer, read_vocabulary
-from clip_jax.weights.files import one_line, read_json
+from clip_jax.weights.files import read_json
 
 Kind = Literal["clip", "bert", "siglip", "siglip2", "ascii"]
 KINDS = get_args(Kind)
@@ -99,10 +99,11 @@ def _read(path: Path, options: dict[str, Any]) -> Tokenizer:
                 raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull`")
         return _read_kind(path, options)
     except UserError as error:
-        raise UserError(str(error) if str(path.parent) in str(error) else f"{path}: {error}") from error
+        line = str(error) if str(path.parent) in str(error) else f"{path}: {error}"
+        raise UserError(printable(line)) from error
     except Exception as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
-        raise UserError(f"{path} is not the tokenizer of a CLIP: {what[:200]}") from error
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(printable(f"{path} is not the tokenizer of a CLIP: {what[:200]}")) from error
 
 
 def _read_kind(path: Path, options: dict[str, Any]) -> Tokenizer:

@@ -19,8 +19,8 @@ from typing import Any, SupportsIndex
 import tokenizers
 
 from clip_jax.errors import UserError
-from clip_jax.tokenizer.added import AddedToken
-from clip_jax.tokenizer.base import Tokenizer, check_texts, without_surrogates
+from clip_jax.tokenizer.added import MAX_ID, AddedToken
+from clip_jax.tokenizer.base import Tokenizer, check_texts, printable, without_surrogates
 from clip_jax.tokenizer.cleaning import NO_PUNCTUATION, cleaning
 
 CONTEXT_LENGTH = 64
@@ -62,6 +62,8 @@ class SigLIPTokenizer(Tokenizer):
             raise UserError("this SentencePiece vocabulary has neither </s> nor <eos>: it is not SigLIP's")
         (end, eot_id), *_ = found
         self.end = end
+        if not 0 < self._pieces.size <= MAX_ID:
+            raise UserError(f"this SentencePiece vocabulary has ids up to {self._pieces.size}: it is damaged")
         self.kind = "siglip2" if end == "<eos>" else "siglip"
         self.clean = clean
         own = str.lower if self.kind == "siglip2" else canonicalize
@@ -83,7 +85,7 @@ class SigLIPTokenizer(Tokenizer):
         try:
             return self._pieces.encode(cleaned)
         except Exception as error:  # as of a damaged vocabulary that has no piece for what is unknown
-            raise UserError(f"this SentencePiece vocabulary cannot encode the texts: {error}") from error
+            raise UserError(f"this SentencePiece vocabulary cannot encode the texts: {printable(error)}") from error
 
     def id_of(self, piece: str) -> int | None:
         """The id of a piece of the vocabulary, None where it is none."""
@@ -168,7 +170,7 @@ class LibraryModel:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._library = state["library"]
         self._library.encode_special_tokens = True  # as the text they are; a copy of the library's forgets it
-        self.size = self._library.get_vocab_size(with_added_tokens=True)
+        self.size = max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.base_size = self._library.get_vocab_size(with_added_tokens=False)
 
     def id_of(self, piece: str) -> int | None:
