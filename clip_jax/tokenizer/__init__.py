@@ -8,14 +8,17 @@
     ascii       a byte is a token, for `mini_fashion`                                  ascii.py
 """
 
+from clip_jax.tokenizer.added import AddedToken
 from clip_jax.tokenizer.ascii import AsciiTokenizer
 from clip_jax.tokenizer.base import Tokenizer, TruncationWarning
-from clip_jax.tokenizer.bpe import BPETokenizer, clean, train_bpe
+from clip_jax.tokenizer.bpe import BPETokenizer, train_bpe
+from clip_jax.tokenizer.cleaning import clean
 from clip_jax.tokenizer.load import load_tokenizer
 from clip_jax.tokenizer.sentencepiece import SigLIPTokenizer
 from clip_jax.tokenizer.wordpiece import WordPieceTokenizer
 
 __all__ = [
+    "AddedToken",
     "AsciiTokenizer",
     "BPETokenizer",
     "SigLIPTokenizer",

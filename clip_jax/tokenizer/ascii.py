@@ -5,9 +5,7 @@ stays below 256.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, SupportsIndex
 
 from clip_jax.tokenizer.base import Tokenizer, check_texts, without_surrogates
@@ -33,7 +31,7 @@ class AsciiTokenizer(Tokenizer):
         """The text of one row up to its end; a character cut in two becomes U+FFFD."""
         return bytes(self.body(tokens)).decode("utf-8", "replace")
 
-    def save(self, path: str | os.PathLike) -> None:
-        """One JSON file that `load_tokenizer` reads back."""
+    def to_json(self) -> str:
+        """An object with the type, the context length and the padding."""
         data = {"type": "ascii", "context_length": self.context_length, "pad_id": self.pad_id}
-        Path(path).write_text(json.dumps(data) + "\n", encoding="utf-8")
+        return json.dumps(data) + "\n"

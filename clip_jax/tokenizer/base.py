@@ -1,15 +1,19 @@
 """What every tokenizer does alike: rows of one length, the end never lost, truncation told."""
 
+import operator
 import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int
 
 from clip_jax.errors import UserError
+
+MAX_CONTEXT_LENGTH = 100_000  # tokens; more is no text encoder but a damaged number, and would fill the memory
 
 
 class TruncationWarning(UserWarning):
@@ -30,29 +34,37 @@ class Tokenizer(ABC):
     kind: str
 
     def __init__(self, *, vocab_size: int, context_length: int, pad_id: int, sot_id: int | None, eot_id: int):
+        pad_id = integer("pad_id", pad_id)
         if not 0 <= pad_id < vocab_size:
             raise UserError(f"pad_id {pad_id} is not one of the {vocab_size} ids of this vocabulary")
         self.vocab_size = vocab_size
-        self.context_length = context_length
+        self.context_length = length_in_tokens(context_length)
         self.pad_id = pad_id
         self.sot_id = sot_id
         self.eot_id = eot_id
+        self.end_id = eot_id  # what is written for it
 
-    def __call__(self, texts: str | Sequence[Any], context_length: int | None = None) -> Int[np.ndarray, "B L"]:
-        """Tokens of one text or several. Raises UserError for anything but text.
+    def __call__(self, texts: str | Iterable[Any], context_length: int | None = None) -> Int[np.ndarray, "B L"]:
+        """Tokens of one text or of several.
+
+        Args:
+            texts: a str, or any iterable of str with an order: list, tuple, generator, array, column of a table.
+            context_length: L; None: the tokenizer's own.
+
+        Raises: UserError for anything but text.
 
         A text that does not fit keeps its start and its end token; a TruncationWarning says how much was dropped.
         """
-        length = context_length or self.context_length
+        length = self.context_length if context_length is None else length_in_tokens(context_length)
         start = [] if self.sot_id is None else [self.sot_id]
         room = length - len(start) - 1
         if room < 0:
             raise UserError(f"context_length is {length}: start and end alone take {len(start) + 1}")
-        rows = self.encode([texts] if isinstance(texts, str) else texts)
+        rows = self.encode(as_texts(texts))
         tokens = np.full((len(rows), length), self.pad_id, np.int32)
         dropped = [max(0, len(row) - room) for row in rows]
         for i, row in enumerate(rows):
-            row = [*start, *row[:room], self.eot_id]
+            row = [*start, *row[:room], self.end_id]
             tokens[i, : len(row)] = row
         if any(dropped):
             warnings.warn(
@@ -72,8 +84,15 @@ class Tokenizer(ABC):
         """The text of one row up to its end token."""
 
     @abstractmethod
+    def to_json(self) -> str:
+        """What `save` writes."""
+
     def save(self, path: str | os.PathLike) -> None:
-        """One JSON file that `load_tokenizer` reads back, with context length and padding."""
+        """One JSON file that `load_tokenizer` reads back, with context length and padding.
+
+        The tokenizer itself is not touched: other threads may use it meanwhile.
+        """
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @staticmethod
     def load(path: str | os.PathLike) -> "Tokenizer":
@@ -83,21 +102,69 @@ class Tokenizer(ABC):
         return load_tokenizer(path)
 
     def body(self, tokens: Iterable[SupportsIndex]) -> list[int]:
-        """The ids of a row between its start and its end."""
+        """The ids of a row between its start and its end. Raises UserError for ids that are not in the vocabulary."""
         ids: list[int] = []
-        for token in map(int, tokens):
-            if token == self.eot_id:
+        for token in map(operator.index, tokens):
+            if token == self.eot_id or (token == self.end_id and self.end_id != self.eot_id):
                 break
+            if not 0 <= token < self.vocab_size:
+                raise UserError(f"tokens: there is an id {token}, the vocabulary has 0 to {self.vocab_size - 1}")
             if token != self.sot_id:
                 ids.append(token)
         return ids
 
 
-def check_texts(texts: Sequence[Any]) -> None:
+def as_texts(texts: Any, name: str = "texts") -> list[str]:
+    """One text or an iterable of texts as a list.
+
+    Raises: UserError, which names the argument `name`, for anything else: bytes, numbers, None, lists in lists, sets.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, bytes | bytearray):
+        raise UserError(f"{name}: got bytes, not text: decode them, as in {name}.decode('utf-8')")
+    if isinstance(texts, set | frozenset):
+        raise UserError(f"{name}: a set has no order, so no row would belong to a text: give a list")
+    try:
+        found = list(texts)
+    except TypeError:
+        raise UserError(f"{name}: expected a text or a list of texts, got {_described(texts)}") from None
+    check_texts(found)
+    return found
+
+
+def check_texts(texts: Iterable[Any]) -> None:
     """Raises UserError when one of them is not text."""
-    for text in texts:
+    for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise UserError(f"prompts must be text, got {type(text).__name__}: {repr(text)[:60]}")
+            raise UserError(f"prompts must be text, got {_described(text)} at place {i}")
+
+
+def _described(value: Any) -> str:
+    return f"{type(value).__name__}: {' '.join(repr(value).split())[:60]}"
+
+
+def printable(message: object) -> str:
+    """A message on one line, without what a terminal would take for a command."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(message).split()))
+
+
+def integer(name: str, value: Any) -> int:
+    """An int, or what passes for one (NumPy's), but no bool. Raises UserError for anything else."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise UserError(f"{name} is {str(value)[:40]!r}: it must be an integer") from None
+
+
+def length_in_tokens(value: Any) -> int:
+    """A context length. Raises UserError for what is no integer, below 1, or beyond all reason."""
+    length = integer("context_length", value)
+    if not 1 <= length <= MAX_CONTEXT_LENGTH:
+        raise UserError(f"context_length is {length}: it must be from 1 to {MAX_CONTEXT_LENGTH}")
+    return length
 
 
 def without_surrogates(text: str) -> str:

@@ -10,21 +10,23 @@ there, the literal text `<|endoftext|>` inside a prompt stays text: as the real 
 pooling looks for the end.
 """
 
+import copy
 import gzip
-import html
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-import ftfy
 import regex
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from clip_jax.errors import UserError
-from clip_jax.tokenizer.base import Tokenizer, check_texts, without_surrogates
+from clip_jax.tokenizer.added import AddedToken, Splitter, learned
+from clip_jax.tokenizer.base import Tokenizer, check_texts
+from clip_jax.tokenizer.cleaning import clean, cleaning
 
 SOT, EOT = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -35,15 +37,8 @@ WORD_OR_SPECIAL = regex.compile(f"{regex.escape(SOT)}|{regex.escape(EOT)}|{WORDS
 END_OF_WORD = "</w>"
 CONTEXT_LENGTH = 77
 OPENAI_MERGES = 49152 - 256 - 2  # what CLIP takes of the merges in OpenAI's file
-
-
-def clean(text: str) -> str:
-    """The text the encoding sees: mojibake repaired, entities resolved, white space collapsed, lower case.
-
-    Lone surrogates, on which OpenAI's encoding fails, become U+FFFD.
-    """
-    text = html.unescape(html.unescape(ftfy.fix_text(without_surrogates(text))))
-    return regex.sub(r"\s+", " ", text.strip()).strip().lower()
+SMALLEST = 2 * 256 + 2  # ids of a vocabulary without merges
+MAX_MERGES_BYTES = 64 * 2**20  # of a merges file, unpacked; OpenAI's has 3 MiB
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -60,24 +55,45 @@ class BPETokenizer(Tokenizer):
         merges: the pairs to join, in order.
         context_length: the default L.
         pad_id: what follows the end. The original pads with 0, an id that is also the token "!".
+        clean: what is done to a text first, a name of `clip_jax.tokenizer.cleaning`; "lower" is OpenAI's.
+        added: tokens learned later, as those of textual inversion: each is one token wherever it stands in a text.
+
+    Raises: UserError when the merges make no CLIP vocabulary, or an added token does not fit it.
     """
 
     kind = "clip"
 
-    def __init__(self, merges: Sequence[tuple[str, str]], *, context_length: int = CONTEXT_LENGTH, pad_id: int = 0):
+    def __init__(
+        self,
+        merges: Sequence[tuple[str, str]],
+        *,
+        context_length: int = CONTEXT_LENGTH,
+        pad_id: int = 0,
+        clean: str = "lower",
+        added: Iterable[AddedToken] = (),
+    ):
         letters = byte_alphabet().values()
         words = [*letters, *(c + END_OF_WORD for c in letters), *(a + b for a, b in merges), SOT, EOT]
         vocab = {word: i for i, word in enumerate(words)}
         if len(vocab) != len(words):
             raise UserError("the merges of this vocabulary make the same token twice: it is not a CLIP vocabulary")
+        self._added = tuple(learned(added, vocab, "this CLIP vocabulary"))
         super().__init__(
-            vocab_size=len(vocab), context_length=context_length, pad_id=pad_id, sot_id=vocab[SOT], eot_id=vocab[EOT]
+            vocab_size=max([len(vocab), *(token.id + 1 for token in self._added)]),
+            context_length=context_length,
+            pad_id=pad_id,
+            sot_id=vocab[SOT],
+            eot_id=vocab[EOT],
         )
         self.merges = tuple(merges)
+        self.clean = clean
         self._words = words
-        self._library = tokenizers.Tokenizer(
-            models.BPE(vocab=vocab, merges=list(merges), end_of_word_suffix=END_OF_WORD, fuse_unk=False)
-        )
+        self._split = Splitter(self._added, cleaning(clean))
+        try:
+            model = models.BPE(vocab=vocab, merges=list(merges), end_of_word_suffix=END_OF_WORD, fuse_unk=False)
+        except Exception as error:  # the library raises nothing more special
+            raise UserError(f"its merges are not those of a CLIP vocabulary: {error}") from error
+        self._library = tokenizers.Tokenizer(model)
         self._library.pre_tokenizer = AS_BYTES
 
     def encode(self, texts: Sequence[Any], *, specials: bool = False) -> list[list[int]]:
@@ -86,37 +102,54 @@ class BPETokenizer(Tokenizer):
         `specials=True` is OpenAI's behaviour to the letter: the literal text of a special token becomes that token.
         """
         check_texts(texts)
-        if specials:
-            return [self._encode_with_specials(clean(text)) for text in texts]
-        words = [WORD.findall(clean(text)) for text in texts]
-        return [e.ids for e in self._library.encode_batch(words, is_pretokenized=True, add_special_tokens=False)]
+        pieces = [self._pieces(text, specials) for text in texts]
+        words = [piece for row in pieces for piece in row if not isinstance(piece, int)]
+        encoded = iter(self._library.encode_batch(words, is_pretokenized=True, add_special_tokens=False))
+        return [
+            [i for piece in row for i in ([piece] if isinstance(piece, int) else next(encoded).ids)] for row in pieces
+        ]
 
-    def _encode_with_specials(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for word in WORD_OR_SPECIAL.findall(text):
-            if word in (SOT, EOT):
-                ids.append(self._words.index(word))
+    def _pieces(self, text: str, specials: bool) -> list[list[str] | int]:
+        """What a text is made of: words in a row, and the ids of added tokens, of special ones too with `specials`."""
+        found: list[list[str] | int] = []
+        for piece in self._split(text):
+            if isinstance(piece, int):
+                found.append(piece)
+            elif not specials:
+                found.append(WORD.findall(piece))
             else:
-                ids += self._library.encode([word], is_pretokenized=True, add_special_tokens=False).ids
-        return ids
+                ids = {SOT: self.sot_id, EOT: self.eot_id}
+                found += [ids.get(word, [word]) for word in WORD_OR_SPECIAL.findall(piece)]
+        return found
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """The text of one row up to its end token; unknown bytes become U+FFFD."""
         byte = {c: b for b, c in byte_alphabet().items()} | {" ": ord(" ")}
-        text = "".join(self._words[token] for token in self.body(tokens)).replace(END_OF_WORD, " ")
-        return bytes(byte[c] for c in text).decode("utf-8", "replace").strip()
+        written = {token.id: f"{token.content} ".encode() for token in self._added}
+        text = b""
+        for token in self.body(tokens):
+            if token in written:
+                text += written[token]
+            elif token < len(self._words):  # between the words and an added token there may be ids of nothing
+                text += bytes(byte[c] for c in self._words[token].replace(END_OF_WORD, " "))
+        return text.decode("utf-8", "replace").strip()
 
-    def save(self, path: str | os.PathLike) -> None:
-        """One JSON file in the layout of the `tokenizers` library, which also carries context length and padding."""
-        library = self._library
+    def to_json(self) -> str:
+        """The layout of the `tokenizers` library, which also carries context length and padding."""
+        library = copy.deepcopy(self._library)
         library.enable_truncation(self.context_length)
-        library.enable_padding(length=self.context_length, pad_id=self.pad_id, pad_token=self._words[self.pad_id])
+        library.enable_padding(length=self.context_length, pad_id=self.pad_id, pad_token=self._word(self.pad_id))
         library.pre_tokenizer = pre_tokenizers.Sequence([_split(WORDS), AS_BYTES])
         text = library.to_str(pretty=True)
-        library.pre_tokenizer = AS_BYTES
-        library.no_truncation()
-        library.no_padding()
-        Path(path).write_text(text, encoding="utf-8")
+        if not self._added and self.clean == "lower":
+            return text
+        data = json.loads(text)
+        data["added_tokens"] = [token.to_json() for token in self._added]
+        return json.dumps(data | {"clean": self.clean}, indent=2, ensure_ascii=False)
+
+    def _word(self, token: int) -> str:
+        added = (a.content for a in self._added if a.id == token)
+        return self._words[token] if token < len(self._words) else next(added, "")
 
     @classmethod
     def from_vocabulary(
@@ -126,11 +159,14 @@ class BPETokenizer(Tokenizer):
 
         Raises: UserError, which names `where`, when they are not laid out as CLIP's.
         """
+        if not isinstance(vocab, Mapping):
+            raise UserError(f"{where}: its vocabulary is no object of words and ids")
         try:
             tokenizer = cls([pair(merge) for merge in merges], **options)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise UserError(f"{where} holds no CLIP vocabulary: {error}") from error
-        if vocab != {word: i for i, word in enumerate(tokenizer._words)}:
+        added = {token.content: token.id for token in tokenizer._added if token.content in vocab}
+        if {**vocab, **added} != {word: i for i, word in enumerate(tokenizer._words)} | added:
             raise UserError(f"{where}: its ids are not laid out as CLIP's are (bytes, bytes</w>, merges, start, end)")
         return tokenizer
 
@@ -138,15 +174,13 @@ class BPETokenizer(Tokenizer):
     def from_openai(cls, path: str | os.PathLike, **options: Any) -> "BPETokenizer":
         """Reads OpenAI's `bpe_simple_vocab_16e6.txt.gz`, packed or not: a header, then merges; CLIP uses 48,894."""
         try:
-            data = Path(path).read_bytes()
-            text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-            lines = text.rstrip("\n").split("\n")
+            lines = _unpacked(Path(path)).decode("utf-8").rstrip("\n").split("\n")
             merges = [pair(line) for line in lines[1 : OPENAI_MERGES + 1]]
             if not merges:
                 raise ValueError("it holds no merges")
-        except (OSError, EOFError, ValueError) as error:
+            return cls(merges, **options)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise UserError(f"{path} is not OpenAI's bpe_simple_vocab_16e6.txt.gz: {error}") from error
-        return cls(merges, **options)
 
 
 def train_bpe(
@@ -157,9 +191,8 @@ def train_bpe(
     Only the merges are taken from the library's trainer: its own vocabulary lacks the end-of-word form of bytes it has
     not seen there, and drops them silently from later texts.
     """
-    smallest = 2 * 256 + 2
-    if vocab_size < smallest:
-        raise UserError(f"vocab_size {vocab_size} is too small: bytes and special tokens alone take {smallest}")
+    if vocab_size < SMALLEST:
+        raise UserError(f"vocab_size {vocab_size} is too small: bytes and special tokens alone take {SMALLEST}")
     library = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD, fuse_unk=False))
     library.pre_tokenizer = pre_tokenizers.Sequence([_split(WORDS), AS_BYTES])
     trainer = trainers.BpeTrainer(
@@ -170,7 +203,7 @@ def train_bpe(
     )
     library.train_from_iterator((clean(text) for text in texts), trainer)
     merges = [pair(m) for m in json.loads(library.to_str())["model"]["merges"]]
-    return BPETokenizer(merges[: vocab_size - smallest], context_length=context_length, pad_id=pad_id)
+    return BPETokenizer(merges[: vocab_size - SMALLEST], context_length=context_length, pad_id=pad_id)
 
 
 AS_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -180,7 +213,20 @@ def _split(words: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Split(tokenizers.Regex(words), "removed", invert=True)
 
 
+def _unpacked(path: Path) -> bytes:
+    """A file's content, of which a packed one may not be more than a merges file can be."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        data = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_MERGES_BYTES + 1)
+    if len(data) > MAX_MERGES_BYTES:
+        raise ValueError(f"it holds more than {MAX_MERGES_BYTES} bytes")
+    return data
+
+
 def pair(merge: str | Sequence[str]) -> tuple[str, str]:
-    """A merge as two tokens. Raises ValueError for another number of them."""
-    left, right = merge.split() if isinstance(merge, str) else merge
-    return left, right
+    """A merge as two tokens. Raises ValueError for anything else."""
+    parts = merge.split() if isinstance(merge, str) else merge
+    if not isinstance(parts, list | tuple) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"the merge {str(merge)[:60]!r} is no pair of tokens")
+    return parts[0], parts[1]

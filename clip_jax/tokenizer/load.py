@@ -1,16 +1,20 @@
 """Finds the tokenizer in a file or a checkpoint's directory, whoever wrote it."""
 
-import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from clip_jax.errors import UserError, reading
+from clip_jax.tokenizer import layout
+from clip_jax.tokenizer.added import AddedToken, learned, merged
 from clip_jax.tokenizer.ascii import AsciiTokenizer
-from clip_jax.tokenizer.base import Tokenizer
-from clip_jax.tokenizer.bpe import BPETokenizer
+from clip_jax.tokenizer.base import Tokenizer, printable
+from clip_jax.tokenizer.beside import Beside, read_beside
+from clip_jax.tokenizer.bpe import EOT, SOT, BPETokenizer
 from clip_jax.tokenizer.sentencepiece import SigLIPTokenizer
-from clip_jax.tokenizer.wordpiece import WordPieceTokenizer
+from clip_jax.tokenizer.wordpiece import CLS, SEP, UNK, WordPieceTokenizer, read_vocabulary
+from clip_jax.weights.files import read_json
 
 Kind = Literal["clip", "bert", "siglip", "siglip2", "ascii"]
 KINDS = get_args(Kind)
@@ -27,6 +31,7 @@ FILES = (
     "sentencepiece.model",
 )
 LFS_HEADER = b"version https://git-lfs"
+EMPTY: Mapping[str, AddedToken] = {}
 
 
 def find_tokenizer(directory: Path) -> Path | None:
@@ -40,6 +45,8 @@ def load_tokenizer(
     context_length: int | None = None,
     pad_id: int | None = None,
     kind: Kind | str | None = None,
+    clean: str | None = None,
+    strip_sep_token: bool = False,
 ) -> Tokenizer:
     """The tokenizer in a file, or in the directory of a checkpoint.
 
@@ -51,6 +58,13 @@ def load_tokenizer(
             what is usual for the kind.
         pad_id: None: the `pad_token` named beside the vocabulary, else what is usual for the kind.
         kind: what it has to be; None: whatever it is.
+        clean: what is done to a text first, where it is not what is usual for the kind: "lower", "whitespace" or
+            "canonicalize" (`clip_jax.tokenizer.cleaning`), as OpenCLIP's `tokenizer_kwargs` have it.
+        strip_sep_token: of a "bert" vocabulary: id 0 in place of [SEP], as OpenCLIP's option of that name.
+
+    Files of Hugging Face beside the vocabulary (`tokenizer_config.json`, `special_tokens_map.json`,
+    `added_tokens.json`) are followed as transformers follows them, learned tokens included; what they ask for that is
+    not supported, or not known, is refused by its name.
 
     Raises: UserError when there is no tokenizer, it is damaged, or it is of another kind.
     """
@@ -67,10 +81,13 @@ def load_tokenizer(
     with path.open("rb") as file:
         if file.read(len(LFS_HEADER)) == LFS_HEADER:
             raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull`")
-    options: dict[str, Any] = {} if context_length is None else {"context_length": context_length}
-    if pad_id is not None:
-        options["pad_id"] = pad_id
-
+    wanted = {
+        "context_length": context_length,
+        "pad_id": pad_id,
+        "clean": clean,
+        "strip_sep_token": strip_sep_token or None,
+    }
+    options = {name: value for name, value in wanted.items() if value is not None}
     with reading(path, "a tokenizer"):
         tokenizer = _read(path, options)
     if kind not in (None, tokenizer.kind):
@@ -79,73 +96,149 @@ def load_tokenizer(
 
 
 def _read(path: Path, options: dict[str, Any]) -> Tokenizer:
-    beside = _beside(path)
-    context = {"context_length": beside["context_length"]} if "context_length" in beside else {}
-    if path.name.endswith(".model"):
-        return SigLIPTokenizer(path.read_bytes(), **(context | options))
-    if path.suffix == ".json":
-        return _read_json(path, options, beside)
-    if path.name == "vocab.txt":
-        lowercase = {"lowercase": beside["lowercase"]} if "lowercase" in beside else {}
-        return WordPieceTokenizer.from_vocabulary(path, **(lowercase | context | options))
-    return BPETokenizer.from_openai(path, **(context | options))
-
-
-def _read_json(path: Path, options: dict[str, Any], beside: dict[str, Any]) -> Tokenizer:
+    """Whatever a reader raises becomes one line with the file's name."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if path.name == "vocab.json":
-            lines = path.with_name("merges.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
-            merges = lines[1:] if lines[0].startswith("#version") else lines
-            data = {"model": {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": data, "merges": merges}}
-        if data.get("type") == "ascii":
-            return AsciiTokenizer(**({name: data[name] for name in ("context_length", "pad_id")} | options))
-        if data.get("type") == "siglip":
-            return SigLIPTokenizer.from_json(data, **options)
-
-        model = data["model"]
-        vocab = model["vocab"]
-        # Ours carry length and padding as the library writes them; those of Hugging Face have them beside.
-        saved: dict[str, Any] = {}
-        if "context_length" in beside:
-            saved["context_length"] = beside["context_length"]
-        if data.get("truncation"):
-            saved["context_length"] = data["truncation"]["max_length"]
-        if beside.get("pad_token") in vocab and isinstance(vocab, dict):
-            saved["pad_id"] = vocab[beside["pad_token"]]
-        if data.get("padding"):
-            saved["pad_id"] = data["padding"]["pad_id"]
-        options = saved | options
-        if model.get("type") == "WordPiece":
-            return WordPieceTokenizer.from_json(data, **options)
-        if model.get("end_of_word_suffix") == "</w>":
-            return BPETokenizer.from_vocabulary(vocab, model["merges"], where=str(path), **options)
-        if model.get("type") in ("Unigram", "BPE"):
-            return SigLIPTokenizer(data, **options)
-        raise ValueError(f"its model is {model.get('type')}")
+        with path.open("rb") as file:
+            if file.read(len(LFS_HEADER)) == LFS_HEADER:
+                raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull`")
+        return _read_kind(path, options)
     except UserError as error:
-        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise UserError(f"{path} is not the tokenizer of a CLIP: {what}") from error
+        line = str(error) if str(path.parent) in str(error) else f"{path}: {error}"
+        raise UserError(printable(line)) from error
+    except Exception as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(printable(f"{path} is not the tokenizer of a CLIP: {what[:200]}")) from error
 
 
-def _beside(path: Path) -> dict[str, Any]:
-    """What Hugging Face's `tokenizer_config.json` in the same directory says, as far as it matters here."""
+def _read_kind(path: Path, options: dict[str, Any]) -> Tokenizer:
+    if path.suffix == ".json" and path.name != "vocab.json":
+        return _read_json(path, _json(path), options)
+    beside = read_beside(path.parent)
+    if path.name == "vocab.json":
+        lines = path.with_name("merges.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+        model = {"vocab": _json(path), "merges": lines[1:] if lines[0].startswith("#version") else lines}
+        return _clip(path, model, beside, {}, options)
+    if path.name.endswith(".model"):
+        return _siglip(path, path.read_bytes(), beside, {}, options)
+    if path.name == "vocab.txt":
+        return _bert(path, None, beside, {}, options)
+    return BPETokenizer.from_openai(path, **(_length(beside) | _for_kind(options, "clip")))
+
+
+def _read_json(path: Path, data: Mapping[str, Any], options: dict[str, Any]) -> Tokenizer:
+    if data.get("type") == "ascii":
+        own = {name: data[name] for name in ("context_length", "pad_id")}
+        return AsciiTokenizer(**(own | _for_kind(options, "ascii")))
+    if data.get("type") == "siglip":
+        return SigLIPTokenizer.from_json(data, **_for_kind(options, "siglip"))
+    layout.check_top(data)
+    beside, model = read_beside(path.parent), data["model"]
+    written: dict[str, Any] = {}
+    if data.get("truncation"):
+        written["context_length"] = data["truncation"]["max_length"]
+    if data.get("padding"):
+        written["pad_id"] = data["padding"]["pad_id"]
+    if model.get("type") == "WordPiece":
+        layout.check_bert(data)
+        return _bert(path, data, beside, written, options)
+    if model.get("end_of_word_suffix") == "</w>":
+        layout.check_clip(data)
+        if layout.is_own(data):  # what `save` wrote counts more than what lies beside it
+            options = written | {name: data[name] for name in ("clean",) if name in data} | options
+        return _clip(path, model, beside, written, options, layout.added_tokens(data))
+    if model.get("type") in ("Unigram", "BPE"):
+        return _siglip(path, data, beside, written, options)
+    raise UserError(f"{path} is not the tokenizer of a CLIP: its model is {str(model.get('type'))[:40]}")
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.with_name("tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(config, dict):
-        return {}
-    found: dict[str, Any] = {}
-    length, pad = config.get("model_max_length"), config.get("pad_token")
-    if isinstance(length, int) and length < 100_000:  # "unlimited" is written as 1e30
-        found["context_length"] = length
-    if isinstance(pad, dict):
-        pad = pad.get("content")
-    if isinstance(pad, str):
-        found["pad_token"] = pad
-    if isinstance(config.get("do_lower_case"), bool):
-        found["lowercase"] = config["do_lower_case"]
-    return found
+        return read_json(path)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path} is ")
+        raise UserError(f"{path} is not the tokenizer of a CLIP: it is {reason}") from error
+
+
+def _clip(
+    path: Path,
+    model: Mapping[str, Any],
+    beside: Beside,
+    written: Mapping[str, Any],
+    options: Mapping[str, Any],
+    added: Mapping[str, AddedToken] = EMPTY,
+) -> BPETokenizer:
+    """Byte pairs in a layout of Hugging Face, which pads with the end where nothing else is said."""
+    beside.check("clip", with_json=True)
+    beside.check_specials({"bos_token": SOT, "eos_token": EOT})
+    vocab = model["vocab"]
+    added = merged([added.values(), beside.added.values()], str(path))
+    ids = {**vocab, **{token.content: token.id for token in added.values()}}
+    said = {"pad_id": ids.get(EOT, 0), **written, **_pad(beside, ids), **_length(beside), "added": added.values()}
+    return BPETokenizer.from_vocabulary(vocab, model["merges"], where=str(path), **(said | _for_kind(options, "clip")))
+
+
+def _bert(
+    path: Path,
+    data: Mapping[str, Any] | None,
+    beside: Beside,
+    written: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> WordPieceTokenizer:
+    """Word pieces, of a `tokenizer.json` or, where `data` is None, of a `vocab.txt`."""
+    beside.check("bert", with_json=data is not None)
+    beside.check_specials({"cls_token": CLS, "sep_token": SEP, "unk_token": UNK})
+    vocab = read_vocabulary(path) if data is None else data["model"]["vocab"]
+    said = written | _pad(beside, vocab) | _length(beside) | beside.bert_options() | _for_kind(options, "bert")
+    added = [*beside.added.values(), *(() if data is None else layout.added_tokens(data).values())]
+    if later := learned(added, vocab, beside.where):
+        raise UserError(
+            f"{beside.where}: the added token {later[0].content!r} (id {later[0].id}) is not in BERT's vocabulary: "
+            "tokens learned later are not supported here; load it without them"
+        )
+    return WordPieceTokenizer(vocab, **said) if data is None else WordPieceTokenizer.from_json(data, **said)
+
+
+def _siglip(
+    path: Path,
+    model: bytes | Mapping[str, Any],
+    beside: Beside,
+    written: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> SigLIPTokenizer:
+    """SentencePiece, of a `tokenizer.json` or of the bytes of a `spiece.model`."""
+    with_json = not isinstance(model, bytes)
+    said = {**written, **_length(beside), **_for_kind(options, "siglip")}
+    tokenizer = SigLIPTokenizer(model, **said)
+    beside.check(tokenizer.kind, with_json=with_json)
+    beside.check_specials({"eos_token": tokenizer.end})
+    added = list(beside.added.values())
+    if with_json:
+        layout.check_siglip(model, tokenizer.end)
+        added += layout.added_tokens(model).values()
+    tokenizer.check_added(added, beside.where)
+    pad = beside.specials.get("pad_token")
+    if pad is not None and "pad_id" not in options:
+        said["pad_id"] = _pad(beside, {pad: tokenizer.id_of(pad)})["pad_id"]
+        tokenizer = SigLIPTokenizer(model, **said)
+    return tokenizer
+
+
+def _length(beside: Beside) -> dict[str, Any]:
+    return {} if beside.context_length is None else {"context_length": beside.context_length}
+
+
+def _pad(beside: Beside, ids: Mapping[str, int | None]) -> dict[str, Any]:
+    """The id of the `pad_token`. Raises UserError when a special token has none."""
+    for token in (*beside.specials.values(), *beside.more):
+        if ids.get(token) is None and token in (beside.specials.get("pad_token"), *beside.more):
+            raise UserError(f"{beside.where}: the special token {token!r} has no id in the vocabulary beside it")
+    pad = beside.specials.get("pad_token")
+    return {} if pad is None else {"pad_id": ids[pad]}
+
+
+def _for_kind(options: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The options given by the caller. Raises UserError for one that a tokenizer of this kind does not have."""
+    missing = {"ascii": ("clean", "strip_sep_token"), "bert": ()}.get(kind, ("strip_sep_token",))
+    if found := [name for name in missing if name in options]:
+        raise UserError(f"{found[0]}: a {kind} tokenizer has no such option")
+    return dict(options)

@@ -12,20 +12,18 @@ A `tokenizer.json` is read by `tokenizers`. A `spiece.model` needs the package `
 
 import base64
 import json
-import os
 import re
-import string
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import tokenizers
 
 from clip_jax.errors import UserError
-from clip_jax.tokenizer.base import Tokenizer, check_texts, without_surrogates
+from clip_jax.tokenizer.added import MAX_ID, AddedToken
+from clip_jax.tokenizer.base import Tokenizer, check_texts, printable, without_surrogates
+from clip_jax.tokenizer.cleaning import NO_PUNCTUATION, cleaning
 
 CONTEXT_LENGTH = 64
-NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def canonicalize(text: str) -> str:
@@ -41,6 +39,8 @@ class SigLIPTokenizer(Tokenizer):
     Args:
         model: the bytes of a `spiece.model`, or the content of a `tokenizer.json`.
         pad_id: None: <pad> for SigLIP 2, </s> for SigLIP.
+        clean: what is done to a text first, a name of `clip_jax.tokenizer.cleaning` (OpenCLIP: "canonicalize"). None:
+            as in big_vision, no punctuation and lower case for SigLIP, lower case for SigLIP 2.
 
     The name of the end, <eos> in Gemma's vocabulary and </s> in C4's, tells the two apart.
     """
@@ -51,6 +51,7 @@ class SigLIPTokenizer(Tokenizer):
         *,
         context_length: int = CONTEXT_LENGTH,
         pad_id: int | None = None,
+        clean: str | None = None,
     ):
         self._model = model
         self._pieces: SentencePieceModel | LibraryModel
@@ -60,7 +61,13 @@ class SigLIPTokenizer(Tokenizer):
         if not found:
             raise UserError("this SentencePiece vocabulary has neither </s> nor <eos>: it is not SigLIP's")
         (end, eot_id), *_ = found
+        self.end = end
+        if not 0 < self._pieces.size <= MAX_ID:
+            raise UserError(f"this SentencePiece vocabulary has ids up to {self._pieces.size}: it is damaged")
         self.kind = "siglip2" if end == "<eos>" else "siglip"
+        self.clean = clean
+        own = str.lower if self.kind == "siglip2" else canonicalize
+        self._clean: Callable[[str], str] = own if clean is None else cleaning(clean)
         if pad_id is None and self.kind == "siglip2":
             pad_id = self._pieces.id_of("<pad>")
         super().__init__(
@@ -74,15 +81,31 @@ class SigLIPTokenizer(Tokenizer):
     def encode(self, texts: Sequence[Any]) -> list[list[int]]:
         """Ids of each text, without end, padding or truncation."""
         check_texts(texts)
-        prepare = str.lower if self.kind == "siglip2" else canonicalize
-        return self._pieces.encode([prepare(without_surrogates(text)) for text in texts])
+        cleaned = [self._clean(without_surrogates(text)) for text in texts]
+        try:
+            return self._pieces.encode(cleaned)
+        except Exception as error:  # as of a damaged vocabulary that has no piece for what is unknown
+            raise UserError(f"this SentencePiece vocabulary cannot encode the texts: {printable(error)}") from error
+
+    def id_of(self, piece: str) -> int | None:
+        """The id of a piece of the vocabulary, None where it is none."""
+        return self._pieces.id_of(piece)
+
+    def check_added(self, tokens: Iterable[AddedToken], where: str) -> None:
+        """Raises UserError for a token that is not in the vocabulary, or there under another id."""
+        for token in tokens:
+            if self._pieces.id_of(token.content) != token.id or (token.special and token.id >= self._pieces.base_size):
+                raise UserError(
+                    f"{where}: the added token {token.content!r} (id {token.id}) is not in the vocabulary: "
+                    "tokens learned later are not supported here; load it without them"
+                )
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """The text of one row up to its end token."""
         return self._pieces.decode(self.body(tokens))
 
-    def save(self, path: str | os.PathLike) -> None:
-        """One JSON file that `load_tokenizer` reads back; it holds the whole model."""
+    def to_json(self) -> str:
+        """An object that holds the whole model."""
         model = base64.b64encode(self._model).decode() if isinstance(self._model, bytes) else self._model
         data = {
             "type": "siglip",
@@ -90,13 +113,15 @@ class SigLIPTokenizer(Tokenizer):
             "pad_id": self.pad_id,
             "model": model,
         }
-        Path(path).write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
+        if self.clean is not None:
+            data["clean"] = self.clean
+        return json.dumps(data, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], **options: Any) -> "SigLIPTokenizer":
         """From what `save` wrote. Raises KeyError, TypeError or ValueError when it is something else."""
         model = base64.b64decode(data["model"], validate=True) if isinstance(data["model"], str) else data["model"]
-        saved = {name: data[name] for name in ("context_length", "pad_id")}
+        saved = {name: data[name] for name in ("context_length", "pad_id")} | {"clean": data.get("clean")}
         return cls(model, **(saved | options))
 
 
@@ -114,7 +139,7 @@ class SentencePieceModel:
             self._processor = SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise UserError(f"this is no SentencePiece model: {error}") from error
-        self.size = self._processor.get_piece_size()
+        self.size = self.base_size = self._processor.get_piece_size()
 
     def id_of(self, piece: str) -> int | None:
         i = self._processor.piece_to_id(piece)
@@ -132,13 +157,21 @@ class LibraryModel:
 
     def __init__(self, data: Mapping[str, Any]):
         try:
-            self._library = tokenizers.Tokenizer.from_str(json.dumps(data))
+            library = tokenizers.Tokenizer.from_str(json.dumps(data))
         except Exception as error:  # the library raises nothing more special
             raise UserError(f"this is no tokenizer.json: {error}") from error
-        self._library.no_truncation()
-        self._library.no_padding()
-        self._library.encode_special_tokens = True  # as the text they are
-        self.size = self._library.get_vocab_size(with_added_tokens=True)
+        library.no_truncation()
+        library.no_padding()
+        self.__setstate__({"library": library})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"library": self._library}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._library = state["library"]
+        self._library.encode_special_tokens = True  # as the text they are; a copy of the library's forgets it
+        self.size = max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.base_size = self._library.get_vocab_size(with_added_tokens=False)
 
     def id_of(self, piece: str) -> int | None:
         return self._library.token_to_id(piece)

@@ -4,8 +4,10 @@ Text is cleaned, lower-cased and stripped of accents, a space goes round every C
 and each word is cut greedily into the longest pieces of the vocabulary. A row is [CLS], text, [SEP], [PAD].
 """
 
+import copy
+import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -13,7 +15,9 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from clip_jax.errors import UserError
-from clip_jax.tokenizer.base import Tokenizer, check_texts, without_surrogates
+from clip_jax.tokenizer.added import MAX_ID
+from clip_jax.tokenizer.base import Tokenizer, check_texts, integer, without_surrogates
+from clip_jax.tokenizer.cleaning import cleaning
 
 CLS, SEP, PAD, UNK = "[CLS]", "[SEP]", "[PAD]", "[UNK]"
 CONTEXT_LENGTH = 512  # BERT's positions; Chinese-CLIP takes 52 of them
@@ -28,7 +32,12 @@ class WordPieceTokenizer(Tokenizer):
     Args:
         vocab: token -> id.
         lowercase: and strip accents; False for a cased vocabulary.
+        strip_accents: None: as `lowercase`.
+        chinese_chars: whether each Chinese character is a word of its own.
         longest_word: longer ones are unknown as a whole.
+        clean: what is done to a text before BERT's own cleaning, a name of `clip_jax.tokenizer.cleaning`: OpenCLIP
+            does "whitespace" or, for CLIPA, "canonicalize". None: nothing.
+        strip_sep_token: whether id 0 stands where [SEP] would (OpenCLIP's option of that name, for CLIPA).
     """
 
     kind = "bert"
@@ -38,12 +47,20 @@ class WordPieceTokenizer(Tokenizer):
         vocab: Mapping[str, int],
         *,
         lowercase: bool = True,
+        strip_accents: bool | None = None,
+        chinese_chars: bool = True,
         longest_word: int = LONGEST_WORD,
         context_length: int = CONTEXT_LENGTH,
         pad_id: int | None = None,
+        clean: str | None = None,
+        strip_sep_token: bool = False,
     ):
         if missing := [word for word in (CLS, SEP, PAD, UNK) if word not in vocab]:
             raise UserError(f"this WordPiece vocabulary has no {', '.join(missing)}: it is not BERT's")
+        _check_ids(vocab)
+        longest_word = integer("max_input_chars_per_word", longest_word)
+        if not 1 <= longest_word <= MAX_ID:
+            raise UserError(f"max_input_chars_per_word is {longest_word}: it must be from 1 to {MAX_ID}")
         super().__init__(
             vocab_size=max(vocab.values()) + 1,
             context_length=context_length,
@@ -51,56 +68,80 @@ class WordPieceTokenizer(Tokenizer):
             sot_id=vocab[CLS],
             eot_id=vocab[SEP],
         )
+        self.clean = clean
+        self.strip_sep_token = strip_sep_token
+        if strip_sep_token:
+            self.end_id = 0
+        self._clean: Callable[[str], str] = without_surrogates if clean is None else cleaning(clean)
         self._library = tokenizers.Tokenizer(
             models.WordPiece(vocab=dict(vocab), unk_token=UNK, max_input_chars_per_word=longest_word)
         )
-        self._library.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        self._library.normalizer = normalizers.BertNormalizer(
+            lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=chinese_chars
+        )
         self._library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._library.decoder = decoders.WordPiece()
 
     def encode(self, texts: Sequence[Any]) -> list[list[int]]:
         """Ids of each text, without [CLS], [SEP], padding or truncation."""
         check_texts(texts)
-        cleaned = [without_surrogates(text) for text in texts]
+        cleaned = [self._clean(text) for text in texts]
         return [encoding.ids for encoding in self._library.encode_batch(cleaned, add_special_tokens=False)]
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """The pieces of one row up to its [SEP], joined."""
         return self._library.decode(self.body(tokens), skip_special_tokens=False)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """One JSON file in the layout of the `tokenizers` library, which also carries context length and padding."""
-        self._library.enable_truncation(self.context_length)
-        self._library.enable_padding(length=self.context_length, pad_id=self.pad_id, pad_token=PAD)
-        text = self._library.to_str(pretty=True)
-        self._library.no_truncation()
-        self._library.no_padding()
-        Path(path).write_text(text, encoding="utf-8")
+    def to_json(self) -> str:
+        """The layout of the `tokenizers` library, which also carries context length and padding."""
+        library = copy.deepcopy(self._library)
+        library.enable_truncation(self.context_length)
+        library.enable_padding(length=self.context_length, pad_id=self.pad_id, pad_token=PAD)
+        text = library.to_str(pretty=True)
+        if self.clean is None and not self.strip_sep_token:
+            return text
+        options = {"clean": self.clean, "strip_sep_token": self.strip_sep_token}
+        return json.dumps(json.loads(text) | options, indent=2, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], **options: Any) -> "WordPieceTokenizer":
         """From the content of a `tokenizer.json`. Raises KeyError or TypeError when it is none."""
-        model, normalizer = data["model"], data.get("normalizer") or {}
-        if normalizer.get("type", "BertNormalizer") != "BertNormalizer":
-            raise UserError(f"its normalizer is {normalizer['type']}, not BERT's")
-        return cls(
-            model["vocab"],
-            lowercase=bool(normalizer.get("lowercase", True)),
-            longest_word=model.get("max_input_chars_per_word", LONGEST_WORD),
-            **options,
-        )
+        normalizer = data.get("normalizer") or {}
+        said = {
+            "lowercase": normalizer.get("lowercase", True),
+            "strip_accents": normalizer.get("strip_accents"),
+            "chinese_chars": normalizer.get("handle_chinese_chars", True),
+            "longest_word": data["model"].get("max_input_chars_per_word", LONGEST_WORD),
+            "clean": data.get("clean"),
+            "strip_sep_token": data.get("strip_sep_token", False),
+        }
+        return cls(data["model"]["vocab"], **(said | options))
 
     @classmethod
     def from_vocabulary(cls, path: str | os.PathLike, **options: Any) -> "WordPieceTokenizer":
         """Reads `vocab.txt`: a token per line, its id the number of the line."""
         try:
-            lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not BERT's vocab.txt: {error}") from error
-        vocab: dict[str, int] = {}
-        for i, line in enumerate(lines):
-            vocab.setdefault(line.rstrip("\r"), i)
-        try:
-            return cls(vocab, **options)
+            return cls(read_vocabulary(path), **options)
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def read_vocabulary(path: str | os.PathLike) -> dict[str, int]:
+    """Reads `vocab.txt`: token -> number of its line, of the first one where a token stands twice."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not BERT's vocab.txt: {error}") from error
+    vocab: dict[str, int] = {}
+    for i, line in enumerate(lines):
+        vocab.setdefault(line.rstrip("\r"), i)
+    return vocab
+
+
+def _check_ids(vocab: Mapping[str, Any]) -> None:
+    seen: dict[int, str] = {}
+    for word, i in vocab.items():
+        if type(i) is not int or not 0 <= i <= MAX_ID:
+            raise UserError(f"the id of {word[:40]!r} is {str(i)[:40]!r}: it must be an integer from 0 to {MAX_ID}")
+        if seen.setdefault(i, word) != word:
+            raise UserError(f"the id {i} belongs to {seen[i][:40]!r} and to {word[:40]!r}")
