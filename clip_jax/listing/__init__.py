@@ -12,7 +12,7 @@ tfds:cifar10:test     a split that is prepared already, read without TensorFlow
 from pathlib import Path
 
 from clip_jax.errors import UserError
-from clip_jax.listing.base import Listing
+from clip_jax.listing.base import Files, Listing, in_words
 from clip_jax.listing.folders import read_folder
 from clip_jax.listing.kinds import refuse, suffixes_of_pictures
 from clip_jax.listing.tables import TABLES, read_table
@@ -41,7 +41,7 @@ def read_listing(source: str, *, data_dir: str | Path | None = None, without_pic
     if not path.is_file():
         raise UserError(f"{source}: there is no such file or folder")
     if path.suffix.lower() in suffixes_of_pictures():
-        return Listing([path.name], [path])
+        return Listing([in_words(path.name)], Files(path.parent, [path.name]))
     if path.suffix.lower() in TABLES:
         return read_table(path, without_pictures=without_pictures)
     raise refuse(path)

@@ -22,7 +22,7 @@ class Listing(NamedTuple):
     """
 
     names: list[str]
-    pictures: Sequence[Any]  # of what `clip_jax.decode.open_image` takes
+    pictures: "LazySequence"  # of what `clip_jax.decode.open_image` takes
     captions: list[str] | None = None
     labels: np.ndarray | None = None  # int [N]
     classes: list[str] | None = None
@@ -47,6 +47,10 @@ class LazySequence(Sequence[Any]):
     def item(self, index: int) -> Any:
         """The item at `index`, in [0, len)."""
         raise NotImplementedError
+
+    def stamp(self, index: int) -> list[Any] | None:
+        """What changes when the file of the item at `index` is replaced; None for what is in no file."""
+        return None
 
     @overload
     def __getitem__(self, index: int) -> Any: ...
@@ -73,9 +77,13 @@ class Files(LazySequence):
         """The path at `index`."""
         return self._folder / as_file_name(self._names[index])
 
+    def stamp(self, index: int) -> list[Any] | None:
+        """The path, size and time of the file at `index`."""
+        return stamp_of(self.item(index))
+
 
 class _Taken(LazySequence):
-    def __init__(self, items: Sequence[Any], rows: Sequence[int]):
+    def __init__(self, items: LazySequence, rows: Sequence[int]):
         self._items, self._rows = items, rows
 
     def __len__(self) -> int:
@@ -84,6 +92,19 @@ class _Taken(LazySequence):
     def item(self, index: int) -> Any:
         """The item of the row at `index`."""
         return self._items[self._rows[index]]
+
+    def stamp(self, index: int) -> list[Any] | None:
+        """That of the item of the row at `index`."""
+        return self._items.stamp(self._rows[index])
+
+
+def stamp_of(path: str | Path) -> list[Any] | None:
+    """The path of a file, its size and when it was written; None if it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
 
 
 def in_words(name: str) -> str:

@@ -41,8 +41,8 @@ def read_folder(folder: Path) -> Listing:
     """The pictures of a folder.
 
     Captions are those of a `metadata.csv` (or .tsv, .jsonl) in the folder or a subfolder, of the pictures beside it;
-    else the lines of the text that each picture has beside it (`a.png`, `a.txt`), a caption in each line. Without them, and
-    if every picture lies in a subfolder, the names of the first subfolders are the classes (`train`, `test` and `val`
+    else the lines of the text that each picture has beside it (`a.png`, `a.txt`), a caption in each line. Without them,
+    and if every picture lies in a subfolder, the names of the first subfolders are the classes (`train`, `test`, `val`
     are splits, not classes: theirs are those of the folders within). Links are followed.
 
     Raises:

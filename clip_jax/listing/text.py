@@ -44,9 +44,9 @@ def lines_of(path: Path) -> Iterator[str]:
         where = _first_bad_line(path, encoding) if encoding.startswith("utf-8") else number + 1
         byte = error.object[error.start : error.start + 1].hex()
         named = "UTF-8" if encoding.startswith("utf-8") else encoding.upper()
-        raise UserError(f"{path}: line {where} is not {named} (byte 0x{byte}): save it as UTF-8") from None
+        raise UserError(f"{path} is not {named}: line {where} has the byte 0x{byte}; save it as UTF-8") from None
     except UnicodeError as error:  # UTF-16 that ends in half a character, and the like
-        raise UserError(f"{path}: line {number + 1} is not {encoding.upper()} ({error}): save it as UTF-8") from None
+        raise UserError(f"{path} is not {encoding.upper()} in line {number + 1} ({error}): save it as UTF-8") from None
 
 
 def words_of(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from clip_jax.decode import NamedBytes
 from clip_jax.errors import UserError, printable
-from clip_jax.listing.base import LazySequence, Listing, some
+from clip_jax.listing.base import LazySequence, Listing, some, stamp_of
 from clip_jax.listing.columns import CAPTION, LABEL, normal
 
 Key = tuple[str, ...]  # where a feature lies: ("captions", "text")
@@ -38,8 +38,16 @@ class _Records(LazySequence):
         try:
             return self._records[index]
         except Exception as error:  # of ArrayRecord (a flipped bit, a shard cut off) or of TFDS's parsers
-            file = self._files[int(np.searchsorted(self._ends, index, side="right"))]
-            raise UserError(f"{file}: cannot read the record {self._split}/{index}: {_line(error)}") from error
+            raise UserError(
+                f"{self._file(index)}: cannot read the record {self._split}/{index}: {_line(error)}"
+            ) from error
+
+    def stamp(self, index: int) -> list[Any] | None:
+        """The path, size and time of the shard with the record at `index`."""
+        return stamp_of(self._file(index))
+
+    def _file(self, index: int) -> str:
+        return self._files[int(np.searchsorted(self._ends, index, side="right"))]
 
 
 def read_tfds(source: str, data_dir: str | Path | None) -> Listing:
