@@ -5,6 +5,7 @@ Bad input ends in one line on stderr and exit code 2, and leaves no file behind.
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,14 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import numpy as np
 import tyro
+from PIL import Image
 
-from clip_jax.errors import UserError
+from clip_jax.classes import class_names, same_classes, templates
+from clip_jax.errors import UserError, printable
+from clip_jax.flags import parse
+from clip_jax.results import check_output, check_space, write
 
 if TYPE_CHECKING:
+    from clip_jax.bulk import Parts
     from clip_jax.listing import Listing
     from clip_jax.pretrained import LoadedCLIP
-
-SUFFIXES = (".npz", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Pictures:
     """Which pictures, and with which model."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """A folder, a table (.csv, .tsv, .jsonl with columns image, caption, label), or tfds:NAME:SPLIT."""
+    """A folder, a table (.csv, .tsv, .txt, .jsonl, COCO's .json; columns image, caption, label), or tfds:NAME:SPLIT."""
     model: str
     """Directory or file of the CLIP; anything that clip_jax.load takes."""
     data_dir: Path | None = None
@@ -39,11 +43,18 @@ class Pictures:
     """Pictures encoded together."""
     threads: int = 8
     """Pictures decoded at once."""
+    max_bad_fraction: float = 0.01
+    """Share of the pictures that may be damaged and are left out (two always may, but less than half); 0: none."""
 
 
 @dataclass(frozen=True)
 class Embed(Pictures):
-    """Writes the unit-norm features of pictures, and of their captions if they have some."""
+    """Writes the unit-norm features of pictures, and of their captions if they have some.
+
+    Started again after it was killed, it goes on where it was, by OUT.part, which is removed at the end. Columns: name,
+    image_features, caption, text_features, label. In .npz, texts of very different lengths are NAME_utf8 and NAME_ends
+    instead of NAME; clip_jax.results.read_texts reads both.
+    """
 
     out: Path = Path("embeds.npz")
     """.npz, or .parquet with pyarrow."""
@@ -54,7 +65,7 @@ class Classify(Pictures):
     """Sorts pictures into classes by prompts; reports the accuracy where the classes are known."""
 
     classes: tuple[str, ...] = ()
-    """Names of the classes, or one text file with a name per line. Default: those of the pictures."""
+    """Names of the classes, or one text file with a name, or LABEL<TAB>NAME, per line. Default: the pictures' own."""
     templates: str = "plain"
     """A set of prompts (plain, imagenet, cifar10, ...), or a text file with a template per line."""
     k: int = 5
@@ -96,18 +107,30 @@ COMMANDS: dict[str, type[Pictures]] = {"embed": Embed, "classify": Classify, "re
 
 def embed(options: Embed) -> str:
     """Runs the command and returns its outcome in one line, as the three below do."""
-    from clip_jax.embed import text_features
+    from clip_jax.bulk import Parts, encode_texts, key_of
 
     check_output(options.out)
-    clip, listing = load(options)
-    columns: dict[str, Any] = {"name": np.array(listing.names), "image_features": encode(options, clip, listing)}
-    if listing.captions is not None:
-        columns |= {"caption": np.array(listing.captions), "text_features": text_features(clip, listing.captions)}
-    if listing.labels is not None and listing.classes is not None:
-        columns["label"] = np.array(listing.classes)[listing.labels]
-    write(options.out, columns)
-    n, d = columns["image_features"].shape
-    return f"{n} pictures, {d} numbers each, in {options.out}"
+    clip, listing = load(options, without_pictures=True)
+    rows, texts = len(listing.names) + len(listing.captions or ()), sum(map(len, listing.captions or ()))
+    check_space(options.out, 4 * (clip.model.config.embed_dim or 0) * rows + texts)
+    parts = Parts(options.out.with_name(f"{options.out.name}.part"), key_of(clip, listing, options.batch_size))
+    try:
+        columns: dict[str, Any] = {}
+        if listing.names:
+            listing, images = encode(options, clip, listing, parts)
+            columns |= {"name": listing.names, "image_features": images}
+        if listing.captions is not None:
+            columns |= {"caption": listing.captions, "text_features": encode_texts(clip, listing.captions, parts=parts)}
+        if listing.labels is not None and listing.classes is not None:
+            columns["label"] = [listing.classes[label] for label in listing.labels]
+        write(options.out, columns)
+    except BaseException:
+        parts.close(remove=not parts.count)
+        raise
+    parts.close(remove=True)
+    what = "image_features" if "image_features" in columns else "text_features"
+    n, d = columns[what].shape
+    return f"{n} {'pictures' if what == 'image_features' else 'captions'}, {d} numbers each, in {options.out}"
 
 
 def classify(options: Classify) -> str:
@@ -118,15 +141,16 @@ def classify(options: Classify) -> str:
     check(options, "k")
     clip, listing = load(options)
     classes = class_names(options.classes, listing)
+    listing = listing._replace(labels=same_classes(listing, classes, options.classes), classes=classes)
     weights = weights_of(clip, classes, templates(options.templates))
-    features = encode(options, clip, listing)
+    listing, features = encode(options, clip, listing)
     found = rank(clip, features, weights, options.k)
     if options.out is not None:
         best = np.array(classes)[found.indices]
-        write(options.out, {"name": np.array(listing.names), "class": best, "probability": found.probability})
+        write(options.out, {"name": listing.names, "class": best, "probability": found.probability})
     outcome = f"{len(features)} pictures, {len(classes)} classes"
-    if (labels := same_classes(listing, classes)) is not None:
-        right = accuracy(features, weights, labels)
+    if listing.labels is not None:
+        right = accuracy(features, weights, listing.labels)
         outcome += f": top-1 {100 * right[1]:.2f} %, top-5 {100 * right[5]:.2f} %"
     return outcome + (f", in {options.out}" if options.out else "")
 
@@ -139,7 +163,7 @@ def retrieve(options: Retrieve) -> str:
     clip, listing = load(options)
     if not options.query and listing.captions is None:
         raise UserError(f"{options.source} has no captions: say what to look for by --query")
-    features = encode(options, clip, listing)
+    listing, features = encode(options, clip, listing)
     if not options.query:
         return recalls(clip, listing, features)
     found = nearest(text_features(clip, options.query), features, options.k)
@@ -162,18 +186,20 @@ def verify(options: Verify) -> str:
     if options.dataset in RETRIEVAL and options.published is None:
         if listing.captions is None:
             raise UserError(f"{options.source} has no captions to verify recall with")
-        found = both_recalls(clip, listing, encode(options, clip, listing))
+        found = both_recalls(clip, *encode(options, clip, listing))
         pairs = [
             (direction.replace("_", " "), 100 * recall[1], published)
             for (direction, recall), published in zip(found.items(), known[options.name], strict=True)
         ]
     else:
         classes = class_names(options.classes, listing)
-        labels = same_classes(listing, classes)
-        if labels is None:
+        listing = listing._replace(labels=same_classes(listing, classes, options.classes), classes=classes)
+        if listing.labels is None:
             raise UserError(f"{options.source} has no labels to verify an accuracy with")
         weights = weights_of(clip, classes, templates(options.templates))
-        top = 100 * accuracy(encode(options, clip, listing), weights, labels)[1]
+        listing, features = encode(options, clip, listing)
+        assert listing.labels is not None
+        top = 100 * accuracy(features, weights, listing.labels)[1]
         pairs = [("top-1", top, known[options.name] if options.published is None else options.published)]
     lines = [f"{what} {x:.2f} %, published {y:.2f} %: {x - y:+.2f} points" for what, x, y in pairs]
     outcome = "; ".join(lines)
@@ -189,12 +215,14 @@ class Unequal(Exception):
 # What the commands share
 
 
-def load(options: Pictures) -> tuple[LoadedCLIP, Listing]:
+def load(options: Pictures, *, without_pictures: bool = False) -> tuple[LoadedCLIP, Listing]:
     """The pictures first: they are what is mistyped, and cost nothing to look for."""
     check(options, "batch_size", "threads")
+    if not 0 <= options.max_bad_fraction <= 1:
+        raise UserError(f"--max-bad-fraction: {options.max_bad_fraction} is not between 0 and 1")
     from clip_jax.listing import read_listing
 
-    listing = read_listing(options.source, data_dir=options.data_dir)
+    listing = read_listing(options.source, data_dir=options.data_dir, without_pictures=without_pictures)
     import clip_jax
 
     return clip_jax.load(options.model), listing
@@ -206,16 +234,38 @@ def check(options: Any, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')}: {getattr(options, name)} is less than 1")
 
 
-def encode(options: Pictures, clip: LoadedCLIP, listing: Listing) -> np.ndarray:
+def encode(
+    options: Pictures, clip: LoadedCLIP, listing: Listing, parts: Parts | None = None
+) -> tuple[Listing, np.ndarray]:
+    """The rows whose pictures can be read, and their features. A picture of several rows is encoded once."""
     from tqdm import tqdm
 
-    from clip_jax.embed import image_features
+    from clip_jax.bulk import BadPictures, encode_pictures
 
+    firsts: dict[str, int] = {}
+    for i, name in enumerate(listing.names):
+        firsts.setdefault(name, i)
+    pictures = listing.take(list(firsts.values())).pictures
+    bad = BadPictures(len(pictures), options.max_bad_fraction)
     quiet = not sys.stderr.isatty()
-    with tqdm(total=len(listing.names), desc="encoding", unit=" pictures", disable=quiet, dynamic_ncols=True) as bar:
-        return image_features(
-            clip, listing.pictures, batch_size=options.batch_size, threads=options.threads, progress=bar.update
+    with tqdm(total=len(pictures), desc="encoding", unit=" pictures", disable=quiet, dynamic_ncols=True) as bar:
+        features = encode_pictures(
+            clip,
+            pictures,
+            bad=bad,
+            batch_size=options.batch_size,
+            threads=options.threads,
+            progress=bar.update,
+            parts=parts,
         )
+    if bad.errors:
+        say(str(bad), 0)
+    if len(firsts) == len(listing.names) and not bad.errors:
+        return listing, features
+    names = [name for i, name in enumerate(firsts) if i not in bad.errors]
+    places = {name: i for i, name in enumerate(names)}
+    rows = [i for i, name in enumerate(listing.names) if name in places]
+    return listing.take(rows), features[[places[listing.names[i]] for i in rows]]
 
 
 def weights_of(clip: LoadedCLIP, classes: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
@@ -223,47 +273,6 @@ def weights_of(clip: LoadedCLIP, classes: Sequence[str], prompts: Sequence[str])
     from clip_jax.zero_shot import classifier_weights
 
     return classifier_weights(lambda texts: text_features(clip, texts), classes, prompts)
-
-
-def lines_of(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8: save it as UTF-8") from None
-    if not any(lines):
-        raise UserError(f"{path} is empty")
-    return [line for line in lines if line]
-
-
-def class_names(given: tuple[str, ...], listing: Listing) -> list[str]:
-    if len(given) == 1 and Path(given[0]).is_file():
-        return lines_of(Path(given[0]))
-    names = list(given) or listing.classes
-    if not names:
-        raise UserError("the pictures have no classes of their own: name some by --classes")
-    return names
-
-
-def same_classes(listing: Listing, classes: list[str]) -> np.ndarray | None:
-    """The labels of the pictures as indices of `classes`; None when they have none, or of other classes.
-
-    The same number of classes may have other names: they are then taken to be the same, in the same order.
-    """
-    if listing.labels is None or listing.classes is None:
-        return None
-    if set(listing.classes) <= set(classes):
-        return np.array([classes.index(name) for name in listing.classes])[listing.labels]
-    return listing.labels if len(classes) == len(listing.classes) else None
-
-
-def templates(given: str) -> tuple[str, ...]:
-    from clip_jax.prompts import TEMPLATES
-
-    if given in TEMPLATES:
-        return TEMPLATES[given]
-    if Path(given).is_file():
-        return tuple(lines_of(Path(given)))
-    raise UserError(f"--templates: {given!r} is neither a file nor one of {', '.join(TEMPLATES)}")
 
 
 def both_recalls(clip: LoadedCLIP, listing: Listing, features: np.ndarray) -> dict[str, dict[int, float]]:
@@ -284,43 +293,6 @@ def recalls(clip: LoadedCLIP, listing: Listing, features: np.ndarray) -> str:
     return "; ".join(parts)
 
 
-# Files
-
-
-def check_output(path: Path) -> None:
-    """Refuses what cannot be written before anything is computed."""
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"--out: {path} is neither {' nor '.join(SUFFIXES)}")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--out: {path.parent} is not a directory: make it first")
-    if path.is_dir():
-        raise UserError(f"--out: {path} is a directory")
-    if path.suffix == ".parquet":
-        pyarrow()
-
-
-def pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("--out: .parquet needs the package pyarrow: pip install pyarrow, or write .npz") from None
-    return pyarrow
-
-
-def write(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """One array per column; in parquet those of more than one axis are lists."""
-    from clip_jax.weights.native import atomic_path
-
-    with atomic_path(path) as temporary:
-        if path.suffix == ".parquet":
-            arrow = pyarrow()
-            table = arrow.table({name: list(a) if a.ndim > 1 else a.tolist() for name, a in columns.items()})
-            arrow.parquet.write_table(table, temporary)
-        else:
-            with open(temporary, "wb") as file:
-                np.savez(file, **columns)  # type: ignore[arg-type] # its first own argument is no column
-
-
 # The way in and out
 
 
@@ -330,21 +302,24 @@ def main(argv: Sequence[str]) -> None:
         width = max(map(len, COMMANDS))
         print("usage: python -m clip_jax COMMAND SOURCE --model MODEL [--field value ...]\n")
         for name, kind in COMMANDS.items():
-            print(f"  {name:<{width}}  {kind.__doc__}")
+            print(f"  {name:<{width}}  {(kind.__doc__ or '').partition(chr(10))[0]}")
         print("\n`python -m clip_jax COMMAND --help` lists the fields of a command.")
         sys.exit(0 if argv else 2)
     name, *rest = argv
     if name not in COMMANDS:
         raise UserError(f"{name}: there is no such command; choose one of {', '.join(COMMANDS)}")
-    options = tyro.cli(COMMANDS[name], args=rest, prog=f"python -m clip_jax {name}")
+    options = parse(COMMANDS[name], rest, prog=f"python -m clip_jax {name}")
     print({"embed": embed, "classify": classify, "retrieve": retrieve, "verify": verify}[name](options))  # type: ignore[operator]
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
-    """The command, and exit: 0, 1 when what was verified is not so, 2 for bad input, 130 when stopped.
+    """The command, and exit: 0, 1 when what was verified is not so or too many pictures are damaged, 2, 130.
 
-    With `--debug` errors end in their traceback.
+    2 is for bad input, 130 when stopped. With `--debug` errors end in their traceback.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end what is done
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [arg for arg in argv if arg != "--debug"]
@@ -359,15 +334,16 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
         except (UserError, OSError) as error:
             if debug:
                 raise
-            text = " ".join(str(error).split())
+            text = str(error)
             if isinstance(error, OSError) and error.strerror and error.filename is not None:
                 text = f"{error.filename}: {error.strerror}"
-            status = say(text, 2)
+            status = say(text, getattr(error, "exit_status", 2))
     sys.exit(status)
 
 
 def say(text: str, status: int) -> int:
-    print(f"clip_jax: {text}", file=sys.stderr, flush=True)
+    """One line on stderr. Returns the exit status."""
+    print(f"clip_jax: {' '.join(printable(text).split())}", file=sys.stderr, flush=True)
     return status
 
 
@@ -378,5 +354,6 @@ def one_line_warnings() -> Iterator[None]:
         yield
 
 
-def _show(message: Warning | str, *_: Any, **__: Any) -> None:
-    say(f"warning: {message}", 0)
+def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if not issubclass(category, Image.DecompressionBombWarning):  # the picture is refused, in words of our own
+        say(f"warning: {message}", 0)

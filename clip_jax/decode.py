@@ -53,10 +53,10 @@ def pictures_of(images: Any) -> list[Any]:
     single = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | Mapping)
     if single or hasattr(images, "read") or not isinstance(images, Iterable):
         return [images]
-    if hasattr(images, "__array__") and getattr(images, "ndim", 4) < 4:
-        names = getattr(getattr(images, "dtype", None), "kind", "") in ("O", "U") and images.ndim == 1
-        return list(images) if names else [images]
-    return list(images)
+    if not hasattr(images, "__array__"):
+        return list(images)
+    axes, kind = getattr(images, "ndim", 4), getattr(getattr(images, "dtype", None), "kind", "")
+    return list(images) if axes >= 4 or (axes == 1 and kind in ("O", "U")) else [images]  # pictures, or names of some
 
 
 def open_image(source: Any) -> Image.Image:

@@ -43,6 +43,17 @@ def image_features(
     return _in_batches(encode, prepare, pictures, batch_size, progress)
 
 
+def features_of_prepared(
+    clip: LoadedCLIP, images: Float[np.ndarray, "B H W c"], batch_size: int
+) -> Float[np.ndarray, "B D"]:
+    """Unit-norm float32 features of at most `batch_size` pictures as `clip.preprocess` gives them.
+
+    The batch is filled up to `batch_size`, so that one program serves all.
+    """
+    filled = np.concatenate([images, np.repeat(images[-1:], batch_size - len(images), axis=0)])
+    return np.asarray(_encode_image(clip.model, clip.variables, filled))[: len(images)]
+
+
 def text_features(
     clip: LoadedCLIP, texts: Iterable[str], *, batch_size: int = 256, progress: Progress | None = None
 ) -> Float[np.ndarray, "N D"]:

@@ -155,9 +155,24 @@ class atomic_path:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
             self.temporary.chmod(0o666 & ~_umask())  # mkstemp's files are for the owner only
+            _sync(self.temporary)  # before the rename: a power cut must not leave the new name with no content
             os.replace(self.temporary, self.path)
+            _sync(self.path.parent)
         else:
             self.temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no directories
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # nor do all file systems sync them
+        pass
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:
