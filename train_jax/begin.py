@@ -68,9 +68,11 @@ def kept_config(
         return Kept({}, {})
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
-        records = {name: written.pop(name) for name in RECORDS if name in written}
-    except (ValueError, AttributeError, TypeError, RecursionError):
+        if not isinstance(written, dict):
+            raise ValueError
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: it is not JSON; restore it or choose another directory") from None
+    records = {name: written.pop(name) for name in RECORDS if name in written}
     changed = changes(written, json.loads(json.dumps(identity)))  # as it comes back: tuples become lists
     if not extend and changed and not _harmless(changed, identity, step):
         raise UserError(

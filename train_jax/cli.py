@@ -36,8 +36,8 @@ def run_main(
     """Run `main(argv)` as a command and exit: 0, 2 for bad input, 1 for a fault, 128 + signal when stopped.
 
     Bad input is `UserError`, `OSError` and any of `user_errors`, and a `JAX_PLATFORMS` that names what this machine
-    does not have; a fault is `RunError`. Both end in one line `name: culprit: what; what to do` on stderr. With `--debug`
-    anywhere in `argv` they end in their traceback instead.
+    does not have; a fault is `RunError`. Both end in one line `name: culprit: what; what to do` on stderr. With
+    `--debug` anywhere in `argv` they end in their traceback instead.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv

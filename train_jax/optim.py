@@ -1,6 +1,8 @@
 """AdamW or Muon with warm-up, decay and clipping: the optimiser as a config and one function of it."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,7 +13,7 @@ import optax
 from train_jax.errors import UserError
 from train_jax.task import PyTree
 
-__all__ = ["OptimConfig", "decays", "learning_rate", "make_optimizer"]
+__all__ = ["OptimConfig", "decays", "learning_rate", "make_optimizer", "usual_promotion"]
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,22 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
     return _promoting(chain)
 
 
+@contextlib.contextmanager
+def usual_promotion() -> Iterator[None]:
+    """What optax counts on. Under JAX's strict promotion it cannot raise a decay to the power of its count."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def _promoting(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same under JAX's strict promotion, in which optax cannot raise its decay to the power of its count."""
+    """The same under whatever promotion the user has set."""
 
     def init(params: PyTree) -> optax.OptState:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        with usual_promotion():
             return tx.init(params)
 
     def update(updates: PyTree, state: optax.OptState, params: PyTree = None) -> tuple[PyTree, optax.OptState]:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        with usual_promotion():
             return tx.update(updates, state, params)
 
     return optax.GradientTransformation(init, update)

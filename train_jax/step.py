@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train_jax.data import BAD
+from train_jax.optim import usual_promotion
 from train_jax.sharding import batch_sharding
 from train_jax.state import TrainState, ema_update
 from train_jax.task import Batch, Metrics, PyTree, Task
@@ -75,15 +76,16 @@ def make_train_step(
         bad = batch.pop(BAD, None)
         average = gradients if accum == 1 else accumulated
         (grads, metrics), model_state = average(state.params, state.model_state, batch, key)
-        grad_norm = optax.global_norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with usual_promotion():
+            grad_norm = optax.global_norm(grads)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         ema_params = ema_update(state.ema_params, params, ema_decay, state.step)
 
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
         moved = state._replace(params=params, ema_params=ema_params, opt_state=opt_state, model_state=model_state)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
-        state = state._replace(step=state.step + 1, skipped=state.skipped + ~finite)
+        state = state._replace(step=state.step + 1, skipped=state.skipped + (~finite).astype(jnp.int32))
 
         lr = optax.tree_utils.tree_get(opt_state, "learning_rate", jnp.nan)
         metrics = {**metrics, "grad_norm": grad_norm, "lr": lr, "skipped": state.skipped}

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import jax
 import pytest
 
-from train_jax.cli import choose, enable_compilation_cache, run_main
+from train_jax.cli import choose, enable_compilation_cache, run_main, tune_cpu
 from train_jax.errors import Preempted, RunError, UserError
+from train_jax.flags import _line, parse
 from train_jax.optim import OptimConfig
 
 
@@ -83,30 +84,57 @@ def test_an_unknown_preset_is_one_line(argv, message):
         chosen(*argv)
 
 
-def test_a_typo_is_guessed(capsys):
-    with pytest.raises(SystemExit) as end:
-        chosen("tiny", "--optim.warmup-step", "1")
-    assert end.value.code == 2
-    shown = capsys.readouterr()
-    assert "--optim.warmup-steps" in shown.err + shown.out
-
-
-@pytest.mark.parametrize("argv", [("--batch-size", "abc"), ("--batch-size",), ("--optim.schedule", "linear")])
-def test_a_wrong_value_ends_with_2(argv, capsys):
-    with pytest.raises(SystemExit) as end:
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (("--optim.lrr", "1"), "--optim.lrr: there is no such flag; perhaps you meant --optim.lr"),
+        (("--optim.lrr=1",), "--optim.lrr: there is no such flag; perhaps you meant --optim.lr"),
+        (("--zzz", "1"), "--zzz: there is no such flag; `train.py tiny --help` lists those there are"),
+        (("--seed", "1", "2"), "2: it follows no flag that takes it; `train.py tiny --help` lists the flags"),
+        (("--batch-size", "abc"), "batch_size: 'abc' is not an integer"),
+        (("--batch-size", "1.5"), "batch_size: '1.5' is not an integer"),
+        (("--batch-size", "x" * 150), f"batch_size: '{'x' * 150}' is not an integer"),
+        (("--batch-size",), "batch_size: it needs a value"),
+        (("--optim.lr", "fast"), "optim.lr: 'fast' is not a number"),
+        (("--optim.lr", "nan"), "optim.lr: nan is not a positive number"),
+        (("--optim.schedule", "linear"), "optim.schedule: 'linear' is none of 'cosine', 'constant'"),
+    ],
+)
+def test_what_is_wrong_with_a_flag_is_one_line(argv, line, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    with pytest.raises(UserError) as refusal:
         chosen("tiny", *argv)
-    assert end.value.code == 2
+    assert str(refusal.value) == line
+    assert capsys.readouterr() == ("", "")
+    assert os.environ["COLUMNS"] == "40"
 
 
-def test_a_refused_value_names_its_field(capsys):
-    """tyro either shows the refusal itself or lets it through; the field must be named and the status 2."""
+@dataclass(frozen=True)
+class Nested:
+    """The optimiser of a stage, and one that stands alone."""
 
-    def main(argv):
-        chosen("tiny", "--optim.lr", "nan")
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    stage: Config = field(default_factory=Config)
 
-    assert ended(main)[0] == 2
-    shown = capsys.readouterr()
-    assert "optim.lr: nan is not a positive number" in " ".join((shown.err + shown.out).split())
+
+def test_a_nested_refusal_names_the_whole_field():
+    with pytest.raises(UserError, match=r"^stage\.optim\.lr: -1\.0 is not a positive number$"):
+        choose({"two": ("", Nested())}, ("two", "--stage.optim.lr", "-1"), prog="train.py")
+
+
+def test_a_flag_can_be_named_as_it_is_written():
+    with pytest.raises(UserError, match=r"^--batch-size: it needs a value$"):
+        parse(Config, ["--batch-size"], prog="sample.py")
+    assert parse(Config, ["--seed", "3"], prog="sample.py").seed == 3
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_both_of_tyros_boxes_are_read(ascii_only):
+    """It draws them with other signs where the terminal has no others."""
+    text = "Error parsing --a.b: invalid literal for int() with base 10: 'x'"
+    box = f"╭─ Value error ─╮\n│ {text} │\n│ ───── │\n│ For full helptext, see x --help │\n╰─────╯\n"
+    plain = f" Value error  \n -------- \n  {text}  \n  ------ \n  For full helptext, see x --help \n"
+    assert _line(plain if ascii_only else box, str) == "--a.b: 'x' is not an integer"
 
 
 class Foreign(ValueError):
@@ -183,6 +211,57 @@ def test_the_cache_lies_where_the_user_keeps_caches(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
     assert enable_compilation_cache() == tmp_path / "mine"
     assert enable_compilation_cache(tmp_path / "given") == tmp_path / "given"
+
+
+@pytest.mark.usefixtures("cache_config")
+def test_a_user_without_a_home_has_no_cache_but_the_one_that_is_named(tmp_path, monkeypatch):
+    """A container's uid without an entry in passwd, and no HOME."""
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("train_jax.cli.Path.home", nobody)
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert enable_compilation_cache() is None
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
+    assert enable_compilation_cache() == tmp_path / "mine"
+
+
+@pytest.mark.usefixtures("cache_config")
+def test_a_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert enable_compilation_cache(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        ({}, True),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, False),
+        ({"XLA_FLAGS": "--xla_dump_to=/x --xla_force_host_platform_device_count=3"}, False),
+        ({"JAX_NUM_CPU_DEVICES": "5"}, False),
+    ],
+)
+def test_the_devices_that_the_user_asked_for_stay(given, ours, monkeypatch):
+    for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):
+        monkeypatch.setenv(name, given.get(name, ""))  # restored afterwards, whatever is done to it
+        if name not in given:
+            monkeypatch.delenv(name)
+    tune_cpu(training=True)
+    found = os.environ.get("JAX_NUM_CPU_DEVICES")
+    assert found if ours else found == given.get("JAX_NUM_CPU_DEVICES")
+    assert os.environ["XLA_FLAGS"].startswith(given.get("XLA_FLAGS", ""))
+
+
+def test_devices_that_are_not_there_are_one_line(monkeypatch, capsys):
+    def missing():
+        raise AssertionError
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", missing)
+    assert ended(raising(AssertionError())) == (2,)
+    assert capsys.readouterr().err.startswith("train: JAX_PLATFORMS: no device of 'cuda' can be used on this machine")
 
 
 @pytest.mark.usefixtures("cache_config")

@@ -1,6 +1,7 @@
 """Datasets written once and read at random: what the TFDS builders here share."""
 
 import contextlib
+import json
 import logging
 import shutil
 import sys
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
 from train_jax.errors import UserError
 from train_jax.locks import locked
 
-__all__ = ["LocalBuilder", "Records", "prepared", "quiet_tfds"]
+__all__ = ["LocalBuilder", "Records", "open_directory", "prepared", "quiet_tfds", "stored"]
+
+OWN = "tensorflow_datasets."  # modules that TFDS may import because a file names them
 
 
 class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg] # TFDS comes without types
@@ -50,8 +54,9 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 class Records:
     """A split read at random: `example` makes of a stored record what a training script wants to see."""
 
-    def __init__(self, records: Any):
-        self._records = records
+    def __init__(self, records: Any, where: str = "data"):
+        """Read `records`, as `stored` gives them; `where` is what they are called when one is damaged."""
+        self._records, self.where = records, where
 
     def __len__(self) -> int:
         return len(self._records)
@@ -59,11 +64,74 @@ class Records:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):  # array_record would read some other record, or crash
             raise IndexError(f"example {index} of {len(self)}")
-        return self.example(self._records[index % len(self)])
+        try:
+            return self.example(self._records[index % len(self)])
+        except Exception as error:  # array_record and the decoders raise anything
+            raise UserError(f"{self.where}: record {index} is damaged ({_one_line(error)})") from error
 
     @abstractmethod
     def example(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """A stored record, decoded."""
+
+
+def stored(builder: tfds.core.DatasetBuilder, split: str) -> Any:
+    """The records of a split, or a part of one as TFDS writes it, at random; pictures stay encoded.
+
+    Raises:
+        UserError: a file of the split is damaged.
+    """
+    _check_shards(builder, split.partition("[")[0])
+    # TFDS's own decoding would do, but asks for OpenCV in a warning.
+    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def _check_shards(builder: tfds.core.DatasetBuilder, split: str) -> None:
+    """Refuses files that are cut off. Array_record opens them later, some without a word."""
+    info = builder.info.splits[split]
+    for path, expected in zip(info.filepaths, info.shard_lengths, strict=True):
+        try:
+            reader = ArrayRecordReader(str(path))
+            there = reader.num_records()
+            reader.close()
+        except Exception as error:
+            raise UserError(f"{path}: it is damaged ({_one_line(error)}); remove {Path(path).parent}") from None
+        if there != expected:
+            what = f"it has {there} records instead of {expected}"
+            raise UserError(f"{path}: it is damaged: {what}; remove {Path(path).parent}")
+
+
+def open_directory(directory: Path) -> tfds.core.DatasetBuilder:
+    """TFDS's builder of the data prepared in `directory`.
+
+    Raises:
+        UserError: its description is damaged, or names modules outside TFDS, which would be imported.
+    """
+    try:
+        features = json.loads((directory / "features.json").read_text(encoding="utf-8"))
+        if foreign := next((name for name in _classes(features) if not name.startswith(OWN)), None):
+            raise UserError(f"{directory / 'features.json'}: it names {foreign!r:.100}, which is no class of TFDS")
+        with quiet_tfds():
+            return tfds.builder_from_directory(directory)
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        raise UserError(f"{directory}: its description is damaged ({_one_line(error)}); remove it") from None
+
+
+def _classes(features: Any) -> Iterator[str]:
+    """The Python classes that a features.json names, in this format of TFDS and the one before."""
+    if isinstance(features, dict):
+        for key, value in features.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
+                yield value
+            yield from _classes(value)
+    elif isinstance(features, list):
+        for value in features:
+            yield from _classes(value)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:150] or type(error).__name__
 
 
 Builder = TypeVar("Builder", bound=LocalBuilder)
@@ -76,10 +144,16 @@ def prepared(make: Callable[[], Builder], data_dir: Path) -> Builder:
     writes and the others wait for it. `make` is called anew where a builder would remember what was there before.
 
     Raises:
-        UserError: the directory cannot be written.
+        UserError: the directory cannot be written, or the description of what is there is damaged.
     """
     with quiet_tfds():
-        builder = make()
+        try:
+            builder = make()
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            where = _not_json(data_dir) or data_dir
+            raise UserError(f"{where}: the data's description is damaged ({_one_line(error)}); remove it") from None
         if _is_whole(builder):
             return builder
         try:
@@ -93,6 +167,16 @@ def prepared(make: Callable[[], Builder], data_dir: Path) -> Builder:
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise UserError(f"{data_dir}: no data can go there ({error.strerror}); choose another directory") from None
         return builder
+
+
+def _not_json(data_dir: Path) -> Path | None:
+    """The first description of data that cannot be read."""
+    for path in (*data_dir.glob("*/*/dataset_info.json"), *data_dir.glob("*/*/*/dataset_info.json")):
+        try:
+            json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            return path
+    return None
 
 
 def _is_whole(builder: LocalBuilder) -> bool:

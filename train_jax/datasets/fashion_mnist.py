@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train_jax.datasets.building import LocalBuilder, Records, prepared, quiet_tfds
+from train_jax.datasets.building import LocalBuilder, Records, open_directory, prepared, quiet_tfds, stored
 from train_jax.errors import UserError
 
 __all__ = ["CAPTIONS", "CLASSES", "FashionMnist", "FashionSource", "prepare", "read_idx", "source"]
@@ -152,7 +152,7 @@ def source(split: str, *, data_dir: str | Path, files: str | Path | None = None)
     if split.partition("[")[0] not in FILES:
         raise UserError(f"split: fashion_mnist has no {split!r}; choose from {', '.join(FILES)}")
     builder = prepare(data_dir, files=files)
-    return FashionSource(builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}))
+    return FashionSource(stored(builder, split), f"{builder.data_dir}, {split}")
 
 
 def prepare(data_dir: str | Path, *, files: str | Path | None = None) -> tfds.core.DatasetBuilder:
@@ -181,8 +181,7 @@ def _open(data_dir: Path) -> tfds.core.DatasetBuilder | None:
     directory = data_dir / FashionMnist.name / str(FashionMnist.VERSION)
     if not (directory / "dataset_info.json").is_file():
         return None
-    with quiet_tfds():
-        builder = tfds.builder_from_directory(directory)
+    builder = open_directory(directory)
     files = [Path(path) for split in builder.info.splits.values() for path in split.filepaths]
     if missing := [path for path in files if not path.is_file()]:
         raise UserError(f"{missing[0]} is missing; remove {directory}, and it is prepared anew")

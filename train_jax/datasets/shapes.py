@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import shapes_world
-from train_jax.datasets.building import LocalBuilder, Records, prepared
+from train_jax.datasets.building import LocalBuilder, Records, prepared, stored
 from train_jax.errors import UserError
 
 __all__ = ["Shapes", "ShapesConfig", "ShapesSource", "prepare", "source"]
@@ -136,9 +136,7 @@ def source(
     if split.partition("[")[0] not in known:
         raise UserError(f"split: shapes has no {split!r}; choose from {', '.join(known)}")
     builder = prepare(data_dir, resolution=resolution, seed=seed, split_sizes=split_sizes)
-    # TFDS's own decoding would do, but asks for OpenCV in a warning.
-    decoders = {"image": tfds.decode.SkipDecoding()}
-    return ShapesSource(builder.as_data_source(split, decoders=decoders))  # pyright: ignore[reportCallIssue]
+    return ShapesSource(stored(builder, split), f"{builder.data_dir}, {split}")
 
 
 def prepare(
