@@ -36,6 +36,7 @@ from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
 from unclip_jax.models.prior import CaptionConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import KINDS, Prior
+from unclip_jax.seams import check_cascade
 from unclip_jax.stage import Stage
 from unclip_jax.tasks import similarity
 from unclip_jax.weights import diffusers
@@ -338,5 +339,6 @@ def _check_fit(unclip: UnCLIP) -> None:
     for name, got, want in seams:
         if got != want:
             raise UserError(f"{name} is {got}, the CLIP beside it has {want}: these weights were not trained together")
+    check_cascade(decoder, unclip.movq, [stage.model for stage in unclip.upsamplers])
     if unclip.movq is not None and unclip.movq.latent_channels != decoder.channels:
         raise UserError(f"decoder: it draws {decoder.channels} channels, movq takes {unclip.movq.latent_channels}")
