@@ -37,6 +37,7 @@ from clip_jax.weights.agree import (
     equal,
     fields,
 )
+from clip_jax.weights.digest import DIGESTS, check_digest, digests, read_digests
 from clip_jax.weights.files import one_line, read_checkpoint, read_json
 from clip_jax.weights.formats import FORMATS, recognise
 from clip_jax.weights.rules import convert, expected, flat_variables, nested_variables
@@ -91,7 +92,7 @@ def save(
 ) -> None:
     """Writes a CLIP that `load(directory)` gives back; `dtype` (float16) is that of the stored weights only.
 
-    Each file appears whole or not at all. Raises UserError when the tokenizer has more ids than the model, or a weight
+    `config.json` holds the digests of the other files, which `load` checks. Each file appears whole or not at all. Raises UserError when the tokenizer has more ids than the model, or a weight
     is not finite.
     """
     config = model.config if isinstance(model, CLIP) else model
@@ -103,7 +104,8 @@ def save(
     if config.text is not None:
         with native.atomic_path(directory / TOKENIZER) as path:
             tokenizer.save(path)
-    _write_json(directory / CONFIG, config.to_dict())
+    files = (WEIGHTS, TOKENIZER) if config.text is not None else (WEIGHTS,)
+    _write_json(directory / CONFIG, config.to_dict() | {DIGESTS: digests(directory, files)})
 
 
 def load(
@@ -176,13 +178,19 @@ def _load_path(path: Path, wanted: CLIPConfig | None, vocab: Any, part: str | No
 
 
 def _load_own(path: Path, data: Mapping[str, Any], wanted: CLIPConfig | None, vocab: Any, asker: str) -> LoadedCLIP:
-    config = CLIPConfig.from_dict(dict(data))
+    config = _own_config(data)
+    try:
+        saved = read_digests(data.get(DIGESTS), DIGESTS, (WEIGHTS, TOKENIZER))
+    except UserError as error:
+        raise UserError(f"{path / CONFIG}: {error}") from error
     if wanted is not None:
         check_same(config, wanted, str(path), asker)
-    params = native.load_params(path / WEIGHTS, native.unflatten(expected(config)))
+    params = native.load_params(path / WEIGHTS, native.unflatten(expected(config)), digest=saved.get(WEIGHTS))
     tokenizer: Any = Missing("this model has no text tower, and no tokenizer")
     if config.text is not None:
         source = Path(vocab) if vocab else path / TOKENIZER
+        if not vocab and source.is_file():
+            check_digest(source, saved.get(TOKENIZER))
         tokenizer = load_tokenizer(source)
         check_tokenizer(config, tokenizer, str(source))
     return _loaded(config, native.flatten(params), tokenizer)
@@ -217,7 +225,12 @@ def _from_json(data: Mapping[str, Any], where: str) -> CLIPConfig:
         return huggingface.config_from_json(data, where)
     if open_clip.matches(data):
         return open_clip.config_from_json(data, where)
-    return CLIPConfig.from_dict(dict(data))
+    return _own_config(data)
+
+
+def _own_config(data: Mapping[str, Any]) -> CLIPConfig:
+    """What a `config.json` that `save` wrote says of the model; the digests in it are of the files beside it."""
+    return CLIPConfig.from_dict({name: value for name, value in data.items() if name != DIGESTS})
 
 
 def _config_beside(folder: Path, table: str) -> CLIPConfig | None:

@@ -8,14 +8,12 @@ holding its config and its weights.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import dacite
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -26,7 +24,6 @@ from clip_jax.encode import encode_texts, joined
 from clip_jax.errors import UserError
 from clip_jax.text import TextFeatures
 from clip_jax.tokenizer import Tokenizer
-from clip_jax.weights.native import atomic_path, load_params, save_params
 from unclip_jax import priors
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
@@ -35,14 +32,17 @@ from unclip_jax.diffusion.samplers import fold_in_each, sample_keys
 from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
 from unclip_jax.models.prior import CaptionConfig
 from unclip_jax.models.unet import UNetConfig
-from unclip_jax.priors import KINDS, Prior
+from unclip_jax.priors import Prior
 from unclip_jax.seams import check_cascade
 from unclip_jax.stage import Stage
+from unclip_jax.stage_files import WEIGHTS as WEIGHTS
+from unclip_jax.stage_files import check_clip, read_stage
+from unclip_jax.stage_files import load_stage as load_stage
+from unclip_jax.stage_files import save_stage as save_stage
 from unclip_jax.tasks import similarity
 from unclip_jax.weights import diffusers
 from unclip_jax.weights.hub import fetch_pipeline, is_name
 
-CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -212,43 +212,6 @@ def with_sampling(loaded: LoadedUnCLIP, **changes: Any) -> LoadedUnCLIP:
     return loaded._replace(unclip=dataclasses.replace(loaded.unclip, decoder=decoder))
 
 
-def save_stage(directory: str | os.PathLike, stage: Prior, params: dict[str, Any], *, dtype: Any = None) -> None:
-    """Writes config.json and weights.safetensors of a stage or a prior of any kind, each whole or not at all.
-
-    ``dtype`` (float16, say) is that of the stored weights only.
-    """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_params(directory / WEIGHTS, params, dtype=dtype)
-    with atomic_path(directory / CONFIG) as path:
-        config = {"kind": next(k for k, v in KINDS.items() if v is type(stage)), **dataclasses.asdict(stage)}
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def load_stage(directory: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
-    """What ``save_stage`` wrote: (a ``Stage`` or another kind of ``Prior``, its parameters).
-
-    Raises:
-      UserError: config or weights are absent or damaged, or do not fit each other.
-    """
-    directory = Path(directory)
-    try:
-        data = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise UserError("it is not a JSON object")
-        # There was one kind before there were names for them.
-        kind = data.pop("kind", "diffusion")
-        if kind not in KINDS:
-            raise UserError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
-        stage = dacite.from_dict(KINDS[kind], data, dacite.Config(strict=True, cast=[tuple, float]))
-    except FileNotFoundError as error:
-        raise UserError(f"{directory} holds no trained stage: there is no {CONFIG} in it") from error
-    except (OSError, ValueError, TypeError, dacite.DaciteError) as error:
-        raise UserError(f"{directory / CONFIG} does not describe a stage: {error}") from error
-    expect = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
-    return stage, jax.tree.map(jnp.asarray, load_params(directory / WEIGHTS, expect))
-
-
 def load(
     directory: str | os.PathLike | None = None,
     *more: str | os.PathLike,
@@ -285,8 +248,10 @@ def load(
             f"{root} is a run directory, which is whole: other directories and dtype are for published ones"
         )
     clip = clip_jax.load(root / "clip")
-    prior_stage, prior_params = load_stage(root / prior)
-    decoder, decoder_params = load_stage(root / "decoder")
+    prior_stage, prior_params, trained_with = read_stage(root / prior)
+    check_clip(root / prior, root / "clip", trained_with)
+    decoder, decoder_params, trained_with = read_stage(root / "decoder")
+    check_clip(root / "decoder", root / "clip", trained_with)
     params = {"clip": joined(clip.variables), "prior": prior_params, "decoder": decoder_params}
     upsamplers: list[Stage] = []
     while (folder := root / f"upsampler_{len(upsamplers)}").is_dir():

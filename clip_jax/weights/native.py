@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from clip_jax.errors import UserError
+from clip_jax.weights.digest import check_digest
 
 LFS_HEADER = b"version https://git-lfs"
 
@@ -69,18 +70,24 @@ def save_params(
 
 
 def load_params(
-    path: str | os.PathLike, expect: Mapping[str, Any] | None = None, *, dtype: Any = np.float32
+    path: str | os.PathLike,
+    expect: Mapping[str, Any] | None = None,
+    *,
+    dtype: Any = np.float32,
+    digest: str | None = None,
 ) -> dict[str, Any]:
     """Reads what `save_params` wrote, as a nested dict of numpy arrays.
 
     Args:
         expect: nested dict of anything with a `shape` (what `jax.eval_shape` gives); None takes all there is.
         dtype: of the floating-point arrays; half precision is a way to store, so the default gives float32 back.
+        digest: SHA-256 that the file must have, as `file_digest` gives it; None takes any.
 
     Raises: UserError naming, all at once, what is missing, not expected, of another shape, or not finite; or that the
-        file is absent, damaged, or a Git LFS pointer.
+        file is absent, damaged, not the one of this digest, or a Git LFS pointer.
     """
     flat = read_safetensors(path)
+    check_digest(path, digest)
     faults = []
     if expect is not None:
         shapes = {name: tuple(leaf.shape) for name, leaf in flatten(expect).items()}

@@ -1,0 +1,104 @@
+"""A stage as a directory: ``config.json`` and ``weights.safetensors``, written whole and read with suspicion.
+
+The config says what the stage is and how it is sampled, and holds the SHA-256 of the weights beside it and of the CLIP
+that the stage was trained against.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import dacite
+import jax
+import jax.numpy as jnp
+
+from clip_jax.errors import UserError
+from clip_jax.pretrained import TOKENIZER
+from clip_jax.weights.digest import DIGESTS, digests, file_digest, read_digests
+from clip_jax.weights.native import atomic_path, load_params, save_params
+from unclip_jax import priors
+from unclip_jax.priors import KINDS, Prior
+
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+CLIP_DIGESTS = "clip_digests"  # the field that says which CLIP a stage was trained against
+
+log = logging.getLogger(__name__)
+
+
+def save_stage(
+    directory: str | os.PathLike,
+    stage: Prior,
+    params: dict[str, Any],
+    *,
+    dtype: Any = None,
+    clip: str | os.PathLike | None = None,
+) -> None:
+    """Writes config.json and weights.safetensors of a stage or a prior of any kind, each whole or not at all.
+
+    Args:
+      dtype: of the stored weights only (float16, say).
+      clip: the directory of the CLIP that the stage was trained against, as ``clip_jax.save`` wrote it. The digests of
+        its files are kept, and ``load`` refuses another CLIP beside the stage. None for an upsampler, which sees none.
+
+    Raises:
+      UserError: a parameter is not finite, or ``clip`` holds no CLIP.
+    """
+    directory = Path(directory)
+    config = {"kind": next(k for k, v in KINDS.items() if v is type(stage)), **dataclasses.asdict(stage)}
+    if clip is not None:
+        config[CLIP_DIGESTS] = {WEIGHTS: file_digest(Path(clip, WEIGHTS))} | digests(clip, [TOKENIZER])
+    directory.mkdir(parents=True, exist_ok=True)
+    save_params(directory / WEIGHTS, params, dtype=dtype)
+    config[DIGESTS] = digests(directory, [WEIGHTS])
+    with atomic_path(directory / CONFIG) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_stage(directory: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+    """What ``save_stage`` wrote: (a ``Stage`` or another kind of ``Prior``, its parameters).
+
+    Raises:
+      UserError: config or weights are absent or damaged, or do not fit each other.
+    """
+    stage, params, _ = read_stage(Path(directory))
+    return stage, params
+
+
+def read_stage(directory: Path) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """As ``load_stage``, and the digests of the files of the CLIP that the stage was trained against."""
+    try:
+        data = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise UserError("it is not a JSON object")
+        # There was one kind before there were names for them.
+        kind = data.pop("kind", "diffusion")
+        if kind not in KINDS:
+            raise UserError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
+        own = read_digests(data.pop(DIGESTS, None), DIGESTS, [WEIGHTS])
+        clip = read_digests(data.pop(CLIP_DIGESTS, None), CLIP_DIGESTS, [WEIGHTS, TOKENIZER])
+        stage = dacite.from_dict(KINDS[kind], data, dacite.Config(strict=True, cast=[tuple, float]))
+    except FileNotFoundError as error:
+        raise UserError(f"{directory} holds no trained stage: there is no {CONFIG} in it") from error
+    except (OSError, ValueError, TypeError, dacite.DaciteError) as error:
+        raise UserError(f"{directory / CONFIG} does not describe a stage: {error}") from error
+    expect = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
+    params = load_params(directory / WEIGHTS, expect, digest=own.get(WEIGHTS))
+    return stage, jax.tree.map(jnp.asarray, params), clip
+
+
+def check_clip(stage: Path, clip: Path, trained_with: dict[str, str]) -> None:
+    """Raises UserError unless the CLIP is the one of these digests: another one of the same widths means other things."""
+    if not trained_with:
+        log.debug("%s does not say which CLIP it was trained with: it is taken to be %s", stage, clip)
+        return
+    now = digests(clip, trained_with)
+    if differ := [name for name, digest in trained_with.items() if now.get(name) != digest]:
+        raise UserError(
+            f"{stage} was trained with another CLIP than the one in {clip}: {' and '.join(differ)} "
+            f"{'differs' if len(differ) == 1 else 'differ'}; put back the CLIP it was trained with"
+        )
