@@ -92,8 +92,8 @@ def save(
 ) -> None:
     """Writes a CLIP that `load(directory)` gives back; `dtype` (float16) is that of the stored weights only.
 
-    `config.json` holds the digests of the other files, which `load` checks. Each file appears whole or not at all. Raises UserError when the tokenizer has more ids than the model, or a weight
-    is not finite.
+    `config.json` holds the digests of the other files, which `load` checks. Each file appears whole or not at all.
+    Raises UserError when the tokenizer has more ids than the model, or a weight is not finite.
     """
     config = model.config if isinstance(model, CLIP) else model
     if config.text is not None:

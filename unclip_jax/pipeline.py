@@ -36,8 +36,7 @@ from unclip_jax.priors import Prior
 from unclip_jax.seams import check_cascade
 from unclip_jax.stage import Stage
 from unclip_jax.stage_files import WEIGHTS as WEIGHTS
-from unclip_jax.stage_files import check_clip, read_stage
-from unclip_jax.stage_files import load_stage as load_stage
+from unclip_jax.stage_files import check_clip, load_stage
 from unclip_jax.stage_files import save_stage as save_stage
 from unclip_jax.tasks import similarity
 from unclip_jax.weights import diffusers
@@ -248,10 +247,10 @@ def load(
             f"{root} is a run directory, which is whole: other directories and dtype are for published ones"
         )
     clip = clip_jax.load(root / "clip")
-    prior_stage, prior_params, trained_with = read_stage(root / prior)
-    check_clip(root / prior, root / "clip", trained_with)
-    decoder, decoder_params, trained_with = read_stage(root / "decoder")
-    check_clip(root / "decoder", root / "clip", trained_with)
+    prior_stage, prior_params = load_stage(root / prior)
+    decoder, decoder_params = load_stage(root / "decoder")
+    for folder in (prior, "decoder"):
+        check_clip(root / folder, root / "clip")
     params = {"clip": joined(clip.variables), "prior": prior_params, "decoder": decoder_params}
     upsamplers: list[Stage] = []
     while (folder := root / f"upsampler_{len(upsamplers)}").is_dir():

@@ -26,6 +26,7 @@ from unclip_jax.diffusion.predict import per_sample
 from unclip_jax.diffusion.samplers import fold_in_each, normal
 from unclip_jax.models.ar_prior import ARPrior, ARPriorConfig
 from unclip_jax.models.prior import DiffusionPrior, PriorConfig, blank_caption
+from unclip_jax.ranges import GUIDANCE, check_ranges
 from unclip_jax.stage import Stage
 
 Params = dict[str, Any]
@@ -50,6 +51,9 @@ class ARStage:
     model: ARPriorConfig
     sampling: ARSampling = ARSampling()
 
+    def __post_init__(self) -> None:
+        check_ranges(self.sampling, "sampling.", guidance_scale=GUIDANCE)
+
 
 @dataclass(frozen=True)
 class OneStepStage:
@@ -69,8 +73,7 @@ class OneStepStage:
     def __post_init__(self) -> None:
         if self.model.time_token:
             raise UserError("model.time_token is True: a one-step prior has no time; set it to False")
-        if not self.contrastive_weight >= 0:
-            raise UserError(f"contrastive_weight is {self.contrastive_weight}; give 0 or more")
+        check_ranges(self, contrastive_weight=(0.0, 1e6))
 
 
 Prior = Stage | ARStage | OneStepStage

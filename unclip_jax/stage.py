@@ -34,6 +34,7 @@ from unclip_jax.diffusion.samplers import SAMPLERS, Sampler, fold_in_each, norma
 from unclip_jax.diffusion.schedule import GRIDS, SCHEDULES, NoiseSchedule
 from unclip_jax.models.prior import DiffusionPrior, PriorConfig, blank_caption
 from unclip_jax.models.unet import UNet, UNetConfig
+from unclip_jax.ranges import GUIDANCE, TIMES, check_ranges
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ class Stage:
     last_network: bool = False
 
     def __post_init__(self):
+        check_ranges(self, num_timesteps=TIMES, weight_cap=(0.0, 1e6))
+        steps = (1, self.num_timesteps)
+        check_ranges(self.sampling, "sampling.", num_steps=steps, guidance_scale=GUIDANCE, clip=(1e-6, 1e6))
         names: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
             ("prediction", self.prediction, PREDICTIONS),
             ("schedule", self.schedule, SCHEDULES),
@@ -111,10 +115,6 @@ class Stage:
             raise UserError("sampling.low_res_level: this network was not trained to be told one; leave it 0")
         if self.weight == "p2" and not 0 <= self.weight_cap <= 2:
             raise UserError(f"weight_cap is {self.weight_cap}; as the exponent of weight 'p2' give 0 to 2, 1 is usual")
-        if not 1 <= self.sampling.num_steps <= self.num_timesteps:
-            raise UserError(
-                f"sampling.num_steps is {self.sampling.num_steps}; give 1 to {self.num_timesteps} (num_timesteps)"
-            )
         try:
             timesteps(self)
         except ValueError as error:

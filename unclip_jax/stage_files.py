@@ -20,8 +20,12 @@ import jax.numpy as jnp
 from clip_jax.errors import UserError
 from clip_jax.pretrained import TOKENIZER
 from clip_jax.weights.digest import DIGESTS, digests, file_digest, read_digests
+from clip_jax.weights.files import one_line
 from clip_jax.weights.native import atomic_path, load_params, save_params
+from clip_jax.weights.strict_json import read_config
 from unclip_jax import priors
+from unclip_jax.models.prior import PriorConfig
+from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import KINDS, Prior
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
@@ -65,40 +69,56 @@ def load_stage(directory: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     Raises:
       UserError: config or weights are absent or damaged, or do not fit each other.
     """
-    stage, params, _ = read_stage(Path(directory))
-    return stage, params
-
-
-def read_stage(directory: Path) -> tuple[Any, dict[str, Any], dict[str, str]]:
-    """As ``load_stage``, and the digests of the files of the CLIP that the stage was trained against."""
+    directory = Path(directory)
+    stage, own, _ = _read_config(directory)
     try:
-        data = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise UserError("it is not a JSON object")
+        expect = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
+    except (ValueError, TypeError) as error:  # sizes that are possible each, and not together
+        raise UserError(f"{directory / CONFIG} does not describe a stage: {one_line(error)[:300]}") from error
+    params = load_params(directory / WEIGHTS, expect, digest=own.get(WEIGHTS))
+    return stage, jax.tree.map(jnp.asarray, params)
+
+
+def check_clip(directory: Path, clip: Path) -> None:
+    """Raises UserError unless the CLIP is the one that the stage was trained against.
+
+    Another CLIP of the same widths fits as well, and means other things by its embeddings.
+    """
+    _, _, trained_with = _read_config(directory)
+    if not trained_with:
+        log.debug("%s does not say which CLIP it was trained with: it is taken to be %s", directory, clip)
+    now = digests(clip, trained_with)
+    if differ := [name for name, digest in trained_with.items() if now.get(name) != digest]:
+        raise UserError(
+            f"{directory} was trained with another CLIP than the one in {clip}: "
+            f"{' and '.join(differ)} differ{'s' * (len(differ) == 1)}; put back the CLIP it was trained with"
+        )
+
+
+def _read_config(directory: Path) -> tuple[Any, dict[str, str], dict[str, str]]:
+    """(the stage, the digests of its own files, those of the files of the CLIP it was trained against)."""
+    try:
+        data = read_config(directory / CONFIG)
         # There was one kind before there were names for them.
         kind = data.pop("kind", "diffusion")
         if kind not in KINDS:
             raise UserError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
         own = read_digests(data.pop(DIGESTS, None), DIGESTS, [WEIGHTS])
         clip = read_digests(data.pop(CLIP_DIGESTS, None), CLIP_DIGESTS, [WEIGHTS, TOKENIZER])
-        stage = dacite.from_dict(KINDS[kind], data, dacite.Config(strict=True, cast=[tuple, float]))
+        if kind == "diffusion" and isinstance(data.get("model"), dict):
+            # Chosen here: from a union dacite says of no field what is wrong with it.
+            model = UNetConfig if "image_size" in data["model"] else PriorConfig
+            data["model"] = dacite.from_dict(model, data["model"], READING)
+        return dacite.from_dict(KINDS[kind], data, READING), own, clip
     except FileNotFoundError as error:
         raise UserError(f"{directory} holds no trained stage: there is no {CONFIG} in it") from error
     except (OSError, ValueError, TypeError, dacite.DaciteError) as error:
-        raise UserError(f"{directory / CONFIG} does not describe a stage: {error}") from error
-    expect = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
-    params = load_params(directory / WEIGHTS, expect, digest=own.get(WEIGHTS))
-    return stage, jax.tree.map(jnp.asarray, params), clip
+        raise UserError(f"{directory / CONFIG} does not describe a stage: {one_line(error)[:300]}") from error
 
 
-def check_clip(stage: Path, clip: Path, trained_with: dict[str, str]) -> None:
-    """Raises UserError unless the CLIP is the one of these digests: another one of the same widths means other things."""
-    if not trained_with:
-        log.debug("%s does not say which CLIP it was trained with: it is taken to be %s", stage, clip)
-        return
-    now = digests(clip, trained_with)
-    if differ := [name for name, digest in trained_with.items() if now.get(name) != digest]:
-        raise UserError(
-            f"{stage} was trained with another CLIP than the one in {clip}: {' and '.join(differ)} "
-            f"{'differs' if len(differ) == 1 else 'differ'}; put back the CLIP it was trained with"
-        )
+def _float(value: Any) -> Any:
+    """JSON writes 2.0 as 2 as well; what is no number is left for dacite to refuse by the field's name."""
+    return float(value) if type(value) is int and abs(value) < 2**1000 else value
+
+
+READING = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _float})

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import random
 import shutil
@@ -97,3 +98,80 @@ class TestDigests:
         with pytest.raises(UserError, match="nowhere"):
             save_stage(tmp_path / "new", *load_stage(run / "prior"), clip=tmp_path / "nowhere")
         assert not (tmp_path / "new").exists()
+
+
+NUMBERS = {
+    "a guidance scale of NaN": (("sampling", "guidance_scale"), "NaN", "sampling.guidance_scale is nan; give 0.0 to"),
+    "an infinite one": (("sampling", "guidance_scale"), "Infinity", "sampling.guidance_scale is inf"),
+    "a negative one": (("sampling", "guidance_scale"), "-1", "sampling.guidance_scale is -1.0"),
+    "a scale in words": (("sampling", "guidance_scale"), '"2"', "sampling.guidance_scale"),
+    "ten million times": (("num_timesteps",), "10000000", "num_timesteps is 10000000; give 1 to 100000"),
+    "no times": (("num_timesteps",), "0", "num_timesteps is 0"),
+    "true times": (("num_timesteps",), "true", "num_timesteps is True"),
+    "times with a fraction": (("num_timesteps",), "1000.0", "num_timesteps"),
+    "a number of 400 digits": (("weight_cap",), "9" * 400, "weight_cap"),
+    "no number of steps": (("sampling", "num_steps"), "-3", "sampling.num_steps is -3"),
+    "NaN as clip": (("sampling", "clip"), "NaN", "sampling.clip is nan"),
+    "NaN as threshold": (("sampling", "threshold"), "NaN", "sampling.threshold is nan"),
+    "NaN as level": (("sampling", "low_res_level"), "NaN", "sampling.low_res_level is nan"),
+    "NaN as weight_cap": (("weight_cap",), "NaN", "weight_cap is nan"),
+    "a huge picture": (("model", "image_size"), "1048576", "image_size is 1048576; give 1 to 4096"),
+    "a huge width": (("model", "time_width"), "1000000000", "time_width is 1000000000"),
+    "a million blocks": (("model", "levels"), '[{"width": 16, "blocks": 1000000}]', "level blocks is 1000000"),
+    "a dropout of all": (("model", "dropout"), "1", "dropout is 1.0"),
+    "an unknown dtype": (("model", "dtype"), '"float8"', "dtype is 'float8'; choose one of float32"),
+    "groups of true": (("model", "groups"), "true", "groups is True"),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_that_cannot_be_are_refused_by_the_fields_name(tiny_run, tmp_path, case):
+    fields, value, message = NUMBERS[case]
+    shutil.copytree(tiny_run / "decoder", tmp_path / "decoder")
+
+    def change(config):
+        for field in fields[:-1]:
+            config = config[field]
+        config[fields[-1]] = "@"
+
+    edit(tmp_path / "decoder", change)
+    path = tmp_path / "decoder" / "config.json"
+    path.write_text(path.read_text().replace('"@"', value))
+    with pytest.raises(UserError, match=message) as caught:
+        load_stage(tmp_path / "decoder")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"num_timesteps": 1000, "num_timesteps": 10}', "'num_timesteps' stands in it twice"),
+        ('{"model": {"width": 8, "width": 16}}', "'width' stands in it twice"),
+        ("[" * 100_000, "nested too deeply"),
+        (" " * (2 << 20), "more than 1048576 bytes"),
+    ],
+)
+def test_json_that_is_no_config_is_refused(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_stage(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "changes", "message"),
+    [
+        ("tiny-prior", "model", {"scale": float("nan")}, "scale is nan"),
+        ("tiny-prior", "model", {"layers": 10**6}, "layers is 1000000; give 1 to 256"),
+        ("tiny-ar-prior", "model", {"buckets": 10**9}, "buckets is 1000000000"),
+        ("tiny-ar-prior", "sampling", {"guidance_scale": float("inf")}, "sampling.guidance_scale is inf"),
+        ("tiny-one-step-prior", None, {"contrastive_weight": float("inf")}, "contrastive_weight is inf"),
+    ],
+)
+def test_so_are_those_of_priors(name, part, changes, message):
+    stage = preset(name)
+    with pytest.raises(UserError, match=message):
+        changed = changes if part is None else {part: dataclasses.replace(getattr(stage, part), **changes)}
+        dataclasses.replace(stage, **changed)

@@ -224,7 +224,7 @@ class TestShapes:
             ({"groups": 3}, "level width 8 is not divisible by groups 3"),
             ({"head_width": 6}, "level width 16 is not divisible by head_width 6"),
             ({"levels": ()}, "levels is empty"),
-            ({"patch_size": 0}, "patch_size is 0: it must be at least 1"),
+            ({"patch_size": 0}, "patch_size is 0; give 1 to 4096"),
             ({"groups": -4}, "groups is -4"),
         ],
     )

@@ -26,6 +26,7 @@ from clip_jax.model import unit_norm
 from unclip_jax.conditioning import Cond
 from unclip_jax.models.prior import CaptionConfig, CaptionReader, Prefix
 from unclip_jax.pca import PCA, principal_components, project, reconstruct
+from unclip_jax.ranges import WIDTH, check_ranges
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +49,10 @@ class ARPriorConfig(CaptionConfig):
     buckets: int = 1024
 
     def __post_init__(self) -> None:
-        if not 1 <= self.components <= self.embed_dim:
+        super().__post_init__()
+        check_ranges(self, components=WIDTH, buckets=(2, WIDTH[1]))
+        if self.components > self.embed_dim:
             raise UserError(f"components is {self.components}; give 1 to {self.embed_dim} (embed_dim)")
-        if self.buckets < 2:
-            raise UserError(f"buckets is {self.buckets}; give 2 or more")
 
     @property
     def length(self) -> int:

@@ -24,6 +24,7 @@ from clip_jax.errors import UserError
 from clip_jax.layers import LayerNorm, Memory, Transformer, empty_memory, scaled_init
 from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
 from unclip_jax.models.embeddings import TimestepMLP
+from unclip_jax.ranges import DEPTH, WIDTH, check_dtype, check_ranges
 
 EXTRA_TOKENS = 4  # text embedding, time, noised image embedding, query
 
@@ -50,6 +51,11 @@ class CaptionConfig(ABC):
     heads: int
     empty_caption: bool = field(default=False, kw_only=True)
     dtype: str = field(default="float32", kw_only=True)
+
+    def __post_init__(self) -> None:
+        names = ("embed_dim", "text_width", "context_length", "width", "heads")
+        check_ranges(self, **dict.fromkeys(names, WIDTH), layers=DEPTH)
+        check_dtype(self)
 
     @property
     def transformer(self) -> TransformerConfig:
@@ -88,7 +94,9 @@ class PriorConfig(CaptionConfig):
     skip: bool = False
     self_condition: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, scale=(1e-6, 1e6))
         if self.skip and not self.time_token:
             raise UserError("skip is True and time_token False: the gate of the skip is learned of the time")
         if self.self_condition and not self.time_token:

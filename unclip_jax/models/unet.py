@@ -19,6 +19,7 @@ from clip_jax.errors import UserError
 from clip_jax.layers import LayerNorm
 from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
 from unclip_jax.models.embeddings import TimestepMLP
+from unclip_jax.ranges import DEPTH, SIDE, WIDTH, check_dtype, check_ranges
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Level:
     width: int
     blocks: int
     attention: bool = False
+
+    def __post_init__(self):
+        check_ranges(self, "level ", width=WIDTH, blocks=DEPTH)
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,15 @@ class UNetConfig:
                 )
         if not self.levels:
             raise UserError("levels is empty: give at least one")
-        for name in ("image_size", "patch_size", "channels", "head_width", "groups", "time_width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        check_ranges(
+            self,
+            **dict.fromkeys(("image_size", "patch_size"), SIDE),
+            **dict.fromkeys(("channels", "head_width", "groups", "time_width", "context_width"), WIDTH),
+            **dict.fromkeys(("image_embed_dim", "text_width", "text_embed_dim"), WIDTH),
+            image_tokens=(0, 1024),
+            dropout=(0.0, 0.99),
+        )
+        check_dtype(self)
         if self.empty_caption and None in (self.text_width, self.text_embed_dim):
             raise UserError(
                 "empty_caption is set, but text_width or text_embed_dim is not: there is no caption to read"
