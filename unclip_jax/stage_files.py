@@ -20,9 +20,8 @@ import jax.numpy as jnp
 from clip_jax.errors import UserError
 from clip_jax.pretrained import TOKENIZER
 from clip_jax.weights.digest import DIGESTS, digests, file_digest, read_digests
-from clip_jax.weights.files import one_line
+from clip_jax.weights.files import one_line, read_json
 from clip_jax.weights.native import atomic_path, load_params, save_params
-from clip_jax.weights.strict_json import read_config
 from unclip_jax import priors
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import UNetConfig
@@ -97,8 +96,10 @@ def check_clip(directory: Path, clip: Path) -> None:
 
 def _read_config(directory: Path) -> tuple[Any, dict[str, str], dict[str, str]]:
     """(the stage, the digests of its own files, those of the files of the CLIP it was trained against)."""
+    if not (directory / CONFIG).exists():
+        raise UserError(f"{directory} holds no trained stage: there is no {CONFIG} in it")
     try:
-        data = read_config(directory / CONFIG)
+        data = read_json(directory / CONFIG)
         # There was one kind before there were names for them.
         kind = data.pop("kind", "diffusion")
         if kind not in KINDS:
@@ -110,10 +111,9 @@ def _read_config(directory: Path) -> tuple[Any, dict[str, str], dict[str, str]]:
             model = UNetConfig if "image_size" in data["model"] else PriorConfig
             data["model"] = dacite.from_dict(model, data["model"], READING)
         return dacite.from_dict(KINDS[kind], data, READING), own, clip
-    except FileNotFoundError as error:
-        raise UserError(f"{directory} holds no trained stage: there is no {CONFIG} in it") from error
-    except (OSError, ValueError, TypeError, dacite.DaciteError) as error:
-        raise UserError(f"{directory / CONFIG} does not describe a stage: {one_line(error)[:300]}") from error
+    except (ValueError, TypeError, dacite.DaciteError) as error:
+        said = one_line(error).removeprefix(f"{directory / CONFIG} ")[:300]
+        raise UserError(f"{directory / CONFIG} does not describe a stage: {said}") from error
 
 
 def _float(value: Any) -> Any:

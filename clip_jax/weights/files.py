@@ -7,6 +7,7 @@ holders of their attributes, and the code that lies beside them is not looked at
 """
 
 import functools
+import json
 import math
 import os
 import pickle
@@ -23,7 +24,6 @@ from safetensors import SafetensorError, safe_open
 from clip_jax.errors import UserError
 from clip_jax.weights.native import LFS_HEADER
 from clip_jax.weights.rules import Checkpoint, Entry
-from clip_jax.weights.strict_json import parse
 
 INDEX_SUFFIX = ".index.json"
 MAX_INFLATION = 20  # weights hardly compress: what claims to grow more than this (and is big) is a bomb
@@ -111,8 +111,8 @@ def _read_shards(path: Path) -> dict[str, Entry]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError when the file is absent or holds something else."""
     try:
-        data = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {one_line(error)}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a JSON object: it is not a CLIP config, nor an index")

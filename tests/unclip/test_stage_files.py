@@ -147,10 +147,9 @@ def test_numbers_that_cannot_be_are_refused_by_the_fields_name(tiny_run, tmp_pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"num_timesteps": 1000, "num_timesteps": 10}', "'num_timesteps' stands in it twice"),
-        ('{"model": {"width": 8, "width": 16}}', "'width' stands in it twice"),
-        ("[" * 100_000, "nested too deeply"),
-        (" " * (2 << 20), "more than 1048576 bytes"),
+        ('{"num_timesteps": 1000, "num_timesteps": 10}', "num_timesteps.* stands twice in it"),
+        ('{"model": {"width": 8, "width": 16}}', "width.* stands twice in it"),
+        ("[" * 100_000, "does not describe a stage"),
     ],
 )
 def test_json_that_is_no_config_is_refused(tmp_path, text, message):
@@ -172,6 +171,10 @@ def test_json_that_is_no_config_is_refused(tmp_path, text, message):
 )
 def test_so_are_those_of_priors(name, part, changes, message):
     stage = preset(name)
+
+    def change():
+        inner = changes if part is None else {part: dataclasses.replace(getattr(stage, part), **changes)}
+        return dataclasses.replace(stage, **inner)
+
     with pytest.raises(UserError, match=message):
-        changed = changes if part is None else {part: dataclasses.replace(getattr(stage, part), **changes)}
-        dataclasses.replace(stage, **changed)
+        change()
