@@ -5,14 +5,16 @@ The new run directory is a whole system: what is not distilled is copied from th
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from recipes.shapes import Data, World, decoded_examples, optim, write_samples
-from recipes.stage import Plan, StageTraining, check_begin, check_directories, check_training, digest, train_stage
+from recipes.check import check_examples, check_settings, example, trace, with_prefix
+from recipes.samples import decoded_examples, write_samples
+from recipes.shapes import Data, World, optim
+from recipes.stage import Plan, StageTraining, architecture, check_begin, check_directories, digest, train_stage
 from train_jax.begin import Begin
 from train_jax.errors import UserError
 
@@ -67,9 +69,12 @@ def teacher_directory(config: Distillation) -> Path:
 
 
 def check(name: str, config: Distillation) -> None:
-    """Refuses what can be seen to be wrong before anything is prepared or written."""
-    check_training(config)
+    """Refuses what can be seen to be wrong before anything is prepared or written, in any of the rounds."""
+    from unclip_jax import pipeline
+
+    check_settings({"": config}, config.seed)
     check_directories(config.run, config.data.directory)
+    check_examples({"": config}, config.data.train_examples)
     if not config.rounds:
         raise UserError("rounds: none was given; name the steps of each student, as in --rounds 8 4")
     for before, after in zip(config.rounds, config.rounds[1:], strict=False):
@@ -77,12 +82,35 @@ def check(name: str, config: Distillation) -> None:
             raise UserError(f"rounds: {after} is not half of {before}, the steps of the student before it")
     if not 0 <= config.drop_text <= 1:
         raise UserError(f"drop_text: {config.drop_text} is not between 0 and 1")
-    teacher = teacher_directory(config)
-    if not (teacher / config.model).is_dir() or config.model in ("clip", "train") or config.model.endswith("prior"):
-        raise UserError(f"model: {teacher} has no decoder or upsampler of the name {config.model!r}")
-    if config.run.resolve() == teacher.resolve():
+    directory = teacher_directory(config)
+    if not (directory / config.model).is_dir() or config.model in ("clip", "train") or config.model.endswith("prior"):
+        raise UserError(f"model: {directory} has no decoder or upsampler of the name {config.model!r}")
+    if config.run.resolve() == directory.resolve():
         raise UserError(f"run: {config.run} is the teacher's own directory; choose another")
     check_begin(config, config.run, [f"{config.model}-{num_steps}" for num_steps in config.rounds])
+
+    loaded = pipeline.load(directory)
+    if config.model not in loaded.params:
+        raise UserError(f"model: {config.model} is not part of the system in {directory}")
+    side = config.data.resolution
+    clip = loaded.unclip.clip
+    if config.model == "decoder" and side != clip.vision.image_size:
+        raise UserError(f"data.resolution: {side} is not {clip.vision.image_size}, the size of the CLIP's pictures")
+    check_rounds(config, loaded)
+
+
+def check_rounds(config: Distillation, loaded: Any) -> None:
+    """Builds every round, shapes only. Raises UserError where its parts do not fit."""
+    from unclip_jax.distill import DistillTask, student_of, student_params
+
+    side, length = config.data.resolution, loaded.unclip.clip.text.context_length
+    fields = example(image=((side, side, 3), "uint8"), tokens=((length,), "int32"))
+    teacher, params = stages_of(loaded.unclip)[config.model], loaded.params[config.model]
+    for num_steps in config.rounds:
+        student = with_prefix("rounds: ", partial(student_of, teacher, num_steps))
+        of = teacher_task(config, loaded, teacher)
+        trace("", config, partial(DistillTask, of, teacher, num_steps=num_steps), params, fields)
+        teacher, params = student, student_params(params)
 
 
 def train(name: str, config: Distillation) -> None:
@@ -94,11 +122,9 @@ def train(name: str, config: Distillation) -> None:
 
     directory = teacher_directory(config)
     loaded = pipeline.load(directory)
-    stages = dict(zip(upsampler_names(loaded.unclip), loaded.unclip.upsamplers, strict=True))
-    teacher = (stages | {"decoder": loaded.unclip.decoder})[config.model]
-    params = loaded.params[config.model]
-    others = {"clip", "prior", "decoder", *stages} - {config.model}
-    for other in sorted(others):
+    stages = stages_of(loaded.unclip)
+    teacher, params = stages[config.model], loaded.params[config.model]
+    for other in sorted({"clip", "prior", *stages} - {config.model}):
         shutil.copytree(directory / other, config.run / other, dirs_exist_ok=True)
 
     world = World(config.data)
@@ -126,8 +152,9 @@ def train(name: str, config: Distillation) -> None:
     print(f'more: python sample.py "a small red circle in the top left" --run {config.run}')
 
 
-def upsampler_names(unclip: Any) -> list[str]:
-    return [f"upsampler_{i}" for i in range(len(unclip.upsamplers))]
+def stages_of(unclip: Any) -> dict[str, Any]:
+    """Decoder and upsamplers, in the order in which they draw."""
+    return {"decoder": unclip.decoder} | {f"upsampler_{i}": stage for i, stage in enumerate(unclip.upsamplers)}
 
 
 def teacher_task(config: Distillation, loaded: Any, teacher: Any) -> Any:
@@ -137,7 +164,8 @@ def teacher_task(config: Distillation, loaded: Any, teacher: Any) -> Any:
     unclip = loaded.unclip
     if config.model == "decoder":
         return DecoderTask(teacher, unclip.clip, loaded.params["clip"], drop_image=0.0, drop_text=config.drop_text)
-    before = (unclip.decoder, *unclip.upsamplers)[upsampler_names(unclip).index(config.model)]
+    names = list(stages_of(unclip))
+    before = stages_of(unclip)[names[names.index(config.model) - 1]]
     return UpsamplerTask(teacher, low_res_size=before.model.image_size, crop_size=teacher.model.image_size // 2)
 
 
@@ -154,4 +182,4 @@ def plan(task: Any, config: Distillation, loaded: Any, world: World) -> Plan:
     if config.model == "decoder":
         clip = clip_jax.load(teacher_directory(config) / "clip")
         evaluate = decoded_examples(student, clip, world.images[:16], clip.tokenize(world.captions[:16]))
-    return Plan(task, dataclasses.asdict(student), export, evaluate)
+    return Plan(task, architecture(student), export, evaluate)

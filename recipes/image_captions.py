@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.stage import Plan, StageTraining, check_begin, check_directories, check_training, train_stage
+from recipes.check import check_average, check_examples, check_settings, example, trace
+from recipes.stage import Plan, StageTraining, check_begin, check_directories, train_stage
 from train_jax.begin import Begin
 from train_jax.errors import UserError
 from train_jax.optim import OptimConfig
@@ -82,19 +83,27 @@ PRESETS = {
 
 def check(name: str, config: ImageCaptions) -> None:
     """Refuses what can be seen to be wrong before anything is prepared or written."""
-    check_training(config)
+    import clip_jax
+    from clip_jax.listing import read_listing
+
+    check_settings({"": config}, config.seed)
     check_directories(config.run)
     if not config.data.source:
         raise UserError("data.source: none was given; name a table, a folder or tfds:NAME:SPLIT")
     if config.vocab is None:
         raise UserError("vocab: none was given; name BERT's vocab.txt")
-    if config.optim.ema_decay:
-        raise UserError(
-            f"optim.ema_decay: averaged weights do not fit the running statistics of batch norms; set it to 0, "
-            f"not {config.optim.ema_decay}"
-        )
     check_damaged(config.data)
     check_begin(config, config.run, ["clip"])
+    tokenize = tokenizer(config)
+    clip = architecture(config, tokenize)
+    check_average(clip, config)
+    listing = read_listing(config.data.source, data_dir=config.data.directory)
+    captions_of(listing, config.data.source)
+    check_examples({"": config}, len(listing.names))
+    size = clip.vision.image_size
+    fields = example(image=((size, size, clip.vision.channels), "uint8"), tokens=((config.context_length,), "int32"))
+    trace("", config, lambda _: clip_jax.CLIPTask(clip), {}, fields)
+    start(config, clip)
 
 
 def check_damaged(data: Data) -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.stage import Plan, StageTraining, check_begin, check_directories, check_training, train_stage
+from recipes.check import check_examples, check_settings, example, trace, with_prefix
+from recipes.stage import Plan, StageTraining, check_begin, check_directories, train_stage
 from train_jax.begin import Begin
 from train_jax.errors import UserError
 from train_jax.optim import OptimConfig
@@ -57,14 +58,19 @@ PRESETS = {
 def check(name: str, config: MiniFashion) -> None:
     """Refuses what can be seen to be wrong before anything is prepared or written."""
     import clip_jax
+    from train_jax.datasets import fashion_mnist
 
-    check_training(config)
+    check_settings({"": config}, config.seed)
     check_directories(config.run, config.data.directory)
     check_begin(config, config.run, ["clip"])
-    clip = clip_jax.preset(config.model)
+    clip = with_prefix("model: ", lambda: clip_jax.preset(config.model))
     vision, text = clip.vision, clip.text
     if vision is None or text is None or (vision.image_size, vision.channels, text.tokenizer) != (28, 1, "ascii"):
         raise UserError(f"model: {config.model} does not take grey pictures of 28 × 28 and ASCII; use mini_fashion")
+    files = config.data.files
+    check_examples({"": config}, EXAMPLES if files is None else len(fashion_mnist.read_idx(files)["train"].images))
+    fields = example(image=((28, 28, 1), "uint8"), tokens=((text.context_length,), "int32"))
+    trace("", config, lambda _: clip_jax.CLIPTask(clip), {}, fields)
 
 
 def train(name: str, config: MiniFashion) -> None:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from recipes.check import (
+    check_average,
+    check_examples,
+    check_settings,
+    check_sizes,
+    example,
+    network,
+    trace,
+    with_prefix,
+)
+from recipes.samples import decoded_examples, write_samples
 from recipes.stage import (
     Plan,
     StageTraining,
+    architecture,
     check_begin,
     check_directories,
-    check_training,
     digest,
     fitted,
     saved_steps,
@@ -187,7 +197,7 @@ class World:
 
 def train_one(name: str, training: StageTraining, config: Shapes | OneStage, world: World) -> None:
     """Trains one stage to its end and writes its averaged weights into the run directory."""
-    tokenize, plan = PLANS[name](training.model, config, world)
+    tokenize, plan = plan_clip(training, config, world) if name == "clip" else plan_stage(name, training, config, world)
     data: dict[str, Any] = {"resolution": config.data.resolution, "seed": config.data.seed}
     data["examples"] = config.data.train_examples
     if not name.startswith(("clip", "upsampler")):  # trained against this very CLIP
@@ -196,77 +206,97 @@ def train_one(name: str, training: StageTraining, config: Shapes | OneStage, wor
     train_stage(name, training, plan, batches, run=config.run, seed=config.seed, data=data, begin=config)
 
 
-def plan_clip(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
+def plan_clip(training: StageTraining, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
     import clip_jax
+    from clip_jax.encode import joined
     from unclip_jax.evaluate import retrieval
 
-    clip = clip_jax.preset(model)
+    clip = clip_jax.preset(training.model)
     tokenize = clip_jax.train_bpe(world.captions, clip.text.vocab_size, context_length=clip.text.context_length)
 
+    def variables(state: TrainState) -> dict[str, Any]:
+        return {"params": state.ema_params, **state.model_state}
+
     def export(state: TrainState) -> None:
-        clip_jax.save(config.run / "clip", clip, {"params": state.ema_params}, tokenize, dtype=config.weights)
+        clip_jax.save(config.run / "clip", clip, variables(state), tokenize, dtype=config.weights)
 
     def evaluate(state: Any) -> dict[str, float]:
-        splits = ("test", "heldout")
-        return {f"retrieval/{split}": retrieval(clip, state.ema_params, tokenize, split, 200) for split in splits}
+        params, splits = joined(variables(state)), ("test", "heldout")
+        return {f"retrieval/{split}": retrieval(clip, params, tokenize, split, 200) for split in splits}
 
     return tokenize, Plan(clip_jax.CLIPTask(clip), clip.to_dict(), export, evaluate)
 
 
-def plan_prior(model: str, config: Shapes | OneStage, world: World, folder: str = "prior") -> tuple[Any, Plan]:
+def plan_stage(name: str, training: StageTraining, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
     import clip_jax
-    from unclip_jax.presets import preset
-    from unclip_jax.stage import Stage
-    from unclip_jax.tasks import OneStepPriorTask, PriorTask, embedding_statistics
+    from clip_jax.encode import joined
 
     clip = clip_jax.load(config.run / "clip")
-    stage = fitted(preset(model), clip.model.config)
-    params = clip.variables["params"]
-    mean, std = embedding_statistics(clip.model.config, params, world.images[:4096])
-    kind = PriorTask if isinstance(stage, Stage) else OneStepPriorTask
-    task = kind(stage, clip.model.config, params, mean, std)
-    return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as(folder, stage, config))
+    stage = fitted(stage_of(name, training.model), clip.model.config)
+    examples = None
+    if kind_of(name) == "prior":
+        # Of all examples, for each is a draw by itself: the first ones are like the others.
+        examples = {"image": world.images[:MEASURED], "tokens": clip.tokenize(world.captions[:MEASURED])}
+    task = task_of(name, stage, clip.model.config, joined(clip.variables), examples)
+    evaluate = None
+    if name == "decoder":
+        evaluate = decoded_examples(stage, clip, world.images[:16], clip.tokenize(world.captions[:16]))
+    return clip.tokenize, Plan(task, architecture(stage), save_as(FOLDERS.get(name, name), stage, config), evaluate)
 
 
-def plan_ar_prior(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
-    import clip_jax
+MEASURED = 4096  # pictures that the statistics of a prior are taken from
+
+FOLDERS = {"ar-prior": "ar_prior", "one-step-prior": "one_step_prior", "upsampler": "upsampler_0"}
+
+
+def kind_of(name: str) -> str:
+    """ "prior", "decoder" or "upsampler"."""
+    return "prior" if name.endswith("prior") else name.partition("_")[0]
+
+
+def stage_of(name: str, model: str, prefix: str = "") -> Any:
+    """The network of a stage, of the kind that its name says; an upsampler starts from half its size.
+
+    Raises:
+      UserError: there is no such network, or it is of another kind.
+    """
+    from unclip_jax.priors import ARStage
+    from unclip_jax.seams import starting_from
+
+    stage = network(model, kind_of(name), prefix)
+    if kind_of(name) == "upsampler":
+        return starting_from(stage, stage.model.image_size // 2)
+    if isinstance(stage, ARStage) != (name == "ar-prior"):
+        raise UserError(f"{prefix}model: {model} is another kind of prior than {name}")
+    return stage
+
+
+def task_of(name: str, stage: Any, clip: Any, params: Any, examples: dict[str, Any] | None) -> Any:
+    """The task of a stage over a CLIP's config and weights.
+
+    Args:
+      examples: fields "image" and "tokens" that a prior's statistics are taken from; without them they are blank, for
+        shapes alone.
+    """
+    from unclip_jax import tasks
     from unclip_jax.models.ar_prior import measure
-    from unclip_jax.presets import preset
-    from unclip_jax.tasks import ARPriorTask, embedding_pairs
+    from unclip_jax.stage import Stage
 
-    clip = clip_jax.load(config.run / "clip")
-    stage = fitted(preset(model), clip.model.config)
-    params = clip.variables["params"]
-    tokens = clip.tokenize(world.captions[:4096])
-    embeds = embedding_pairs(clip.model.config, params, world.images[:4096], tokens)
-    task = ARPriorTask(stage, clip.model.config, params, measure(stage.model, *embeds))
-    return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("ar_prior", stage, config))
-
-
-def plan_decoder(model: str, config: Shapes | OneStage, world: World) -> tuple[Any, Plan]:
-    import clip_jax
-    from unclip_jax.presets import preset
-    from unclip_jax.tasks import DecoderTask
-
-    clip = clip_jax.load(config.run / "clip")
-    stage = fitted(preset(model), clip.model.config)
-    task = DecoderTask(stage, clip.model.config, clip.variables["params"])
-    evaluate = decoded_examples(stage, clip, world.images[:16], clip.tokenize(world.captions[:16]))
-    return clip.tokenize, Plan(task, dataclasses.asdict(stage), save_as("decoder", stage, config), evaluate)
-
-
-def plan_upsampler(
-    model: str, config: Shapes | OneStage, world: World, folder: str = "upsampler_0"
-) -> tuple[Any, Plan]:
-    import clip_jax
-    from unclip_jax.presets import preset
-    from unclip_jax.tasks import UpsamplerTask
-
-    stage = preset(model)
-    size = stage.model.image_size
-    task = UpsamplerTask(stage, low_res_size=size // 2, crop_size=size // 2)
-    tokenize = clip_jax.load(config.run / "clip").tokenize
-    return tokenize, Plan(task, dataclasses.asdict(stage), save_as(folder, stage, config))
+    kind = kind_of(name)
+    if kind == "decoder":
+        return tasks.DecoderTask(stage, clip, params)
+    if kind == "upsampler":
+        size = stage.model.image_size
+        return tasks.UpsamplerTask(stage, low_res_size=stage.model.low_res_size, crop_size=size // 2)
+    if name == "ar-prior":
+        if examples is None:
+            return tasks.ARPriorTask(stage, clip, params, tasks.blank_quantiser(stage))
+        pairs = tasks.embedding_pairs(clip, params, examples["image"], examples["tokens"])
+        return tasks.ARPriorTask(stage, clip, params, measure(stage.model, *pairs))
+    task = tasks.PriorTask if isinstance(stage, Stage) else tasks.OneStepPriorTask
+    if examples is None:
+        return task(stage, clip, params, *tasks.blank_statistics(clip))
+    return task(stage, clip, params, *tasks.embedding_statistics(clip, params, examples["image"]))
 
 
 def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[TrainState], None]:
@@ -276,82 +306,28 @@ def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[Train
     return lambda state: save_stage(config.run / name, stage, state.ema_params, dtype=config.weights)
 
 
-PLANS: dict[str, Callable[[str, Shapes | OneStage, World], tuple[Any, Plan]]] = {
-    "clip": plan_clip,
-    "prior": plan_prior,
-    "ar-prior": plan_ar_prior,
-    "one-step-prior": partial(plan_prior, folder="one_step_prior"),
-    "decoder": plan_decoder,
-    "upsampler": plan_upsampler,
-    "upsampler_1": partial(plan_upsampler, folder="upsampler_1"),
-}
-
-
-def decoded_examples(stage: Any, clip: Any, images: Any, tokens: Any) -> Callable[[Any], dict[str, Any]]:
-    """An evaluation that decodes a few training examples from their own embeddings: a grid, real above decoded."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from unclip_jax import stage as stages
-    from unclip_jax.diffusion.samplers import sample_keys
-    from unclip_jax.tasks import encode, to_uint8
-
-    size = stage.model.image_size
-    cond = encode(clip.model.config, clip.variables["params"], jnp.asarray(images), jnp.asarray(tokens))
-    keys = sample_keys(jax.random.key(0), jnp.arange(len(images)))
-    real = images.reshape(len(images), size, images.shape[1] // size, size, images.shape[1] // size, 3).mean((2, 4))
-    draw = jax.jit(lambda params: to_uint8(stages.run(stage, params, cond, keys)))
-
-    def evaluate(state: Any) -> dict[str, Any]:
-        rows = [np.hstack(list(pictures)) for pictures in (real.astype(np.uint8), np.asarray(draw(state.ema_params)))]
-        return {"samples": np.vstack(rows)}
-
-    return evaluate
-
-
-def write_samples(run: Path) -> Path:
-    """A sheet of pictures for a few captions, seen and held out in turn: ``run/samples.png``."""
-    import shapes_world
-
-    picked = [shapes_world.combinations(split)[i] for i in (3, 11, 20) for split in ("train", "heldout")]
-    return draw_sheet(run, [shapes_world.caption(labels) for labels in picked])
-
-
-def draw_sheet(run: Path, prompts: list[str]) -> Path:
-    """Four pictures for each prompt, by the system in the run directory: ``run/samples.png``."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from unclip_jax import pipeline
-    from unclip_jax.diffusion.samplers import sample_keys
-    from unclip_jax.pictures import contact_sheet, save_png
-    from unclip_jax.tasks import to_uint8
-
-    loaded = pipeline.load(run)
-    captions = [prompt for prompt in prompts for _ in range(4)]
-    keys = sample_keys(jax.random.key(0), jnp.arange(len(captions)))
-    generation = pipeline.generate_jit(loaded.unclip, loaded.params, loaded.tokenize(captions), keys)
-    images = np.asarray(to_uint8(generation.images))
-    rows = [(captions[i], list(images[i : i + 4])) for i in range(0, len(captions), 4)]
-    save_png(run / "samples.png", contact_sheet(rows))
-    return run / "samples.png"
-
-
 def check(name: str, config: Shapes | OneStage) -> None:
-    """Refuses what can be seen to be wrong before anything is prepared or written."""
-    trainings = {"": config} if isinstance(config, OneStage) else {f"{s}.": getattr(config, s) for s in STAGES}
-    for prefix, training in trainings.items():
-        check_training(training, prefix)
+    """Refuses what can be seen to be wrong before anything is prepared or written, in any of the stages."""
+    trainings = stages_of(name, config)
+    flagged = {prefix_of(config, stage): training for stage, training in trainings.items()}
+    check_settings(flagged, config.seed)
     check_directories(config.run, config.data.directory)
+    check_examples(flagged, config.data.train_examples)
     if isinstance(config, OneStage) and not name.endswith("-clip") and not (config.run / "clip").is_dir():
         clip = f"{name.partition('-')[0]}-clip"
         raise UserError(f"{config.run} holds no CLIP, which {name} needs; first run train.py {clip} --run {config.run}")
-    check_resolution(name, config)
     check_begin(config, config.run, STAGES if isinstance(config, Shapes) else [name.partition("-")[2]])
     if isinstance(config, Shapes) and config.extend:
         check_clip_stays(config)
+    networks = {
+        stage: stage_of(stage, training.model, prefix_of(config, stage))
+        for stage, training in trainings.items()
+        if stage != "clip"
+    }
+    clip, params = the_clip(trainings, config)
+    check_resolution(config, networks, clip)
+    check_cascade(config, networks)
+    check_stages(trainings, networks, config, clip, params)
 
 
 def check_clip_stays(config: Shapes) -> None:
@@ -365,35 +341,94 @@ def check_clip_stays(config: Shapes) -> None:
         )
 
 
-def check_resolution(name: str, config: Shapes | OneStage) -> None:
-    """Refuses a world whose pictures the networks cannot take: CLIP needs its own size, an upsampler whole boxes."""
-    import clip_jax
-    from unclip_jax.presets import preset
+def stages_of(name: str, config: Shapes | OneStage) -> dict[str, StageTraining]:
+    """The stages that are trained, one after the other."""
+    if isinstance(config, OneStage):
+        return {name.partition("-")[2]: config}
+    return {stage: getattr(config, stage) for stage in STAGES}
 
+
+def prefix_of(config: Shapes | OneStage, stage: str) -> str:
+    """What comes before the flags of a stage."""
+    return "" if isinstance(config, OneStage) else f"{stage}."
+
+
+def check_cascade(config: Shapes | OneStage, networks: dict[str, Any]) -> None:
+    """Refuses an upsampler that does not start from what is drawn before it, here or in the run directory."""
+    from unclip_jax.seams import cascade_with, drawn
+
+    own = {FOLDERS.get(name, name): stage.model for name, stage in networks.items() if kind_of(name) != "prior"}
+    if own:
+        check_sizes(cascade_with(config.run, {folder: drawn(folder, model) for folder, model in own.items()}))
+
+
+def the_clip(trainings: dict[str, StageTraining], config: Shapes | OneStage) -> tuple[Any, Any]:
+    """(config, weights as one tree) of the CLIP under the stages: their shapes alone where it is trained first."""
+    import jax
+
+    import clip_jax
+    from clip_jax.encode import joined
+
+    if "clip" not in trainings:
+        loaded = clip_jax.load(config.run / "clip")
+        return loaded.model.config, joined(loaded.variables)
+    clip = clip_of(trainings["clip"], prefix_of(config, "clip"))
+    return clip, joined(jax.eval_shape(lambda key: clip_jax.init(clip, key), jax.random.key(0)))
+
+
+def check_resolution(config: Shapes | OneStage, networks: dict[str, Any], clip: Any) -> None:
+    """Refuses a world whose pictures the networks cannot take: CLIP needs its own size, an upsampler whole boxes."""
     resolution = config.data.resolution
-    if isinstance(config, OneStage) and "-upsampler" in name:
-        size = preset(config.model).model.image_size
+    if isinstance(config, OneStage) and any(kind_of(name) == "upsampler" for name in networks):
+        (stage,) = networks.values()
+        size = stage.model.image_size
         if resolution < size or resolution % size:
             raise UserError(f"data.resolution: {resolution} is no multiple of {size}, the size of {config.model}")
         return
-    if isinstance(config, Shapes):
-        clip = clip_jax.preset(config.clip.model)
-    elif name.endswith("-clip"):
-        clip = clip_jax.preset(config.model)
-    else:
-        clip = clip_jax.load(config.run / "clip").model.config
     size = clip.vision.image_size
     if resolution != size:
         raise UserError(f"data.resolution: {resolution} is not {size}, the size of this CLIP's pictures")
 
 
+def check_stages(
+    trainings: dict[str, StageTraining], networks: dict[str, Any], config: Shapes | OneStage, clip: Any, params: Any
+) -> None:
+    """Builds every stage, shapes only. Raises UserError where its parts do not fit."""
+    import clip_jax
+
+    side = config.data.resolution
+    fields = example(image=((side, side, 3), "uint8"), tokens=((clip.text.context_length,), "int32"))
+    for name, training in trainings.items():
+
+        def make(params: Any, name: str = name) -> Any:
+            if name == "clip":
+                return clip_jax.CLIPTask(clip)
+            return task_of(name, fitted(networks[name], clip), clip, params, None)
+
+        trace(prefix_of(config, name), training, make, params, fields)
+
+
+def clip_of(training: StageTraining, prefix: str) -> Any:
+    """The preset of a CLIP that can be trained on the shapes world.
+
+    Raises:
+      UserError: it has one tower, another kind of tokenizer, or batch norms under an average of the weights.
+    """
+    import clip_jax
+
+    clip = with_prefix(f"{prefix}model: ", lambda: clip_jax.preset(training.model))
+    if not clip.two_towers or clip.text.tokenizer != "clip":
+        raise UserError(f"{prefix}model: {training.model} is no CLIP of two towers whose tokens are learned here")
+    check_average(clip, training, prefix)
+    return clip
+
+
 def train(name: str, config: Shapes | OneStage) -> None:
     """Trains the stages, and after all four draws a sheet of pictures."""
     world = World(config.data)
+    for stage, training in stages_of(name, config).items():
+        train_one(stage, training, config, world)
     if isinstance(config, OneStage):
-        train_one(name.partition("-")[2], config, config, world)
         return
-    for stage in STAGES:
-        train_one(stage, getattr(config, stage), config, world)
     print(f"pictures: {write_samples(config.run)}")
     print(f'more: python sample.py "a small red circle in the top left" --run {config.run}')

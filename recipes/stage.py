@@ -83,6 +83,13 @@ def train_stage(
     )
 
 
+def architecture(stage: Any) -> dict[str, Any]:
+    """The config of a stage as part of a run's identity, as it always was: what it starts from belongs to the data."""
+    data = dataclasses.asdict(stage)
+    data["model"].pop("low_res_size", None)
+    return data
+
+
 def fitted(stage: Any, clip: Any) -> Any:
     """A stage with the widths of this CLIP's config; an upsampler has none of them."""
     from unclip_jax.models.ar_prior import ARPriorConfig

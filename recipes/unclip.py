@@ -6,20 +6,21 @@ filled stage by stage, in any order; with CLIP, prior and decoder in it, `sample
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from recipes.check import check_examples, check_settings, check_sizes, example, network, trace, with_prefix
+from recipes.draw import drawn_examples
 from recipes.image_captions import Data, captions_of, check_damaged
-from recipes.shapes import draw_sheet
+from recipes.samples import draw_sheet
 from recipes.stage import (
     Plan,
     StageTraining,
+    architecture,
     check_begin,
     check_directories,
-    check_training,
     digest,
     fitted,
     train_stage,
@@ -29,7 +30,6 @@ from train_jax.errors import UserError
 from train_jax.optim import OptimConfig
 
 if TYPE_CHECKING:
-    from train_jax.data import Source
     from train_jax.state import TrainState
 
 STATISTICS = 2048  # pictures that the mean and deviation of the embeddings are taken from
@@ -140,10 +140,9 @@ PRESETS: dict[str, tuple[str, Cascade | OneStage]] = {
 
 
 def check(name: str, config: Cascade | OneStage) -> None:
-    """Refuses what can be seen to be wrong before anything is prepared or written."""
-    trainings = {"": config} if isinstance(config, OneStage) else {f"{s}.": getattr(config, s) for s in STAGES}
-    for prefix, training in trainings.items():
-        check_training(training, prefix)
+    """Refuses what can be seen to be wrong before anything is prepared or written, in any of the stages."""
+    trainings = stages_of(name, config)
+    check_settings({prefix_of(config, folder): training for folder, training in trainings.items()}, config.seed)
     check_directories(config.run)
     if not config.data.source:
         raise UserError("data.source: none was given; name a table, a folder or tfds:NAME:SPLIT")
@@ -153,32 +152,115 @@ def check(name: str, config: Cascade | OneStage) -> None:
         raise UserError(f"factor: {config.factor} is less than 2")
     check_damaged(config.data)
     check_begin(config, config.run, STAGES if isinstance(config, Cascade) else [name.partition("-")[2]])
+    networks = {
+        folder: stage_of(folder, training.model, config, prefix_of(config, folder))
+        for folder, training in trainings.items()
+    }
+    check_cascade(config, networks)
+    clip = find_clip(config)
+    _, captions = read_captions(config)
+    check_examples({prefix_of(config, folder): training for folder, training in trainings.items()}, len(captions))
+    tokens = clip.tokenize(captions[:1])[0]
+    for folder, training in trainings.items():
+        check_stage(folder, training, fitted(networks[folder], clip.model.config), config, clip, tokens)
+
+
+def stages_of(name: str, config: Cascade | OneStage) -> dict[str, StageTraining]:
+    """The stages that are trained, by their folders, one after the other."""
+    if isinstance(config, OneStage):
+        return {name.partition("-")[2]: config}
+    return {stage: getattr(config, stage) for stage in STAGES}
+
+
+def prefix_of(config: Cascade | OneStage, folder: str) -> str:
+    """What comes before the flags of a stage."""
+    return "" if isinstance(config, OneStage) else f"{folder}."
+
+
+def stage_of(folder: str, model: str, config: Cascade | OneStage, prefix: str = "") -> Any:
+    """The network of a stage, of the kind that its folder is for; an upsampler knows what size it starts from.
+
+    Raises:
+      UserError: there is no such network, it is of another kind, or the factor does not divide its pictures.
+    """
+    from unclip_jax.seams import starting_from
+    from unclip_jax.stage import Stage
+
+    kind = folder.partition("_")[0]
+    stage = network(model, kind, prefix)
+    if not isinstance(stage, Stage):
+        raise UserError(f"{prefix}model: {model} is no diffusion prior, the only kind that is trained here")
+    if kind != "upsampler":
+        return stage
+    size = stage.model.image_size
+    if size % config.factor:
+        raise UserError(f"factor: {config.factor} does not divide {size}, the size of {prefix}model {model}")
+    return starting_from(stage, size // config.factor)
+
+
+def check_cascade(config: Cascade | OneStage, networks: dict[str, Any]) -> None:
+    """Refuses an upsampler that does not start from what is drawn before it, here or in the run directory."""
+    from unclip_jax.seams import cascade_with, drawn
+
+    own = {folder: drawn(folder, stage.model) for folder, stage in networks.items() if folder != "prior"}
+    if not own:
+        return
+    upsampling = any(folder != "decoder" for folder in own)
+    check_sizes(cascade_with(config.run, own), f" (factor is {config.factor})" if upsampling else "")
+
+
+def check_stage(folder: str, training: StageTraining, stage: Any, config: Any, clip: Any, tokens: Any) -> None:
+    """Builds a stage over this CLIP, shapes only. Raises UserError where its parts do not fit."""
+    from clip_jax.encode import joined
+
+    kind = folder.partition("_")[0]
+    size, preprocess = SEEN[kind](stage, clip)
+    fields: dict[str, Any] = {"tokens": (tokens.shape, "int32")}
+    if preprocess is not None:
+        vision = clip.model.config.vision
+        seen = (vision.image_size, vision.image_size, vision.channels)
+        fields["image" if size is None else "clip_image"] = (seen, "uint8")
+    if size is not None:
+        fields["image"] = ((size, size, 3), "uint8")
+
+    def make(params: Any) -> Any:
+        return TASKS[kind](stage, clip.model.config, params, None, folder)
+
+    trace(prefix_of(config, folder), training, make, joined(clip.variables), example(**fields))
 
 
 def train(name: str, config: Cascade | OneStage) -> None:
     """Trains the stages on all pictures of the source; after a whole cascade draws a sheet of pictures."""
-    from clip_jax.listing import read_listing
-
     clip = the_clip(config)
-    listing = read_listing(config.data.source, data_dir=config.data.directory)
-    captions = captions_of(listing, config.data.source)
+    listing, captions = read_captions(config)
     said = "\n".join(f"{name}\t{caption}" for name, caption in zip(listing.names, captions, strict=True))
     data = {
         "examples": len(captions),
         "names and captions": hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest(),
     }
     tokens = clip.tokenize(captions)
+    for folder, training in stages_of(name, config).items():
+        train_one(folder, training, config, clip, listing.pictures, tokens, data)
     if isinstance(config, OneStage):
-        train_one(name.partition("-")[2], config, config, clip, listing.pictures, tokens, data)
         return
-    for stage in STAGES:
-        train_one(stage, getattr(config, stage), config, clip, listing.pictures, tokens, data)
     print(f"pictures: {draw_sheet(config.run, list(dict.fromkeys(captions))[:4])}")
     print(f'more: python sample.py "{captions[0]}" --run {config.run}')
 
 
-def the_clip(config: Cascade | OneStage) -> Any:
-    """The CLIP of the run directory, put there first if there is none."""
+def read_captions(config: Cascade | OneStage) -> tuple[Any, list[str]]:
+    """(what the source lists, a caption for each of its pictures)."""
+    from clip_jax.listing import read_listing
+
+    listing = read_listing(config.data.source, data_dir=config.data.directory)
+    return listing, captions_of(listing, config.data.source)
+
+
+def find_clip(config: Cascade | OneStage) -> Any:
+    """The CLIP that is named, or that of the run directory. Writes nothing.
+
+    Raises:
+      UserError: it has one tower, or it is another than that of the run directory.
+    """
     import jax
     import numpy as np
 
@@ -186,12 +268,9 @@ def the_clip(config: Cascade | OneStage) -> Any:
 
     kept = config.run / "clip"
     if not config.clip:
-        return clip_jax.load(kept)
-    clip = clip_jax.load(config.clip)
-    if clip.model.config.vision is None or clip.model.config.text is None:
-        raise UserError(f"clip: {config.clip} has one tower; unCLIP needs both")
+        return two_towers(clip_jax.load(kept), kept)
+    clip = two_towers(with_prefix("clip: ", lambda: clip_jax.load(config.clip)), config.clip)
     if not kept.is_dir():
-        clip_jax.save(kept, clip.model, clip.variables, clip.tokenize)
         return clip
     before = clip_jax.load(kept)
     same = before.model.config == clip.model.config and all(
@@ -202,30 +281,52 @@ def the_clip(config: Cascade | OneStage) -> Any:
     return before
 
 
+def two_towers(clip: Any, source: Any) -> Any:
+    """The CLIP itself. Raises UserError for one that has only one tower."""
+    if not clip.model.config.two_towers:
+        raise UserError(f"clip: {source} has one tower; unCLIP needs both")
+    return clip
+
+
+def the_clip(config: Cascade | OneStage) -> Any:
+    """The CLIP of the run directory, put there first if there is none."""
+    import clip_jax
+
+    clip = find_clip(config)
+    if not (config.run / "clip").is_dir():
+        clip_jax.save(config.run / "clip", clip.model, clip.variables, clip.tokenize)
+    return clip
+
+
 def train_one(
     folder: str, training: StageTraining, config: Cascade | OneStage, clip: Any, pictures: Any, tokens: Any, data: Any
 ) -> None:
     """Trains one stage to its end and writes its averaged weights into the run directory."""
+    from clip_jax.encode import joined
     from train_jax.data import Replacing, batches
-    from unclip_jax.presets import preset
 
-    stage = fitted(preset(training.model), clip.model.config)
+    stage = fitted(stage_of(folder, training.model, config, prefix_of(config, folder)), clip.model.config)
     kind = folder.partition("_")[0]
     source = Replacing(Pictures(pictures, tokens, *SEEN[kind](stage, clip)), max_damaged=config.data.max_damaged)
-    task = TASKS[kind](stage, clip, source, folder, config)
+    examples = None if kind != "prior" else drawn_examples(source, STATISTICS, config.seed)
+    task = TASKS[kind](stage, clip.model.config, joined(clip.variables), examples, folder)
 
     def export(state: TrainState) -> None:
         from unclip_jax.pipeline import save_stage
 
-        params = measured(task, state.ema_params, source) if stage.x0_error else state.ema_params
+        params = state.ema_params
+        if stage.x0_error:
+            params = measured(task, params, drawn_examples(source, MEASURED, config.seed))
         save_stage(config.run / folder, stage, params, dtype=config.weights)
 
-    if kind != "upsampler":  # trained against this very CLIP
+    if kind == "upsampler":
+        data = data | {"low_res_size": stage.model.low_res_size}
+    else:  # trained against this very CLIP
         data = data | {"clip": digest(config.run / "clip")}
     train_stage(
         folder,
         training,
-        Plan(task, dataclasses.asdict(stage), export),
+        Plan(task, architecture(stage), export),
         batches(source, batch_size=training.batch_size, seed=config.seed),
         run=config.run,
         seed=config.seed,
@@ -271,45 +372,43 @@ SEEN = {
 }
 
 
-def prior_task(stage: Any, clip: Any, source: Source, folder: str, config: Cascade | OneStage) -> Any:
-    import numpy as np
-
-    from unclip_jax.tasks import PriorTask, embedding_statistics
-
-    params = clip.variables["params"]
-    images = np.stack([source[i]["image"] for i in range(min(STATISTICS, len(source)))])
-    return PriorTask(stage, clip.model.config, params, *embedding_statistics(clip.model.config, params, images))
+# The task of a kind of stage over a CLIP's config and weights; `examples` is what statistics are taken from.
 
 
-def decoder_task(stage: Any, clip: Any, source: Source, folder: str, config: Cascade | OneStage) -> Any:
+def prior_task(stage: Any, clip: Any, params: Any, examples: dict[str, Any] | None, folder: str) -> Any:
+    """Without examples the statistics are blank: for shapes alone."""
+    from unclip_jax.tasks import PriorTask, blank_statistics, embedding_statistics
+
+    if examples is None:
+        return PriorTask(stage, clip, params, *blank_statistics(clip))
+    return PriorTask(stage, clip, params, *embedding_statistics(clip, params, examples["image"]))
+
+
+def decoder_task(stage: Any, clip: Any, params: Any, examples: Any, folder: str) -> Any:
     from unclip_jax.tasks import DecoderTask
 
-    return DecoderTask(stage, clip.model.config, clip.variables["params"])
+    return DecoderTask(stage, clip, params)
 
 
-def upsampler_task(stage: Any, clip: Any, source: Source, folder: str, config: Cascade | OneStage) -> Any:
+def upsampler_task(stage: Any, clip: Any, params: Any, examples: Any, folder: str) -> Any:
     """On windows of a quarter of the area; blur before the first upsampler, BSR before the second (§2.1)."""
     from unclip_jax.degrade import BSRConfig, DegradeConfig
     from unclip_jax.tasks import UpsamplerTask
 
-    size = stage.model.image_size
     worse = DegradeConfig() if folder == "upsampler_0" else BSRConfig()
-    return UpsamplerTask(stage, low_res_size=size // config.factor, crop_size=size // 2, degrade=worse)
+    model = stage.model
+    return UpsamplerTask(stage, low_res_size=model.low_res_size, crop_size=model.image_size // 2, degrade=worse)
 
 
 TASKS = {"prior": prior_task, "decoder": decoder_task, "upsampler": upsampler_task}
 
 
-def measured(task: Any, params: Any, source: Source) -> Any:
+def measured(task: Any, params: Any, examples: dict[str, Any]) -> Any:
     """The parameters of a prior with the error of its estimates, which its analytic variance needs."""
     import jax
-    import numpy as np
 
     from unclip_jax import stage as stages
     from unclip_jax.tasks import encode, standardise
-
-    examples = [source[i] for i in range(min(MEASURED, len(source)))]
-    images, tokens = (np.stack([example[name] for example in examples]) for name in ("image", "tokens"))
 
     @jax.jit
     def measure(params: Any, clip_params: Any, images: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -317,4 +416,4 @@ def measured(task: Any, params: Any, source: Source) -> Any:
         x0 = standardise(task.stage, params, cond.image_embed)
         return stages.measure_x0_error(task.stage, params, x0, cond, jax.random.key(0))
 
-    return params | {"x0_error": measure(params, task.clip_params, images, tokens)}
+    return params | {"x0_error": measure(params, task.clip_params, examples["image"], examples["tokens"])}

@@ -14,10 +14,12 @@ from PIL import Image
 
 import clip_jax
 from clip_jax.embed import image_features, text_features
+from clip_jax.encode import joined
 from clip_jax.losses import clip_loss, same_rows
 from clip_jax.presets import PRESETS
 from recipes import distill, image_captions, mini_fashion, unclip
-from recipes.stage import fitted
+from recipes.draw import drawn_examples
+from recipes.stage import architecture, fitted
 from tests.test_cli import write_captions
 from tests.train.idx import write_idx
 from tests.unclip.conftest import tiny_run
@@ -250,10 +252,11 @@ def test_every_stage_of_unclip_gets_its_pictures_with_their_captions(caught, mon
             colour = int(image.mean((0, 1)).argmax())
             (caption,) = {caption for caption in captions if (loaded.tokenize([caption])[0] == tokens).all()}
             assert caption == captions[colour]
-        assert plan.model == dataclasses.asdict(plan.task.stage), name
+        assert plan.model == architecture(plan.task.stage), name
     upsampler = caught[2][0].task
     assert (upsampler.low_res_size, upsampler.crop_size, upsampler.degrade) == (16, 16, DegradeConfig())
-    second = unclip.upsampler_task(upsampler.stage, None, None, "upsampler_1", config)
+    assert loaded.unclip.upsamplers[0].model.low_res_size == caught[2][2]["data"]["low_res_size"] == 16
+    second = unclip.upsampler_task(upsampler.stage, None, None, None, "upsampler_1")
     assert second.degrade == BSRConfig()
 
 
@@ -292,9 +295,10 @@ def test_a_finished_prior_knows_its_error(untrained_run, tmp_path):
     stage = dataclasses.replace(stage_presets.preset("tiny-prior"), x0_error=True)
     pictures = [tmp_path / "pictures" / f"{i}.png" for i in range(9)]
     source = unclip.Pictures(pictures, clip.tokenize(captions), None, clip.preprocess)
-    task = unclip.prior_task(stage, clip, source, "prior", config)
+    examples = drawn_examples(source, 8, seed=0)
+    task = unclip.prior_task(stage, clip.model.config, joined(clip.variables), examples, "prior")
     assert isinstance(task, PriorTask)
-    error = np.asarray(unclip.measured(task, random_state(task).params, source)["x0_error"])
+    error = np.asarray(unclip.measured(task, random_state(task).params, examples)["x0_error"])
     assert error.shape == (1000,)
     assert (error > 0).all()
     assert not np.allclose(error, 1.0)

@@ -33,6 +33,7 @@ from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
 from unclip_jax.models.prior import CaptionConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import Prior
+from unclip_jax.seams import check_cascade
 from unclip_jax.stage import Stage
 from unclip_jax.stage_files import WEIGHTS as WEIGHTS
 from unclip_jax.stage_files import check_clip, load_stage
@@ -302,5 +303,6 @@ def _check_fit(unclip: UnCLIP) -> None:
     for name, got, want in seams:
         if got != want:
             raise UserError(f"{name} is {got}, the CLIP beside it has {want}: these weights were not trained together")
+    check_cascade(decoder, unclip.movq, [stage.model for stage in unclip.upsamplers])
     if unclip.movq is not None and unclip.movq.latent_channels != decoder.channels:
         raise UserError(f"decoder: it draws {decoder.channels} channels, movq takes {unclip.movq.latent_channels}")

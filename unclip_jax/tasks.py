@@ -87,6 +87,17 @@ def embedding_statistics(
     return embeds.mean(0).astype(np.float32), np.maximum(std, FLOOR).astype(np.float32)
 
 
+def blank_statistics(config: CLIPConfig) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
+    """Mean 0 and deviation 1 in place of ``embedding_statistics``, for what needs the shapes alone."""
+    return np.zeros(config.embed_dim, np.float32), np.ones(config.embed_dim, np.float32)
+
+
+def blank_quantiser(stage: ARStage) -> dict[str, Array]:
+    """Statistics in place of what ``ar_prior.measure`` gives, for what needs the shapes alone."""
+    shapes = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))["statistics"]
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
 def embedding_pairs(
     config: CLIPConfig,
     params: Params,

@@ -58,6 +58,7 @@ class UNetConfig:
       coordinates: the stem reads where each patch lies (``coordinates``). Only for a network that always sees whole
         pictures: on a crop the coordinates would be wrong.
       low_res: the network reads ``Cond.low_res`` (an upsampler).
+      low_res_size: side of the pictures that ``low_res`` was trained to be, divides image_size; None: not known.
       low_res_level: it also reads ``Cond.low_res_level``, as an embedding added to that of the time.
       learned_variance: the output holds the variance beside the prediction.
       remat: blocks are computed again on the way back, so that training holds one block's insides and not all of them.
@@ -86,10 +87,19 @@ class UNetConfig:
     low_res_level: bool = False
     remat: bool = False
     dtype: str = "float32"
+    low_res_size: int | None = None
 
     def __post_init__(self):
         if self.low_res_level and not self.low_res:
             raise UserError("low_res_level is of low_res, which this network does not read: set both or neither")
+        if self.low_res_size is not None:
+            if not self.low_res:
+                raise UserError("low_res_size is of low_res, which this network does not read: set both or neither")
+            if not 0 < self.low_res_size < self.image_size or self.image_size % self.low_res_size:
+                raise UserError(
+                    f"low_res_size is {self.low_res_size}: give a size that image_size {self.image_size} is 2 times "
+                    "or more, in whole numbers"
+                )
         if not self.levels:
             raise UserError("levels is empty: give at least one")
         check_ranges(

@@ -1,0 +1,193 @@
+"""A mistake in any stage of a recipe is told before the first step, and before anything is written."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import clip_jax
+from recipes import distill, image_captions, mini_fashion, shapes, unclip
+from recipes.draw import drawn_examples, drawn_indices
+from tests.test_cli import write_captions
+from tests.train.idx import write_idx
+from tests.unclip.conftest import tiny_run
+from train_jax.errors import UserError
+
+untrained_run = tiny_run  # a fixture: a run directory with random weights
+
+
+def changed(config, path, value):
+    """The config with the field at a dotted path replaced."""
+    name, _, rest = path.partition(".")
+    return dataclasses.replace(config, **{name: changed(getattr(config, name), rest, value) if rest else value})
+
+
+def refused(recipe, name, config, message, tmp_path):
+    with pytest.raises((UserError, clip_jax.UserError), match=message) as told:
+        recipe.check(name, config)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "data").exists()
+
+
+CASCADE = [
+    ("factor", 4, r"upsampler_0: it starts from pictures of 8 pixels, but decoder draws 16.*factor is 4"),
+    ("factor", 3, "factor: 3 does not divide 32, the size of upsampler_0.model tiny-captions-upsampler"),
+    ("factor", 64, "factor: 64 does not divide 32"),
+    (
+        "decoder.batch_size",
+        12,
+        r"decoder.batch_size: 12 examples cannot be divided over 8 device\(s\); use a multiple of 8",
+    ),
+    ("decoder.optim.accum", 2, r"decoder.batch_size: 8 .* over 8 device\(s\) x 2 microbatches; use a multiple of 16"),
+    ("upsampler_0.batch_size", 16, "upsampler_0.batch_size: 16 is more than the 9 examples there are"),
+    ("upsampler_0.optim.warmup_steps", 9, "upsampler_0.optim.warmup_steps: 9 is more than the run's 4 steps"),
+    ("upsampler_0.num_steps", 0, "upsampler_0.num_steps: 0 is less than 1"),
+    ("upsampler_0.model", "nope", "upsampler_0.model: there is no stage 'nope'"),
+    (
+        "upsampler_0.model",
+        "tiny-captions-decoder",
+        "upsampler_0.model: tiny-captions-decoder is a decoder, not an upsampler",
+    ),
+    ("decoder.model", "tiny-captions-prior", "decoder.model: tiny-captions-prior is a prior, not a decoder"),
+    ("decoder.model", "tiny-upsampler", "decoder.model: tiny-upsampler is an upsampler, not a decoder"),
+    ("prior.model", "tiny-ar-prior", "prior.model: tiny-ar-prior is no diffusion prior"),
+    ("seed", -1, "seed: -1 is not between 0"),
+    ("clip", "nowhere", "clip: there is no nowhere"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), CASCADE)
+def test_a_cascade_on_captions_is_checked_whole(untrained_run, tmp_path, path, value, message):
+    table, _, _ = write_captions(tmp_path / "pictures")
+    config = dataclasses.replace(
+        unclip.TINY,
+        run=tmp_path / "run",
+        clip=str(untrained_run / "clip"),
+        data=image_captions.Data(str(table)),
+    )
+    refused(unclip, "tiny-captions", changed(config, path, value), message, tmp_path)
+
+
+def test_a_clip_with_one_tower_is_refused_before_it_is_copied(untrained_run, tmp_path):
+    table, _, _ = write_captions(tmp_path / "pictures")
+    clip = clip_jax.load(untrained_run / "clip")
+    text = dataclasses.replace(clip.model.config, vision=None)
+    params = {"text": clip.variables["params"]["text"]}
+    clip_jax.save(tmp_path / "text", text, {"params": params}, clip.tokenize)
+    config = dataclasses.replace(
+        unclip.TINY, run=tmp_path / "run", clip=str(tmp_path / "text"), data=image_captions.Data(str(table))
+    )
+    refused(unclip, "tiny-captions", config, "clip: .*text has one tower; unCLIP needs both", tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["decoder", "upsampler_0"])
+def test_a_stage_alone_fits_what_lies_in_its_run_directory(untrained_run, tmp_path, stage):
+    """The run has a decoder of 16 and an upsampler from 16 to 32 pixels."""
+    table, _, _ = write_captions(tmp_path / "pictures")
+    config = dataclasses.replace(
+        unclip.PRESETS[f"small-{stage}"][1],
+        model={"decoder": "small-decoder", "upsampler_0": "tiny-upsampler_1"}[stage],
+        batch_size=8,
+        run=untrained_run,
+        data=image_captions.Data(str(table)),
+        factor=2,
+    )
+    message = {
+        "decoder": "upsampler_0: its 32 pixels are not 2 times or more, in whole numbers, the 64 that decoder draws",
+        "upsampler_0": "upsampler_0: it starts from pictures of 32 pixels, but decoder draws 16",
+    }[stage]
+    refused(unclip, f"small-{stage}", config, message, tmp_path)
+
+
+SHAPES = [
+    ("upsampler.optim.warmup_steps", 9, "upsampler.optim.warmup_steps: 9 is more than the run's 8 steps"),
+    ("upsampler.batch_size", 128, "upsampler.batch_size: 128 is more than the 64 examples there are"),
+    ("decoder.batch_size", 12, "decoder.batch_size: 12 examples cannot be divided"),
+    ("upsampler.model", "tiny-upsampler_1", "upsampler_0: it starts from pictures of 32 pixels, but decoder draws 16"),
+    ("decoder.model", "tiny-prior", "decoder.model: tiny-prior is a prior, not a decoder"),
+    ("prior.model", "tiny-ar-prior", "prior.model: tiny-ar-prior is another kind of prior than prior"),
+    ("clip.model", "nope", "clip.model: .*nope"),
+    ("clip.model", "tiny_resnet_bert", "clip.model: tiny_resnet_bert is no CLIP of two towers whose tokens"),
+    ("data.resolution", 64, "data.resolution: 64 is not 32"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), SHAPES)
+def test_the_shapes_are_checked_whole(tmp_path, path, value, message):
+    config = dataclasses.replace(
+        shapes.TINY, run=tmp_path / "run", data=dataclasses.replace(shapes.TINY.data, directory=tmp_path / "data")
+    )
+    refused(shapes, "tiny", changed(config, path, value), message, tmp_path)
+
+
+@pytest.mark.slow
+def test_what_fits_passes(tmp_path):
+    config = dataclasses.replace(shapes.TINY, run=tmp_path / "run")
+    shapes.check("tiny", config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("rounds", (600, 300), "rounds: num_steps is 600; for a student give 1 to 500"),
+        ("optim.warmup_steps", 9, "optim.warmup_steps: 9 is more than the run's 4 steps"),
+        ("batch_size", 128, "batch_size: 128 is more than the 64 examples"),
+        ("data.resolution", 64, "data.resolution: 64 is not 32"),
+    ],
+)
+def test_a_distillation_is_checked_whole(untrained_run, tmp_path, path, value, message):
+    data = dataclasses.replace(distill.TINY.data, directory=tmp_path / "data")
+    config = dataclasses.replace(distill.TINY, run=tmp_path / "run", teacher=untrained_run, data=data)
+    refused(distill, "tiny-distill", changed(config, path, value), message, tmp_path)
+
+
+def test_small_clips_are_checked_before_their_data_are_prepared(tmp_path):
+    write_idx(tmp_path / "files")
+    data = mini_fashion.Data(tmp_path / "data", tmp_path / "files")
+    config = dataclasses.replace(mini_fashion.PRESETS["mini-fashion"][1], run=tmp_path / "run", data=data)
+    refused(mini_fashion, "mini-fashion", config, "batch_size: 128 is more than the 24 examples", tmp_path)
+    table, vocab, _ = write_captions(tmp_path / "pictures")
+    config = dataclasses.replace(
+        image_captions.PRESETS["tiny-resnet-bert"][1],
+        batch_size=16,
+        run=tmp_path / "run",
+        vocab=vocab,
+        data=image_captions.Data(str(table)),
+    )
+    refused(image_captions, "tiny-resnet-bert", config, "batch_size: 16 is more than the 9 examples", tmp_path)
+
+
+# statistics
+
+
+def test_a_draw_is_of_the_whole_source():
+    np.testing.assert_array_equal(drawn_indices(5, 5, seed=3), np.arange(5))
+    np.testing.assert_array_equal(drawn_indices(5, 9, seed=3), np.arange(5))
+    drawn = drawn_indices(1000, 100, seed=3)
+    assert (np.diff(drawn) > 0).all()
+    np.testing.assert_array_equal(drawn, drawn_indices(1000, 100, seed=3))
+    assert not np.array_equal(drawn, drawn_indices(1000, 100, seed=4))
+    assert 400 < drawn.mean() < 600
+
+
+def test_statistics_of_a_sorted_table_are_those_of_all_of_it(untrained_run):
+    """The first rows are one picture; the embeddings of all of them have a deviation that those do not."""
+    clip = clip_jax.load(untrained_run / "clip")
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+
+    class Sorted:
+        def __len__(self):
+            return 200
+
+        def __getitem__(self, index):
+            return {"image": pictures[max(index - 180, 0)]}
+
+    config, params = clip.model.config, clip.variables["params"]
+    drawn = drawn_examples(Sorted(), 100, seed=0)
+    std = unclip.prior_task(None, config, params, drawn, "prior").embed_std
+    embeds = np.asarray(jax.jit(lambda i: clip_jax.encode_images(config, params, i))(pictures))
+    whole = np.concatenate([np.repeat(embeds[:1], 181, axis=0), embeds[1:]]).std(0)
+    assert 0.5 < np.median(std / whole) < 2

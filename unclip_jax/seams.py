@@ -1,0 +1,111 @@
+"""Whether the stages of a cascade follow from each other: every upsampler starts from what is drawn before it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clip_jax.errors import UserError
+from unclip_jax.models.movq import MoVQConfig
+from unclip_jax.models.unet import UNetConfig
+from unclip_jax.stage import Stage
+
+
+class Drawn(NamedTuple):
+    """What one stage of a cascade draws.
+
+    Attributes:
+      name: of its folder: "decoder", "upsampler_0", …
+      image_size: side of its pictures.
+      channels: of its pictures.
+      low_res_size: side of the pictures an upsampler was trained to start from; None where its config does not say.
+    """
+
+    name: str
+    image_size: int
+    channels: int
+    low_res_size: int | None = None
+
+
+def drawn(name: str, model: UNetConfig) -> Drawn:
+    """What a decoder or upsampler draws."""
+    return Drawn(name, model.image_size, model.channels, model.low_res_size)
+
+
+def starting_from(upsampler: Stage, low_res_size: int) -> Stage:
+    """The upsampler with the size of the pictures it starts from in its config. Raises UserError for one too large."""
+    return dataclasses.replace(upsampler, model=dataclasses.replace(upsampler.model, low_res_size=low_res_size))
+
+
+def check_cascade(decoder: UNetConfig, movq: MoVQConfig | None, upsamplers: Sequence[UNetConfig]) -> None:
+    """``check_seams`` of a whole system; with ``movq`` the decoder's latents become larger pictures first."""
+    first = drawn("decoder", decoder)
+    if movq is not None:
+        first = Drawn("movq", decoder.image_size * movq.scale, movq.channels)
+    check_seams([first, *(drawn(f"upsampler_{i}", model) for i, model in enumerate(upsamplers))])
+
+
+def check_seams(cascade: Sequence[Drawn]) -> None:
+    """Refuses a cascade, decoder first, in which an upsampler does not start from the pictures drawn before it.
+
+    Where a config does not say which size that is (published and older ones), the larger size must be a multiple.
+
+    Raises:
+      UserError: two neighbours do not fit.
+    """
+    for before, after in itertools.pairwise(cascade):
+        size = before.image_size
+        if after.low_res_size not in (None, size):
+            raise UserError(
+                f"{after.name}: it starts from pictures of {after.low_res_size} pixels, but {before.name} draws "
+                f"{size}: they do not belong together"
+            )
+        if after.image_size <= size or after.image_size % size:
+            raise UserError(
+                f"{after.name}: its {after.image_size} pixels are not 2 times or more, in whole numbers, the {size} "
+                f"that {before.name} draws"
+            )
+        if after.channels != before.channels:
+            raise UserError(
+                f"{after.name}: its pictures have {after.channels} channels, those of {before.name} {before.channels}"
+            )
+
+
+def cascade_with(run: Path, own: dict[str, Drawn]) -> list[list[Drawn]]:
+    """The stages that ``own`` will put into a run directory, between the neighbours that lie there already.
+
+    Returns:
+      Rows of neighbours, decoder first. A stage that is neither in ``own`` nor in the directory ends a row.
+
+    Raises:
+      UserError: the config of a neighbour is damaged.
+    """
+    rows: list[list[Drawn]] = [[]]
+    last = max((int(name.rpartition("_")[2]) for name in own if name != "decoder"), default=-1)
+    names, index = ["decoder"], 0
+    while index <= last or (run / f"upsampler_{index}").is_dir():
+        names.append(f"upsampler_{index}")
+        index += 1
+    for name in names:
+        stage = own.get(name) or _read(run / name)
+        if stage is None:
+            rows.append([])
+        else:
+            rows[-1].append(stage)
+    return rows
+
+
+def _read(folder: Path) -> Drawn | None:
+    """What the stage in a folder draws, by its config alone; None where there is none."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        model: Any = json.loads(file.read_text(encoding="utf-8"))["model"]
+        return Drawn(folder.name, int(model["image_size"]), int(model.get("channels", 3)), model.get("low_res_size"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} does not describe a decoder or an upsampler: {error!r}") from error
