@@ -6,11 +6,7 @@ The mutants are seeded: a failure says which one it was, and `-k` with its seed 
 import io
 import json
 import pickle
-import random
-import sys
-import time
 import zipfile
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -18,16 +14,15 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import clip_jax
-from clip_jax import UserError, pretrained
+from clip_jax import pretrained
 from clip_jax.listing import read_listing
 from clip_jax.tokenizer import load_tokenizer
 from clip_jax.weights import huggingface, open_clip
 from clip_jax.weights.files import read_checkpoint, read_json
 from tests.clip import mutants
+from tests.clip.mutants import COUNTS, fuzz
 from tests.clip.torch_files import Call, Global, Module, View, write_legacy, write_torch, write_torchscript
 
-SECONDS = 1.0  # of processor time, for one file
-MEMORY = 512 << 20  # bytes above what the process has
 RNG = np.random.default_rng(0)
 STATE = {
     "visual.conv1.weight": RNG.normal(size=(2, 3, 2, 2)).astype(np.float32),
@@ -43,47 +38,6 @@ TRAINING = {
     "state_dict": STATE,
     "optimizer": {"state": ARRAYS, "param_groups": ()},
 }
-COUNTS = [pytest.param(200, id="200"), pytest.param(2000, id="2000", marks=pytest.mark.slow)]
-
-
-@contextmanager
-def bounded_memory():
-    """No more than `MEMORY` bytes of addresses can be had inside."""
-    if not sys.platform.startswith("linux"):
-        yield
-        return
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as file:
-        size = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def fuzz(count, make, read):
-    """`make(rng)` writes a mutant, `read()` reads it: `count` times, of which some must be good and most refused."""
-    good = 0
-    with bounded_memory():
-        for seed in range(count):
-            make(random.Random(seed))
-            start, line = time.process_time(), ""
-            try:
-                read()
-                good += 1
-            except UserError as error:
-                line = str(error)
-            except Exception as error:
-                pytest.fail(f"seed {seed}: {type(error).__name__}: {str(error)[:300]}")
-            taken = time.process_time() - start
-            assert taken < SECONDS, f"seed {seed}: {taken:.1f} s, {line}"
-            assert line.isprintable(), f"seed {seed}: {line!r}"
-            assert len(line) < 3000, f"seed {seed}: a line of {len(line)} characters"
-            assert "not enough memory" not in line, f"seed {seed}: {line}"
-    assert 0 < good < count
 
 
 def read_arrays(path):
