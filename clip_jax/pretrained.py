@@ -180,7 +180,9 @@ def _load_own(path: Path, data: Mapping[str, Any], wanted: CLIPConfig | None, vo
         config = CLIPConfig.from_dict(dict(data))
     if wanted is not None:
         check_same(config, wanted, str(path), asker)
-    params = native.load_params(path / WEIGHTS, native.unflatten(expected(config)))
+    with reading(path / CONFIG, "the config"):  # sizes that no network can be built of
+        expect = native.unflatten(expected(config))
+    params = native.load_params(path / WEIGHTS, expect)
     tokenizer: Any = Missing("this model has no text tower, and no tokenizer")
     if config.text is not None:
         source = Path(vocab) if vocab else path / TOKENIZER

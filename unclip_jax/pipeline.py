@@ -22,10 +22,11 @@ from jaxtyping import Array, Float, Int, Key
 
 import clip_jax
 from clip_jax.config import CLIPConfig
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, one_line, reading
 from clip_jax.model import CLIP
 from clip_jax.text import TextFeatures
 from clip_jax.tokenizer import Tokenizer
+from clip_jax.weights.jsons import parse_json
 from clip_jax.weights.native import atomic_path, load_params, save_params
 from unclip_jax import priors
 from unclip_jax import stage as stages
@@ -232,7 +233,7 @@ def load_stage(directory: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     """
     directory = Path(directory)
     try:
-        data = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        data = parse_json((directory / CONFIG).read_bytes())
         if not isinstance(data, dict):
             raise UserError("it is not a JSON object")
         # There was one kind before there were names for them.
@@ -242,9 +243,10 @@ def load_stage(directory: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
         stage = dacite.from_dict(KINDS[kind], data, dacite.Config(strict=True, cast=[tuple, float]))
     except FileNotFoundError as error:
         raise UserError(f"{directory} holds no trained stage: there is no {CONFIG} in it") from error
-    except (OSError, ValueError, TypeError, dacite.DaciteError) as error:
-        raise UserError(f"{directory / CONFIG} does not describe a stage: {error}") from error
-    expect = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
+    except Exception as error:  # a JSON that somebody else wrote may hold anything anywhere
+        raise UserError(f"{directory / CONFIG} does not describe a stage: {one_line(error)}") from error
+    with reading(directory / CONFIG, "the config"):  # sizes that no network can be built of
+        expect = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
     return stage, jax.tree.map(jnp.asarray, load_params(directory / WEIGHTS, expect))
 
 

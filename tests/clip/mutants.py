@@ -1,7 +1,4 @@
-"""Damaged and hostile files, made of good ones: of bytes, of JSON, of pickles and of lines; and the loop that tries them.
-
-All are seeded.
-"""
+"""Damaged and hostile files, made of good ones by a seed: of bytes, JSON, pickles and lines; and the loop over them."""
 
 import copy
 import io

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 import unclip_jax
@@ -23,6 +24,7 @@ def test_configs_of_stages(tmp_path, count, monkeypatch):
         raise Read
 
     monkeypatch.setattr(priors, "init", stop)
+    jax.random.key(0)  # what JAX allocates at its first use is not the config's
     path = tmp_path / "config.json"
     configs = [json.loads((SHIPPED / name / "config.json").read_text()) for name in ("prior", "decoder", "upsampler_0")]
 
