@@ -11,6 +11,8 @@ from jaxtyping import Int
 
 from clip_jax.errors import UserError
 
+MAX_CONTEXT = 100_000  # tokens: rows are padded to it, so that a typing error in a file would take all memory
+
 
 class TruncationWarning(UserWarning):
     """A prompt did not fit the context and lost its tail."""
@@ -30,6 +32,11 @@ class Tokenizer(ABC):
     kind: str
 
     def __init__(self, *, vocab_size: int, context_length: int, pad_id: int, sot_id: int | None, eot_id: int):
+        for name, value in (("context_length", context_length), ("pad_id", pad_id)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise UserError(f"{name} is {value!r}: it must be an integer")
+        if not 1 <= context_length < MAX_CONTEXT:
+            raise UserError(f"context_length is {context_length}: it must be between 1 and {MAX_CONTEXT}")
         if not 0 <= pad_id < vocab_size:
             raise UserError(f"pad_id {pad_id} is not one of the {vocab_size} ids of this vocabulary")
         self.vocab_size = vocab_size

@@ -12,8 +12,10 @@ pooling looks for the end.
 
 import gzip
 import html
+import io
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -34,6 +36,7 @@ WORD = regex.compile(WORDS, regex.IGNORECASE)
 WORD_OR_SPECIAL = regex.compile(f"{regex.escape(SOT)}|{regex.escape(EOT)}|{WORDS}", regex.IGNORECASE)
 END_OF_WORD = "</w>"
 CONTEXT_LENGTH = 77
+MAX_FILE = 1 << 26  # bytes, unpacked: OpenAI's file has 3 MB of merges, and gzip can claim a thousand times its size
 OPENAI_MERGES = 49152 - 256 - 2  # what CLIP takes of the merges in OpenAI's file
 
 
@@ -139,12 +142,17 @@ class BPETokenizer(Tokenizer):
         """Reads OpenAI's `bpe_simple_vocab_16e6.txt.gz`, packed or not: a header, then merges; CLIP uses 48,894."""
         try:
             data = Path(path).read_bytes()
-            text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+            if data[:2] == b"\x1f\x8b":
+                with gzip.open(io.BytesIO(data)) as file:
+                    data = file.read(MAX_FILE + 1)
+            if len(data) > MAX_FILE:
+                raise ValueError(f"it has more than {MAX_FILE} bytes")
+            text = data.decode("utf-8")
             lines = text.rstrip("\n").split("\n")
             merges = [pair(line) for line in lines[1 : OPENAI_MERGES + 1]]
             if not merges:
                 raise ValueError("it holds no merges")
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise UserError(f"{path} is not OpenAI's bpe_simple_vocab_16e6.txt.gz: {error}") from error
         return cls(merges, **options)
 

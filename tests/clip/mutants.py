@@ -70,7 +70,7 @@ def _changed(rng: random.Random, data: object) -> object:
     """`data` with one of the places in it changed."""
     places = list(_places(data))
     if not places:
-        return rng.choice(ODD)
+        return copy.deepcopy(rng.choice(ODD))
     holder, key = rng.choice(places)
     other = rng.choice(places)
     match rng.randrange(8):
@@ -87,7 +87,7 @@ def _changed(rng: random.Random, data: object) -> object:
         case 5 if type(holder[key]) in (int, float):
             holder[key] = rng.choice((-1, 2, 1000, 10**7)) * holder[key]
         case _:
-            holder[key] = rng.choice(ODD)
+            holder[key] = copy.deepcopy(rng.choice(ODD))
     return data
 
 

@@ -3,6 +3,7 @@
 The mutants are seeded: a failure says which one it was, and `-k` with its seed makes it again.
 """
 
+import gzip
 import io
 import json
 import pickle
@@ -249,12 +250,17 @@ def test_tokenizers(tmp_path, count, tokenizer):
     words |= {"<|startoftext|>": len(words), "<|endoftext|>": len(words) + 1}
     beside = {"model_max_length": 16, "pad_token": "<|endoftext|>", "do_lower_case": True}
     folder = tmp_path / "folder"
+    others = {
+        "ascii": {"type": "ascii", "context_length": 16, "pad_id": 0},
+        "siglip": {"type": "siglip", "context_length": 16, "pad_id": 1, "model": unigram()},
+        "unigram": unigram(),
+    }
 
     def make(rng):
         for file in folder.iterdir() if folder.is_dir() else ():
             file.unlink()
         folder.mkdir(exist_ok=True)
-        match rng.randrange(5):
+        match rng.randrange(8):
             case 0:
                 (folder / "tokenizer.json").write_bytes(mutants.of_json(rng, whole))
             case 1:
@@ -265,11 +271,35 @@ def test_tokenizers(tmp_path, count, tokenizer):
                 (folder / "merges.txt").write_bytes(mutants.of_lines(rng, merges))
             case 3:
                 (folder / "vocab.txt").write_bytes(mutants.of_lines(rng, "\n".join(vocab)))
+            case 4:
+                (folder / "bpe_simple_vocab_16e6.txt").write_bytes(mutants.of_lines(rng, merges))
+            case 5:
+                packed = gzip.compress(merges.encode(), mtime=0)
+                (folder / "bpe_simple_vocab_16e6.txt.gz").write_bytes(mutants.of_bytes(rng, packed))
+            case 6:
+                (folder / "tokenizer.json").write_bytes(mutants.of_json(rng, rng.choice(list(others.values()))))
             case _:
                 (folder / "tokenizer.json").write_text(json.dumps(whole))
                 (folder / "tokenizer_config.json").write_bytes(mutants.of_json(rng, beside))
 
     fuzz(count, make, lambda: load_tokenizer(folder)(["a photo of a cat", ""]))
+
+
+def unigram():
+    """A `tokenizer.json` of SigLIP's kind."""
+    pieces = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], *([c, -2.0] for c in "▁abcdefghijklmnopqrstuvwxyz")]
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    parts = {**dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")), "added_tokens": []}
+    parts |= {"pre_tokenizer": metaspace, "decoder": metaspace}
+    model = {"type": "Unigram", "unk_id": 2, "vocab": pieces, "byte_fallback": False}
+    return {
+        **parts,
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": metaspace,
+        "decoder": metaspace,
+        "model": model,
+    }
 
 
 # tables
