@@ -217,10 +217,11 @@ def _load_own(path: Path, data: Mapping[str, Any], asked: _Asked) -> LoadedCLIP:
     with reading(path / CONFIG, "the config"):
         config = _own_config(data, str(path / CONFIG))
         saved = read_digests(data.get(DIGESTS), DIGESTS, (WEIGHTS, TOKENIZER))
+        expect = native.unflatten(expected(config))  # which fails for sizes that no network can be built of
     target = None if config.vision is None else asked.target(config.vision.image_size, str(path))
     if asked.config is not None:
         check_same(config, _same_size(asked.config, config), str(path), asked.asker)
-    params = native.load_params(path / WEIGHTS, native.unflatten(expected(config)), digest=saved.get(WEIGHTS))
+    params = native.load_params(path / WEIGHTS, expect, digest=saved.get(WEIGHTS))
     tokenizer: Any = Missing("this model has no text tower, and no tokenizer")
     if config.text is not None:
         source = Path(asked.vocab) if asked.vocab else path / TOKENIZER

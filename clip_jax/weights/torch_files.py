@@ -372,9 +372,8 @@ def _reader(tensor: Tensor, read: Read) -> Callable[[], np.ndarray]:
         storage = tensor.storage
         content = memoryview(read(storage.key))[storage.begin : storage.begin + storage.num_bytes]
         _check_inside(tensor, len(content))  # what is really there, whatever was claimed
-        values = np.frombuffer(content, tensor.dtype, len(content) // tensor.dtype.itemsize)[tensor.offset :]
-        strides = [step * tensor.dtype.itemsize for step in tensor.steps]
-        return np.lib.stride_tricks.as_strided(values, tensor.shape, strides, writeable=False)
+        offset, *strides = (step * tensor.dtype.itemsize for step in (tensor.offset, *tensor.steps))
+        return np.ndarray(tensor.shape, tensor.dtype, content, offset, strides)  # which looks at the buffer's end, too
 
     return load
 

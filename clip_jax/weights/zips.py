@@ -1,6 +1,5 @@
 """Zip archives of weights: checked before a member is read, and nothing is unpacked to disk."""
 
-import functools
 import os
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -28,7 +27,7 @@ class Archive:
         self._zip = zipfile.ZipFile(path)
         self._sizes = {info.filename: info.file_size for info in self._zip.infolist()}
         _check_members(path.stat().st_size, self._zip.infolist())
-        self.recent = functools.lru_cache(maxsize=1)(self.read)  # arrays that share a member follow each other
+        self._recent = "", b""
 
     @property
     def names(self) -> list[str]:
@@ -47,6 +46,14 @@ class Archive:
         content = self._zip.read(name)
         if len(content) != self.size(name):
             raise UserError(f"{name} has {len(content)} bytes, the archive claims {self.size(name)}: it is damaged")
+        return content
+
+    def recent(self, name: str) -> bytes:
+        """The same, kept until another is asked for: arrays that share a member follow each other."""
+        kept, content = self._recent
+        if kept != name:
+            content = self.read(name)
+            self._recent = name, content
         return content
 
     def start(self, name: str, count: int) -> bytes:

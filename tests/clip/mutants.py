@@ -1,4 +1,4 @@
-"""Damaged and hostile files, made of good ones: of bytes, of JSON, of pickles and of lines. All are seeded."""
+"""Damaged and hostile files, made of good ones by a seed: of bytes, JSON, pickles and lines; and the loop over them."""
 
 import copy
 import io
@@ -6,6 +6,17 @@ import json
 import pickletools
 import random
 import struct
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from clip_jax import UserError
+
+SECONDS = 1.0  # of processor time, for one file
+MEMORY = 512 << 20  # bytes above what the process has
+COUNTS = [pytest.param(200, id="200"), pytest.param(2000, id="2000", marks=pytest.mark.slow)]
 
 ODD = (
     *(None, True, False, 0, -1, 1, 3, 2**31, 2**62, 2**64, 10**25, 0.5, -0.0, 1e309, float("nan")),
@@ -59,7 +70,7 @@ def _changed(rng: random.Random, data: object) -> object:
     """`data` with one of the places in it changed."""
     places = list(_places(data))
     if not places:
-        return rng.choice(ODD)
+        return copy.deepcopy(rng.choice(ODD))
     holder, key = rng.choice(places)
     other = rng.choice(places)
     match rng.randrange(8):
@@ -76,7 +87,7 @@ def _changed(rng: random.Random, data: object) -> object:
         case 5 if type(holder[key]) in (int, float):
             holder[key] = rng.choice((-1, 2, 1000, 10**7)) * holder[key]
         case _:
-            holder[key] = rng.choice(ODD)
+            holder[key] = copy.deepcopy(rng.choice(ODD))
     return data
 
 
@@ -173,3 +184,43 @@ def of_lines(rng: random.Random, text: str) -> bytes:
                 return of_bytes(rng, "\n".join(lines).encode())
     encoding = rng.choice(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"))
     return "\n".join(lines).encode(encoding, errors="replace")
+
+
+@contextmanager
+def bounded_memory():
+    """No more than `MEMORY` bytes of addresses can be had inside."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def fuzz(count, make, read):
+    """`make(rng)` writes a mutant, `read()` reads it: `count` times, of which some must be good and most refused."""
+    good = 0
+    with bounded_memory():
+        for seed in range(count):
+            make(random.Random(seed))
+            start, line = time.process_time(), ""
+            try:
+                read()
+                good += 1
+            except UserError as error:
+                line = str(error)
+            except Exception as error:
+                pytest.fail(f"seed {seed}: {type(error).__name__}: {str(error)[:300]}")
+            taken = time.process_time() - start
+            assert taken < SECONDS, f"seed {seed}: {taken:.1f} s, {line}"
+            assert line.isprintable(), f"seed {seed}: {line!r}"
+            assert len(line) < 3000, f"seed {seed}: a line of {len(line)} characters"
+            assert "not enough memory" not in line, f"seed {seed}: {line}"
+    assert 0 < good < count

@@ -3,14 +3,11 @@
 The mutants are seeded: a failure says which one it was, and `-k` with its seed makes it again.
 """
 
+import gzip
 import io
 import json
 import pickle
-import random
-import sys
-import time
 import zipfile
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -18,16 +15,15 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import clip_jax
-from clip_jax import UserError, pretrained
+from clip_jax import pretrained
 from clip_jax.listing import read_listing
 from clip_jax.tokenizer import load_tokenizer
 from clip_jax.weights import huggingface, open_clip
 from clip_jax.weights.files import read_checkpoint, read_json
 from tests.clip import mutants
+from tests.clip.mutants import COUNTS, fuzz
 from tests.clip.torch_files import Call, Global, Module, View, write_legacy, write_torch, write_torchscript
 
-SECONDS = 1.0  # of processor time, for one file
-MEMORY = 512 << 20  # bytes above what the process has
 RNG = np.random.default_rng(0)
 STATE = {
     "visual.conv1.weight": RNG.normal(size=(2, 3, 2, 2)).astype(np.float32),
@@ -43,47 +39,6 @@ TRAINING = {
     "state_dict": STATE,
     "optimizer": {"state": ARRAYS, "param_groups": ()},
 }
-COUNTS = [pytest.param(200, id="200"), pytest.param(2000, id="2000", marks=pytest.mark.slow)]
-
-
-@contextmanager
-def bounded_memory():
-    """No more than `MEMORY` bytes of addresses can be had inside."""
-    if not sys.platform.startswith("linux"):
-        yield
-        return
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as file:
-        size = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def fuzz(count, make, read):
-    """`make(rng)` writes a mutant, `read()` reads it: `count` times, of which some must be good and most refused."""
-    good = 0
-    with bounded_memory():
-        for seed in range(count):
-            make(random.Random(seed))
-            start, line = time.process_time(), ""
-            try:
-                read()
-                good += 1
-            except UserError as error:
-                line = str(error)
-            except Exception as error:
-                pytest.fail(f"seed {seed}: {type(error).__name__}: {str(error)[:300]}")
-            taken = time.process_time() - start
-            assert taken < SECONDS, f"seed {seed}: {taken:.1f} s, {line}"
-            assert line.isprintable(), f"seed {seed}: {line!r}"
-            assert len(line) < 3000, f"seed {seed}: a line of {len(line)} characters"
-            assert "not enough memory" not in line, f"seed {seed}: {line}"
-    assert 0 < good < count
 
 
 def read_arrays(path):
@@ -295,12 +250,17 @@ def test_tokenizers(tmp_path, count, tokenizer):
     words |= {"<|startoftext|>": len(words), "<|endoftext|>": len(words) + 1}
     beside = {"model_max_length": 16, "pad_token": "<|endoftext|>", "do_lower_case": True}
     folder = tmp_path / "folder"
+    others = {
+        "ascii": {"type": "ascii", "context_length": 16, "pad_id": 0},
+        "siglip": {"type": "siglip", "context_length": 16, "pad_id": 1, "model": unigram()},
+        "unigram": unigram(),
+    }
 
     def make(rng):
         for file in folder.iterdir() if folder.is_dir() else ():
             file.unlink()
         folder.mkdir(exist_ok=True)
-        match rng.randrange(5):
+        match rng.randrange(8):
             case 0:
                 (folder / "tokenizer.json").write_bytes(mutants.of_json(rng, whole))
             case 1:
@@ -311,11 +271,35 @@ def test_tokenizers(tmp_path, count, tokenizer):
                 (folder / "merges.txt").write_bytes(mutants.of_lines(rng, merges))
             case 3:
                 (folder / "vocab.txt").write_bytes(mutants.of_lines(rng, "\n".join(vocab)))
+            case 4:
+                (folder / "bpe_simple_vocab_16e6.txt").write_bytes(mutants.of_lines(rng, merges))
+            case 5:
+                packed = gzip.compress(merges.encode(), mtime=0)
+                (folder / "bpe_simple_vocab_16e6.txt.gz").write_bytes(mutants.of_bytes(rng, packed))
+            case 6:
+                (folder / "tokenizer.json").write_bytes(mutants.of_json(rng, rng.choice(list(others.values()))))
             case _:
                 (folder / "tokenizer.json").write_text(json.dumps(whole))
                 (folder / "tokenizer_config.json").write_bytes(mutants.of_json(rng, beside))
 
     fuzz(count, make, lambda: load_tokenizer(folder)(["a photo of a cat", ""]))
+
+
+def unigram():
+    """A `tokenizer.json` of SigLIP's kind."""
+    pieces = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], *([c, -2.0] for c in "▁abcdefghijklmnopqrstuvwxyz")]
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    parts = {**dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")), "added_tokens": []}
+    parts |= {"pre_tokenizer": metaspace, "decoder": metaspace}
+    model = {"type": "Unigram", "unk_id": 2, "vocab": pieces, "byte_fallback": False}
+    return {
+        **parts,
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": metaspace,
+        "decoder": metaspace,
+        "model": model,
+    }
 
 
 # tables

@@ -99,3 +99,26 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_own_weights_of_another_type_are_refused_by_name(tmp_path):
+    """Integers where floating-point numbers belong, and the other way round; float8 is a way to store."""
+    path = tmp_path / "w.safetensors"
+    expect = {"a": np.zeros(3, np.float32), "b": np.zeros(3, np.int32)}
+    save_params(path, {"a": np.arange(3, dtype=np.int32), "b": np.ones(3, np.float32)})
+    with pytest.raises(UserError, match="a is int32, floating-point") as error:
+        load_params(path, expect)
+    assert "b is float32, no floating-point" in str(error.value)
+    header = b'{"a": {"dtype": "F8_E5M2", "shape": [3], "data_offsets": [0, 3]}}'
+    numbers = np.float32([1, -2, 4]).astype(jnp.float8_e5m2)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + numbers.tobytes())
+    np.testing.assert_array_equal(load_params(path, {"a": expect["a"]})["a"], np.float32([1, -2, 4]))
+
+
+def test_an_array_inside_another_is_refused(tmp_path):
+    from safetensors.numpy import save_file
+
+    for names in (("a", "a/b"), ("a/b", "a/b/c")):
+        save_file({name: np.zeros(1, np.float32) for name in names}, tmp_path / "w.safetensors")
+        with pytest.raises(UserError, match=r"w\.safetensors"):
+            load_params(tmp_path / "w.safetensors")
