@@ -171,8 +171,8 @@ def _tower(settings: Settings, name: str, family: str) -> Settings:
     first = Settings({} if inner is None else inner, where).data
     whole = settings.get(f"{name}_config_dict")
     over = Settings({} if whole is None else whole, f"{where}_dict").data
-    if over:
-        first = {**first, **(SIGLIP_OR_CLIP[family][name]), **over}
+    if whole is not None:
+        first = {**first, **DEFAULTS[family][name], **over}
     tower = Settings(first, where)
     kind = tower.get("model_type")
     if kind is not None and kind != f"{family}_{name}_model":
@@ -222,7 +222,7 @@ def _bert(settings: Settings) -> BertConfig:
 
 
 TEXT_TOWERS = {"clip": _clip_text, "siglip": _siglip_text, "chinese_clip": _bert}
-SIGLIP_OR_CLIP = {
+DEFAULTS = {
     "clip": {"vision": CLIP_VISION_DEFAULTS, "text": CLIP_TEXT_DEFAULTS},
     "siglip": {"vision": SIGLIP_VISION_DEFAULTS, "text": SIGLIP_TEXT_DEFAULTS},
     "chinese_clip": {"vision": CLIP_VISION_DEFAULTS, "text": BERT_DEFAULTS},
