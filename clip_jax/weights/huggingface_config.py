@@ -12,7 +12,7 @@ from clip_jax.config import BertConfig, CLIPConfig, PreprocessConfig, TextConfig
 from clip_jax.errors import UserError
 from clip_jax.weights.chinese_clip import CONTEXT_LENGTH
 from clip_jax.weights.chinese_clip import PREPROCESS as CHINESE_PREPROCESS
-from clip_jax.weights.huggingface_images import preprocess_from_json, preprocess_to_json
+from clip_jax.weights.huggingface_images import preprocess_of, preprocess_to_json
 from clip_jax.weights.settings import Settings, located
 
 ACTIVATIONS = {
@@ -271,7 +271,7 @@ def _preprocess(
     if image is None:
         return usual
     if pictures is not None:
-        return preprocess_from_json(pictures[0], image, pictures[1])
+        return preprocess_of(pictures[0], image, pictures[1])
     if image.channels != len(usual.mean):
         raise UserError(
             f"{where}: num_channels is {image.channels}, and there is no preprocessor_config.json that says what to "

@@ -47,7 +47,7 @@ FIXED = {
 }  # fmt: skip
 
 
-def preprocess_from_json(data: Mapping[str, Any], vision: VisionConfig, where: str) -> PreprocessConfig:
+def preprocess_of(data: Mapping[str, Any], vision: VisionConfig, where: str) -> PreprocessConfig:
     """transformers' `preprocessor_config.json`, or the part of `processor_config.json`, as our config.
 
     Args:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from clip_jax import PreprocessConfig, UserError, ViTConfig
 from clip_jax.images import Preprocess
-from clip_jax.weights.huggingface_images import preprocess_from_json, preprocess_to_json
+from clip_jax.weights.huggingface_images import preprocess_of, preprocess_to_json
 
 VISION = ViTConfig(image_size=32, patch_size=8, width=64, layers=1, heads=1)
 BASE = {
@@ -23,7 +23,7 @@ MEAN, STD = np.array(BASE["image_mean"]), np.array(BASE["image_std"])
 
 def read(**changes):
     data = {name: value for name, value in {**BASE, **changes}.items() if value is not ...}
-    return preprocess_from_json(json.loads(json.dumps(data)), VISION, "preprocessor_config.json")
+    return preprocess_of(json.loads(json.dumps(data)), VISION, "preprocessor_config.json")
 
 
 def seen(**changes):
@@ -134,7 +134,7 @@ def test_what_is_not_followed_is_refused_by_name(changes, words):
 )
 def test_there_and_back(config):
     data = json.loads(json.dumps(preprocess_to_json(config, 32, "CLIPImageProcessor")))
-    assert preprocess_from_json(data, VISION, "x") == config
+    assert preprocess_of(data, VISION, "x") == config
 
 
 @pytest.mark.parity
