@@ -72,7 +72,7 @@ def load_stage(directory: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     stage, own, _ = _read_config(directory)
     try:
         expect = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
-    except (ValueError, TypeError) as error:  # sizes that are possible each, and not together
+    except Exception as error:  # sizes that are possible each, and not together
         raise UserError(f"{directory / CONFIG} does not describe a stage: {one_line(error)[:300]}") from error
     params = load_params(directory / WEIGHTS, expect, digest=own.get(WEIGHTS))
     return stage, jax.tree.map(jnp.asarray, params)
@@ -111,7 +111,7 @@ def _read_config(directory: Path) -> tuple[Any, dict[str, str], dict[str, str]]:
             model = UNetConfig if "image_size" in data["model"] else PriorConfig
             data["model"] = dacite.from_dict(model, data["model"], READING)
         return dacite.from_dict(KINDS[kind], data, READING), own, clip
-    except (ValueError, TypeError, dacite.DaciteError) as error:
+    except Exception as error:  # a JSON that somebody else wrote may hold anything anywhere
         said = one_line(error).removeprefix(f"{directory / CONFIG} ")[:300]
         raise UserError(f"{directory / CONFIG} does not describe a stage: {said}") from error
 

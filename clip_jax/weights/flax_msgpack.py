@@ -201,8 +201,8 @@ class _Reader:
         at, shape = at + 2, []
         for _ in range(head & 0x0F):
             side, at = self.value(at, MAX_DEPTH)
-            if type(side) is not int:
-                raise _Damaged("an array in it has a shape that is not of integers")
+            if type(side) is not int or side > len(self.data):
+                raise _Damaged("an array in it has a shape that is not of integers, or too large")
             shape.append(side)
         name, at = self._text(at)
         if name not in DTYPES:

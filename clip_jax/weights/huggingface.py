@@ -5,13 +5,14 @@ puts it back before the table is read.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from clip_jax.config import BertConfig, CLIPConfig
+from clip_jax.config import BertConfig, CLIPConfig, PreprocessConfig
 from clip_jax.errors import UserError
 from clip_jax.weights.chinese_clip import BERT, bert_sizes
 from clip_jax.weights.huggingface_config import config_from_json, config_to_json
-from clip_jax.weights.huggingface_images import preprocess_from_json
+from clip_jax.weights.huggingface_images import preprocess_of
 from clip_jax.weights.rules import (
     Checkpoint,
     Format,
@@ -134,3 +135,11 @@ def infer(checkpoint: Checkpoint) -> CLIPConfig:
 
 
 FORMAT = Format("huggingface", rules, sizes, infer, r".*position_ids")
+
+
+def preprocess_from_json(data: Mapping[str, Any], config: CLIPConfig, where: str) -> PreprocessConfig:
+    """transformers' `preprocessor_config.json` -> ours, checked against the image tower; without one, what there was.
+
+    Raises: UserError for another size, or a recipe we have not; it names the field.
+    """
+    return config.preprocess if config.vision is None else preprocess_of(data, config.vision, where)

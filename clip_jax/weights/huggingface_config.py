@@ -12,7 +12,7 @@ from clip_jax.config import BertConfig, CLIPConfig, PreprocessConfig, TextConfig
 from clip_jax.errors import UserError, names_its_file
 from clip_jax.weights.chinese_clip import CONTEXT_LENGTH
 from clip_jax.weights.chinese_clip import PREPROCESS as CHINESE_PREPROCESS
-from clip_jax.weights.huggingface_images import preprocess_from_json, preprocess_to_json
+from clip_jax.weights.huggingface_images import preprocess_of, preprocess_to_json
 from clip_jax.weights.settings import Settings, located
 
 ACTIVATIONS = {
@@ -172,8 +172,8 @@ def _tower(settings: Settings, name: str, family: str) -> Settings:
     first = Settings({} if inner is None else inner, where).data
     whole = settings.get(f"{name}_config_dict")
     over = Settings({} if whole is None else whole, f"{where}_dict").data
-    if over:
-        first = {**first, **(SIGLIP_OR_CLIP[family][name]), **over}
+    if whole is not None:
+        first = {**first, **DEFAULTS[family][name], **over}
     tower = Settings(first, where)
     kind = tower.get("model_type")
     if kind is not None and kind != f"{family}_{name}_model":
@@ -223,7 +223,7 @@ def _bert(settings: Settings) -> BertConfig:
 
 
 TEXT_TOWERS = {"clip": _clip_text, "siglip": _siglip_text, "chinese_clip": _bert}
-SIGLIP_OR_CLIP = {
+DEFAULTS = {
     "clip": {"vision": CLIP_VISION_DEFAULTS, "text": CLIP_TEXT_DEFAULTS},
     "siglip": {"vision": SIGLIP_VISION_DEFAULTS, "text": SIGLIP_TEXT_DEFAULTS},
     "chinese_clip": {"vision": CLIP_VISION_DEFAULTS, "text": BERT_DEFAULTS},
@@ -272,7 +272,7 @@ def _preprocess(
     if image is None:
         return usual
     if pictures is not None:
-        return preprocess_from_json(pictures[0], image, pictures[1])
+        return preprocess_of(pictures[0], image, pictures[1])
     if image.channels != len(usual.mean):
         raise UserError(
             f"{where}: num_channels is {image.channels}, and there is no preprocessor_config.json that says what to "

@@ -48,7 +48,7 @@ FIXED = {
 
 
 @names_its_file
-def preprocess_from_json(data: Mapping[str, Any], vision: VisionConfig, where: str) -> PreprocessConfig:
+def preprocess_of(data: Mapping[str, Any], vision: VisionConfig, where: str) -> PreprocessConfig:
     """transformers' `preprocessor_config.json`, or the part of `processor_config.json`, as our config.
 
     Args:
@@ -81,7 +81,7 @@ def preprocess_from_json(data: Mapping[str, Any], vision: VisionConfig, where: s
             resize=resize,  # type: ignore[arg-type]
             interpolation=RESAMPLE[resample],  # type: ignore[arg-type]
             resize_to=None if to == side else to,
-            crop="floor",
+            crop="round" if (resize, to) == ("squash", side) else "floor",  # of no matter where nothing is cropped
         )
     except UserError as error:
         raise located(where, error) from error

@@ -49,6 +49,12 @@ class Place:
         save_file(STATE if state is None else state, self.path / name)
         return self.path / name
 
+    def patches_of_14(self):
+        """Weights of which only the patches and positions matter: those of 224 pixels."""
+        shapes = {"visual.conv1.weight": (1024, 3, 14, 14), "visual.positional_embedding": (257, 1024)}
+        large = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
+        return self.file({**STATE, **large})
+
     def layout(self, layout, tokenizer=None):
         export(self.path, CONFIG, VARIABLES, tokenizer, layout=layout)
         return self.path
@@ -148,8 +154,17 @@ TABLE = {
         lambda p: clip_jax.load(p.file(), config=changed(text__vocab_size=639)),
         ["text.vocab_size is 640 in the weights", "639", "config"]),
     "picture size": (
-        lambda p: clip_jax.load(p.file(), config=changed(vision__image_size=32)),
-        ["vision.image_size is 16 in the weights", "32", "config"]),
+        lambda p: clip_jax.load(p.file(), config=changed(vision__image_size=33)), ["image_size 33", "patch_size 8"]),
+    "picture size of a preset": (
+        lambda p: clip_jax.load("ViT-L/14@336px", weights=p.patches_of_14()),
+        ["vision.image_size is 224 in the weights", "says 336", "image_size=336"]),
+    "picture size, twice": (
+        lambda p: clip_jax.load(p.file(), config=changed(vision__image_size=32), image_size=24),
+        ["image_size is 24", "config= says 32"]),
+    "picture size of a text tower": (
+        lambda p: clip_jax.load(p.file(without(*[n for n in STATE if n.startswith("visual.")])), image_size=32),
+        ["image_size=32", "texts only"]),
+    "picture size, not square": (lambda p: clip_jax.load(p.file(), image_size=(32, 64)), ["(32, 64)", "square"]),
     "layers": (
         lambda p: clip_jax.load(p.file(), config=changed(text__layers=2)), ["text.layers is 1 in the weights", "2"]),
     "embed_dim": (lambda p: clip_jax.load(p.file(), config=changed(embed_dim=8)), ["embed_dim is 16", "8", "config"]),
@@ -178,8 +193,8 @@ TABLE = {
             "huggingface", PICTURES, lambda d: d.update(crop_size={"height": 224, "width": 224}))),
         ["224 pixels", "16", "take the file"]),
     "pictures, interpolation": (
-        lambda p: clip_jax.load(p.edited("huggingface", PICTURES, lambda d: d.update(resample=1))),
-        ["resample is 1", "3 (bicubic)", "set one"]),
+        lambda p: clip_jax.load(p.edited("huggingface", PICTURES, lambda d: d.update(resample=7))),
+        ["resample is 7", "3 (bicubic)", "set one"]),
     "pictures, std": (
         lambda p: clip_jax.load(p.edited("huggingface", PICTURES, lambda d: d.update(image_std=[1, 1, 0]))),
         [PICTURES, "std"]),
@@ -301,5 +316,6 @@ def test_what_is_not_broken_is_not_refused(tmp_path, tokenizer):
     for layout in ("huggingface", "open_clip"):
         (tmp_path / layout).mkdir()
         loaded = clip_jax.load(Place(tmp_path / layout, tokenizer).layout(layout), config=CONFIG)
-        assert loaded.model.config.preprocess == PreprocessConfig()
+        crop = "floor" if layout == "huggingface" else "round"
+        assert loaded.model.config.preprocess == PreprocessConfig(crop=crop)
     assert load_file(tmp_path / "w.safetensors").keys() == STATE.keys()

@@ -193,7 +193,7 @@ def _clip(folder: Path, parts: Mapping[str, Path]) -> tuple[CLIPConfig, Params, 
         if "preprocessor" in parts:
             file = parts["preprocessor"] / PREPROCESSOR
             vision = dataclasses.replace(
-                vision, preprocess=huggingface.preprocess_from_json(read_json(file), vision.vision, str(file))
+                vision, preprocess=huggingface.preprocess_from_json(read_json(file), vision, str(file))
             )
         # The temperature of this CLIP is in no file; nothing here needs it.
         config = dataclasses.replace(vision, text=config.text, logit_scale_learned=False)
