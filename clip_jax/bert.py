@@ -8,12 +8,12 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import BertConfig
 from clip_jax.layers import ACTIVATIONS, LayerNorm, attend, run_blocks, split_heads
-from clip_jax.text import TextFeatures, check_length
+from clip_jax.text import TextFeatures, check_tokens
 
 NORMAL = nn.initializers.normal(0.02)
 
@@ -122,9 +122,9 @@ class BertTower(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[AnyArray, "B L"], *, hidden_states: bool = False) -> TextFeatures:
+    def __call__(self, tokens: Num[AnyArray, "*N L"], *, hidden_states: bool = False) -> TextFeatures:
         config, dtype = self.config, self.dtype
-        check_length(tokens, config.context_length)
+        tokens = check_tokens(tokens, config.context_length, config.vocab_size)
         mask = tokens != config.pad_id
         x = Embeddings(config, dtype, name="embeddings")(tokens)
         states = Encoder(config, dtype, name="encoder")(x, mask[:, None, None], hidden_states=hidden_states)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from clip_jax.images import Picture
 from clip_jax.model import CLIP, unit_norm
 from clip_jax.pretrained import LoadedCLIP
+from clip_jax.tokenizer.base import as_texts
 
 Progress = Callable[[int], Any]  # is told how many more are done
 
@@ -55,11 +56,11 @@ def features_of_prepared(
 
 
 def text_features(
-    clip: LoadedCLIP, texts: Iterable[str], *, batch_size: int = 256, progress: Progress | None = None
+    clip: LoadedCLIP, texts: str | Iterable[str], *, batch_size: int = 256, progress: Progress | None = None
 ) -> Float[np.ndarray, "N D"]:
-    """Unit-norm float32 features of any number of texts. Raises UserError for what is not text."""
+    """Unit-norm float32 features of any number of texts; a str is one text. Raises UserError for what is not text."""
     encode = partial(_encode_text, clip.model, clip.variables)
-    return _in_batches(encode, clip.tokenize, texts, batch_size, progress)
+    return _in_batches(encode, clip.tokenize, as_texts(texts), batch_size, progress)
 
 
 def _in_batches(
@@ -79,7 +80,8 @@ def _in_batches(
         rows.append(np.asarray(encode(inputs))[: len(batch)])
         if progress is not None:
             progress(len(batch))
-    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
+    # Nothing has the shape that something would have.
+    return np.concatenate(rows) if rows else np.zeros(jax.eval_shape(encode, prepare([])).shape, np.float32)
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -10,11 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import EVA02Config
-from clip_jax.layers import LayerNorm, attend, run_blocks, split_heads
+from clip_jax.layers import LayerNorm, attend, per_channel, run_blocks, split_heads
 from clip_jax.vit import ImageFeatures, PatchConv, check_images
 
 NORMAL = nn.initializers.truncated_normal(0.02)
@@ -34,7 +34,8 @@ def rotary_angles(grid: int, head_width: int, rope_grid: int) -> Float[np.ndarra
 
 def rotate(x: Float[Array, "B P N K"], cos: Float[Array, "*B P 1 K"], sin: Float[Array, "*B P 1 K"]) -> Array:
     """Turns each pair of neighbouring channels (a, b) by its angle: (a cos − b sin, b cos + a sin)."""
-    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    x = x.astype(cos.dtype)
+    pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
     quarter = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
     return x * cos + quarter * sin
 
@@ -50,7 +51,8 @@ class EVAAttention(nn.Module):
         def project(name: str, bias: bool) -> Array:
             y = nn.Dense(width, use_bias=False, kernel_init=NORMAL, dtype=self.dtype, name=f"{name}_proj")(x)
             if bias:
-                y = y + self.param(f"{name}_bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+                added = self.param(f"{name}_bias", nn.initializers.zeros, (width,), jnp.float32)
+                y = y + per_channel(added, y).astype(self.dtype)
             return split_heads(y, heads)
 
         def turned(y: Array) -> Array:  # the class token has no place
@@ -102,7 +104,7 @@ class EVAVisionTransformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[AnyArray, "B H W c"],
+        images: Num[AnyArray, "*N H W c"],
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
@@ -111,18 +113,18 @@ class EVAVisionTransformer(nn.Module):
         """As `clip_jax.vit.VisionTransformer`."""
         config, width = self.config, self.config.width
         check_images(images, config.image_size, config.channels)
-        cls_token = self.param("cls_token", NORMAL, (1, 1, width)).astype(self.dtype)
-        positions = self.param("pos_embed", NORMAL, (1, config.grid**2 + 1, width)).astype(self.dtype)
-        angles = jnp.asarray(rotary_angles(config.grid, width // config.heads, config.rope_grid), jnp.float32)
+        cls_token = self.param("cls_token", NORMAL, (1, 1, width), jnp.float32).astype(self.dtype)
+        positions = self.param("pos_embed", NORMAL, (1, config.grid**2 + 1, width), jnp.float32).astype(self.dtype)
+        angles = jnp.asarray(rotary_angles(config.grid, width // config.heads, config.rope_grid), jnp.float32)[None]
 
         x = _PatchEmbed(config, self.dtype, name="patch_embed")(images) + positions[:, 1:]
         if keep_patches is not None:
             x = jnp.take_along_axis(x, keep_patches[..., None], axis=1)  # [B, K, C]
-            angles = angles[keep_patches]  # [B, K, head]
+            angles = angles[0][keep_patches]  # [B, K, head]
         first = jnp.broadcast_to(cls_token + positions[:, :1], (x.shape[0], 1, width))
         x = jnp.concatenate([first, x], axis=1)
         block = functools.partial(nn.remat(EVABlock) if config.remat else EVABlock, config, self.dtype)
-        cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]  # [*B, P, 1, head]
+        cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]  # [1 or B, P, 1, head]
         states = run_blocks(block, "blocks", config, x, cos, sin, hidden_states=hidden_states)
         embed = LayerNorm(config.ln_eps, name="norm")(states[-1][:, 0])
         if self.embed_dim is not None:

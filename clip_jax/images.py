@@ -33,8 +33,11 @@ MOST_PIXELS = 100_000_000  # of a resized picture; a strip of 1 × 100,000 pixel
 
 def normalise(images: Num[AnyArray, "*B H W c"], config: PreprocessConfig) -> Float[Array, "*B H W c"]:
     """Images of the right size -> CLIP-normalised float32, under `jit`: uint8 [0, 255], or float in [−1, 1]."""
-    unit: Any = images / jnp.float32(255) if images.dtype == jnp.uint8 else (images.astype(jnp.float32) + 1) / 2
-    return (unit - jnp.asarray(config.mean, jnp.float32)) / jnp.asarray(config.std, jnp.float32)
+    h: Any = images.astype(jnp.float32)
+    unit = h / jnp.float32(255) if images.dtype == jnp.uint8 else (h + 1) / 2
+    per_channel = (1,) * (images.ndim - 1) + (-1,)
+    mean, std = (jnp.asarray(x, jnp.float32).reshape(per_channel) for x in (config.mean, config.std))
+    return (unit - mean) / std
 
 
 def resize_and_crop(image: Image.Image, size: int, config: PreprocessConfig) -> Image.Image:

@@ -68,6 +68,11 @@ def scaled_init(config: TransformerConfig) -> BlockInit:
     )
 
 
+def per_channel(v: Float[AnyArray, " C"], x: Float[AnyArray, "*B C"]) -> Float[Array, "*B C"]:
+    """A vector with the axes of `x`, all but the last of size 1: JAX can be told to refuse other ranks."""
+    return jnp.reshape(v, (1,) * (x.ndim - 1) + v.shape)
+
+
 class LayerNorm(nn.Module):
     """LayerNorm over the last axis, in float32 whatever comes in; returns the input's dtype."""
 
@@ -75,12 +80,12 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         h = x.astype(jnp.float32)
         h = h - h.mean(-1, keepdims=True)  # centred before squaring: E[x²] − E[x]² loses digits
         h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + self.eps)
-        return (h * scale + bias).astype(x.dtype)
+        return (h * per_channel(scale, x) + per_channel(bias, x)).astype(x.dtype)
 
 
 def attend(
@@ -95,7 +100,7 @@ def attend(
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     out = jnp.einsum("bnqs,bsnk->bqnk", weights, v)
-    return out.reshape(*out.shape[:2], -1)
+    return out.reshape(*out.shape[:2], out.shape[2] * out.shape[3])
 
 
 class KeysValues(NamedTuple):
@@ -121,7 +126,7 @@ def empty_memory(config: TransformerConfig, batch: int, length: int, dtype: Any 
 
 
 def split_heads(x: Float[Array, "B L C"], heads: int) -> Float[Array, "B L N K"]:
-    return x.reshape(*x.shape[:-1], heads, -1)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
 class Attention(nn.Module):

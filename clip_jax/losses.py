@@ -1,6 +1,6 @@
 """Contrastive losses, written for the global batch: under `jit` over a mesh the compiler inserts the collectives.
 
-    loss = ½ [ CE(s · I Tᵀ, P) + CE(s · T Iᵀ, Pᵀ) ],   s = exp(min(logit_scale, ln 100))
+    loss = ½ [ CE(s · I Tᵀ, P) + CE(s · T Iᵀ, Pᵀ) ],   s = exp(clip(logit_scale, −ln 100, ln 100))
 
 I and T are unit-norm features [B, D]; P says which texts are right for which image, each row normalised to sum 1.
 With P the identity this is the loss of CLIP (Radford et al. 2021, figure 3). A temperature that is not learned is one
@@ -9,6 +9,7 @@ that has no parameter (`CLIPConfig.logit_scale_learned`): nothing here has to kn
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -20,24 +21,33 @@ from clip_jax.arrays import AnyArray
 from clip_jax.errors import UserError
 
 MAX_LOGIT_SCALE = math.log(100.0)
+MAX_SIGMOID_LOGIT_SCALE = math.log(1000.0)  # SigLIP's learned scales, which nothing limited, are above 100
+MIN_LOGIT_SCALE = -MAX_LOGIT_SCALE
 
 Metrics = dict[str, Float[Array, ""]]
 Direction = Literal["both", "image_to_text", "text_to_image"]
 
 
-@jax.custom_vjp
-def clamp_logit_scale(logit_scale: Float[ArrayLike, ""]) -> Float[Array, ""]:
-    """min(logit_scale, ln 100), with a gradient that can lead back below the limit but not further above it.
+def clamp_logit_scale(logit_scale: Float[ArrayLike, ""], maximum: float = MAX_LOGIT_SCALE) -> Float[Array, ""]:
+    """`logit_scale` in float32 between −ln 100 and `maximum`, with a gradient that can lead back from beyond them.
 
-    A plain minimum has no gradient above the limit, so a scale that oversteps it once would be stuck there for good.
+    A plain limit has no gradient beyond it, so a scale that oversteps it once would be stuck there for good; and far
+    below, where the factor is almost 0, there would be none either. Further away no gradient leads.
     """
-    return jnp.minimum(logit_scale, MAX_LOGIT_SCALE)
+    return _clamp(jnp.asarray(logit_scale, jnp.float32), maximum)
 
 
-clamp_logit_scale.defvjp(
-    lambda s: (clamp_logit_scale(s), s),
-    lambda s, g: (jnp.where((s < MAX_LOGIT_SCALE) | (g > 0), g, 0.0),),
-)
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _clamp(logit_scale: Float[Array, ""], maximum: float) -> Float[Array, ""]:
+    return jnp.clip(logit_scale, MIN_LOGIT_SCALE, maximum)
+
+
+def _clamp_gradient(maximum: float, logit_scale: Array, gradient: Array) -> tuple[Array]:
+    may_rise, may_fall = logit_scale < maximum, logit_scale > MIN_LOGIT_SCALE  # descent goes against the gradient
+    return (jnp.where(jnp.where(gradient > 0, may_fall, may_rise), gradient, jnp.zeros_like(gradient)),)
+
+
+_clamp.defvjp(lambda s, maximum: (_clamp(s, maximum), s), _clamp_gradient)
 
 
 def same_rows(tokens: Int[AnyArray, "B L"]) -> Bool[Any, "B B"]:
@@ -49,6 +59,8 @@ def similarity(
     image_features: Float[AnyArray, "B D"], text_features: Float[AnyArray, "B D"], scale: Float[Array, ""]
 ) -> Float[Array, "B B"]:
     """Scaled cosines in float32, images down, texts across."""
+    if (a := image_features.shape) != (b := text_features.shape) or len(a) != 2:
+        raise UserError(f"image_features {list(a)} and text_features {list(b)} must both be [B, D]")
     return scale * jnp.einsum("id,jd->ij", image_features, text_features, preferred_element_type=jnp.float32)
 
 
@@ -70,7 +82,7 @@ def clip_loss(
     """
     scale = jnp.exp(clamp_logit_scale(logit_scale))
     logits = similarity(image_features, text_features, scale)
-    weights = jnp.eye(logits.shape[0]) if targets is None else targets.astype(jnp.float32)
+    weights = jnp.eye(logits.shape[0], dtype=jnp.float32) if targets is None else targets.astype(jnp.float32)
 
     def one_direction(logits: Array, weights: AnyArray) -> tuple[Array, Array, Array]:
         p = weights / weights.sum(-1, keepdims=True)
@@ -93,11 +105,11 @@ def sigmoid_loss(
         loss = −1/B Σ_ij log σ(z_ij (exp(logit_scale) i_i · t_j + logit_bias)),   z = 1 where right, else −1
 
     `targets` is True where they belong together (None: the diagonal); `same_rows(tokens)` takes equal captions out of
-    the negatives. The scale is not limited: SigLIP's learned ones are above 100.
+    the negatives. The factor is limited to 1000, and not to 100 as in `clip_loss`: SigLIP's learned ones are above.
     Metrics: as of `clip_loss`, without a floor, as it is 0; and `logit_bias`.
     """
-    scale = jnp.exp(logit_scale)
-    logits = similarity(image_features, text_features, scale) + logit_bias
+    scale = jnp.exp(clamp_logit_scale(logit_scale, MAX_SIGMOID_LOGIT_SCALE))
+    logits = similarity(image_features, text_features, scale) + jnp.asarray(logit_bias, jnp.float32)
     right = jnp.eye(logits.shape[0], dtype=bool) if targets is None else targets.astype(bool)
     loss = -jax.nn.log_sigmoid(jnp.where(right, logits, -logits)).sum(-1).mean()
 
@@ -126,7 +138,9 @@ def distillation_loss(
     """
     scale = jnp.exp(clamp_logit_scale(logit_scale))
     logits = similarity(image_features, text_features, scale)
-    teacher = similarity(teacher_image_features, teacher_text_features, jnp.exp(teacher_logit_scale))
+    teacher = similarity(
+        teacher_image_features, teacher_text_features, jnp.exp(jnp.asarray(teacher_logit_scale, jnp.float32))
+    )
     teacher = jax.lax.stop_gradient(teacher)
 
     def one_direction(logits: Array, teacher: Array) -> tuple[Array, Array, Array]:
@@ -142,7 +156,8 @@ def _cross_entropy(logits: Float[Array, "B B"], p: Float[AnyArray, "B B"]) -> Fl
 
 
 def _entropy(p: Float[AnyArray, "B B"]) -> Float[Array, ""]:
-    return jax.scipy.special.entr(p).sum(-1).mean()
+    logs = jnp.log(jnp.where(p > 0, p, jnp.ones_like(p)))  # no log of 0 on the way, which `jax_debug_infs` would report
+    return -(p * logs).sum(-1).mean()
 
 
 def _in_directions(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from clip_jax.arrays import AnyArray
 from clip_jax.bert import BertTower
@@ -41,8 +41,11 @@ class CLIPOutput(NamedTuple):
 
 
 def unit_norm(x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
-    """x / ‖x‖ in float32; a zero vector stays zero, also in its gradient."""
+    """x / ‖x‖ in float32, for any finite x; a zero vector stays zero, also in its gradient."""
     h: Any = x.astype(jnp.float32)
+    # Squares from 2^64 on are infinite. Smaller vectors are multiplied by 1, so that no bit of theirs changes.
+    largest = jax.lax.stop_gradient(jnp.abs(h).max(-1, keepdims=True, initial=0.0))
+    h = h * jnp.where(largest > 2.0**60, jnp.float32(2.0**-70), jnp.float32(1))
     return h * jax.lax.rsqrt(jnp.maximum(jnp.square(h).sum(-1, keepdims=True), 1e-24))
 
 
@@ -50,7 +53,11 @@ class CLIP(nn.Module):
     """The model. Parameters: `visual`, `text`, `logit_scale`, `logit_bias`, as many of them as the config asks for;
     so `params["text"]` alone drives a `TextTransformer`. ResNets also have a collection `batch_stats`.
 
-    Images are CLIP-normalised float NHWC (see `clip_jax.images`), tokens int32 [B, L].
+    Images are CLIP-normalised float NHWC [B, H, W, c] (see `clip_jax.images`), tokens integers [B, L].
+
+    What does not fit raises a UserError: images that are integers, another size or layout, tokens that are no integers,
+    too long, or ids that are not in the vocabulary. Under `jit` the values of tokens are not known, so that ids cannot
+    be checked there: one that is too high gives NaN.
     """
 
     config: CLIPConfig
@@ -63,16 +70,16 @@ class CLIP(nn.Module):
         if config.text is not None:
             self.text = TEXT_TOWERS[type(config.text)](config.text, config.embed_dim, self.dtype)
         if config.two_towers and config.logit_scale_learned:
-            self.logit_scale = self.param("logit_scale", constant(config.logit_scale_init), ())
+            self.logit_scale = self.param("logit_scale", constant(config.logit_scale_init), (), jnp.float32)
         else:
             self.logit_scale = jnp.float32(config.logit_scale_init)
         self.logit_bias = None
         if config.two_towers and config.logit_bias_init is not None:
-            self.logit_bias = self.param("logit_bias", constant(config.logit_bias_init), ())
+            self.logit_bias = self.param("logit_bias", constant(config.logit_bias_init), (), jnp.float32)
 
     def encode_image(
         self,
-        images: Float[AnyArray, "B H W c"],
+        images: Num[AnyArray, "*N H W c"],
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
@@ -82,7 +89,7 @@ class CLIP(nn.Module):
 
     def image_states(
         self,
-        images: Float[AnyArray, "B H W c"],
+        images: Num[AnyArray, "*N H W c"],
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
@@ -93,7 +100,7 @@ class CLIP(nn.Module):
             raise UserError("this model has no image tower: it encodes texts only")
         return self.visual(images, keep_patches, train=train, hidden_states=hidden_states)
 
-    def encode_text(self, tokens: Int[AnyArray, "B L"], *, hidden_states: bool = False) -> TextFeatures:
+    def encode_text(self, tokens: Num[AnyArray, "*N L"], *, hidden_states: bool = False) -> TextFeatures:
         """Text embeddings (not normalised), per-token states and their mask; the states of all layers on request."""
         if self.config.text is None:
             raise UserError("this model has no text tower: it encodes images only")
@@ -101,8 +108,8 @@ class CLIP(nn.Module):
 
     def __call__(
         self,
-        images: Float[AnyArray, "B H W c"],
-        tokens: Int[AnyArray, "T L"],
+        images: Num[AnyArray, "*N H W c"],
+        tokens: Num[AnyArray, "*M L"],
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,

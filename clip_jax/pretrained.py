@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from clip_jax.config import CLIPConfig
+from clip_jax.config import CLIPConfig, TextConfig
 from clip_jax.encode import joined
 from clip_jax.errors import UserError, reading
 from clip_jax.images import Preprocess
@@ -268,6 +268,11 @@ def _loaded(config: CLIPConfig, flat: Mapping[str, np.ndarray], tokenizer: Any) 
     text = config.text
     if text is not None and isinstance(tokenizer, Tokenizer) and text.pad_id != tokenizer.pad_id:
         config = dataclasses.replace(config, text=dataclasses.replace(text, pad_id=tokenizer.pad_id))
+        text = config.text
+    highest_ends = isinstance(text, TextConfig) and text.pool == "eos" and text.eos_id is None
+    if highest_ends and isinstance(tokenizer, Tokenizer) and tokenizer.vocab_size > tokenizer.eot_id + 1:
+        # The highest id is not the end any more once tokens were learned behind it.
+        config = dataclasses.replace(config, text=dataclasses.replace(text, eos_id=tokenizer.eot_id))
     preprocess: Any = Missing("this model has no image tower, and no preprocessing")
     if config.vision is not None:
         preprocess = Preprocess(config.preprocess, config.vision.image_size)

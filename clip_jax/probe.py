@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Num
 
-from clip_jax.arrays import AnyArray
+from clip_jax.arrays import AnyArray, check_features, check_ks, check_labels
 from clip_jax.errors import UserError
 
 PUBLISHED_C = 0.316
@@ -30,10 +30,16 @@ class Probe(NamedTuple):
     bias: Float[Array, " K"]
 
     def logits(self, features: Float[AnyArray, "N D"]) -> Float[Array, "N K"]:
-        return jnp.asarray(features, jnp.float32) @ self.weights + self.bias
+        """features @ weights + bias, in float32."""
+        return jnp.asarray(features, jnp.float32) @ self.weights + self.bias[None]
 
     def accuracy(self, features: Float[AnyArray, "N D"], labels: Int[AnyArray, " N"]) -> float:
-        """How often the likeliest class is the right one, in [0, 1]."""
+        """How often the likeliest class is the right one, in [0, 1].
+
+        Raises: UserError for features that are not finite, or labels that are not one integer for each of them.
+        """
+        features = check_features("features", features)
+        labels = check_labels("labels", labels, len(features))
         return float((self.logits(features).argmax(-1) == jnp.asarray(labels)).mean())
 
 
@@ -80,7 +86,7 @@ def _minimise(
 ) -> tuple[Array, Array]:
     def objective(params: tuple[Array, Array]) -> Array:
         weights, bias = params
-        logits = jnp.matmul(features, weights, precision="highest") + bias
+        logits = jnp.matmul(features, weights, precision="highest") + bias[None]
         errors = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return errors.mean() + (weights**2).sum() / (2 * C * len(labels))
 
@@ -99,8 +105,10 @@ def _minimise(
         _, _, i, largest = carry
         return (i < max_iterations) & (largest > tolerance)
 
-    params = jnp.zeros((features.shape[1], classes)), jnp.zeros(classes)
-    return jax.lax.while_loop(unfinished, step, (params, solver.init(params), 0, jnp.inf))[0]
+    params = jnp.zeros((features.shape[1], classes), jnp.float32), jnp.zeros(classes, jnp.float32)
+    return jax.lax.while_loop(
+        unfinished, step, (params, solver.init(params), 0, jnp.float32(np.finfo(np.float32).max))
+    )[0]
 
 
 def best_c(score: Callable[[float], float], *, steps_per_decade: int = 8) -> float:
@@ -128,6 +136,7 @@ def few_shot(labels: Int[AnyArray, " N"], shots: int, seed: int = 0) -> Int[np.n
 
     Raises: UserError when a class has fewer.
     """
+    (shots,) = check_ks(shots, "shots")
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     picked = []
     for name, count in zip(*np.unique(labels, return_counts=True), strict=True):

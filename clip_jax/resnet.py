@@ -7,14 +7,15 @@ convolution and the norm of the shortcut.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import PlainResNetConfig, ResNetConfig
 from clip_jax.errors import UserError
-from clip_jax.layers import attend, fan_in_uniform, split_heads
+from clip_jax.layers import attend, fan_in_uniform, per_channel, split_heads
 from clip_jax.vit import ImageFeatures, check_images
 
 MOMENTUM = 0.9  # of the running statistics; torch, which counts the other way, calls it 0.1
@@ -34,21 +35,22 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[AnyArray, "*B C"], *, train: bool) -> Float[Array, "*B C"]:
         channels = x.shape[-1:]
-        scale = self.param("scale", self.scale_init, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         h = x.astype(jnp.float32)
         mean, var = running_mean.value, running_var.value
         if train:
             axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
             mean = h.mean(axes)
-            var = jnp.square(h - mean).mean(axes)
+            var = jnp.square(h - per_channel(mean, x)).mean(axes)
             if not self.is_initializing():
                 unbiased = var * (count / max(count - 1, 1))
                 running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean
                 running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * unbiased
-        return ((h - mean) * (scale / jnp.sqrt(var + self.eps)) + bias).astype(x.dtype)
+        mean, factor, bias = (per_channel(v, x) for v in (mean, scale / jnp.sqrt(var + self.eps), bias))
+        return ((h - mean) * factor + bias).astype(x.dtype)
 
 
 def conv(width: int, kernel: int, fan_in: int, name: str, dtype: Any, stride: int = 1) -> nn.Conv:
@@ -66,7 +68,10 @@ def conv(width: int, kernel: int, fan_in: int, name: str, dtype: Any, stride: in
 
 
 def avg_pool(x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B h w C"]:
-    return nn.avg_pool(x, (stride, stride), (stride, stride)) if stride > 1 else x
+    if stride == 1:
+        return x
+    sides = (stride, stride)
+    return nn.pooling.pool(x, 0.0, jax.lax.add, sides, sides, "VALID") / (stride * stride)
 
 
 class Bottleneck(nn.Module):
@@ -135,7 +140,7 @@ class AttentionPool(nn.Module):
         x = x.reshape(b, h * w, c)
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)  # [B, 1 + HW, C]
         normal = nn.initializers.normal(c**-0.5)
-        x = x + self.param("positional_embedding", normal, (1 + h * w, c)).astype(self.dtype)
+        x = x + self.param("positional_embedding", normal, (1 + h * w, c), jnp.float32).astype(self.dtype)[None]
 
         def dense(name: str, width: int, x: Array) -> Array:
             return nn.Dense(width, kernel_init=normal, bias_init=fan_in_uniform(c), dtype=self.dtype, name=name)(x)
@@ -160,7 +165,7 @@ class ModifiedResNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[AnyArray, "B H W c"],
+        images: Num[AnyArray, "*N H W c"],
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
@@ -198,7 +203,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[AnyArray, "B H W c"],
+        images: Num[AnyArray, "*N H W c"],
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,

@@ -4,9 +4,10 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import TextConfig
@@ -26,15 +27,31 @@ class TextFeatures(NamedTuple):
 
 def eot_index(tokens: Int[AnyArray, "B L"], eos_id: int | None) -> Int[AnyArray, " B"]:
     """Position of the first end-of-text token; with `eos_id` None, of the highest id (the same in CLIP's layout)."""
-    return (tokens if eos_id is None else tokens == eos_id).argmax(-1)
+    return (tokens if eos_id is None else tokens == eos_id).argmax(-1).astype(jnp.int32)
 
 
-def check_length(tokens: Int[AnyArray, "B L"], context_length: int) -> None:
-    """Raises UserError for rows that are longer than the model's positions."""
+def check_tokens(tokens: Num[AnyArray, "*N L"], context_length: int, vocab_size: int) -> Int[Array, "B L"]:
+    """The tokens as int32.
+
+    Raises: UserError for what is no matrix of integers, rows longer than the model's positions, and ids that are not in
+        the vocabulary, as far as their values are known: under `jit` they are not.
+    """
+    if tokens.ndim != 2 or not tokens.shape[1]:
+        raise UserError(f"tokens have the shape {list(tokens.shape)}, not [B, L]: for one text give tokens[None]")
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise UserError(f"tokens are {tokens.dtype}: they must be integers, as tokenize gives them")
     if tokens.shape[1] > context_length:
         raise UserError(
             f"tokens are {tokens.shape[1]} long, context_length is {context_length}: use the model's tokenize"
         )
+    if tokens.size and not isinstance(tokens, jax.core.Tracer) and getattr(tokens, "is_fully_addressable", True):
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= vocab_size:
+            raise UserError(
+                f"tokens: there is an id {low if low < 0 else high}, the model has 0 to {vocab_size - 1}: "
+                "use the model's tokenize"
+            )
+    return jnp.asarray(tokens, jnp.int32)
 
 
 class TextTransformer(nn.Module):
@@ -49,23 +66,26 @@ class TextTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[AnyArray, "B L"], *, hidden_states: bool = False) -> TextFeatures:
-        config, length = self.config, tokens.shape[1]
-        check_length(tokens, config.context_length)
+    def __call__(self, tokens: Num[AnyArray, "*N L"], *, hidden_states: bool = False) -> TextFeatures:
+        config = self.config
+        tokens = check_tokens(tokens, config.context_length, config.vocab_size)
+        length = tokens.shape[1]
         normal = nn.initializers.normal
         embedding = nn.Embed(config.vocab_size, config.width, embedding_init=normal(0.02), name="token_embedding")
         if config.positions == "learned":
-            positions = self.param("positional_embedding", normal(0.01), (config.context_length, config.width))
+            positions = self.param(
+                "positional_embedding", normal(0.01), (config.context_length, config.width), jnp.float32
+            )
         else:
             positions = jnp.asarray(sinusoids(config.context_length, config.width))
 
-        place, end = jnp.arange(length), eot_index(tokens, config.eos_id)  # [L], [B]
+        place, end = jnp.arange(length)[None], eot_index(tokens, config.eos_id)  # [1, L], [B]
         seen = None
         if config.attention == "causal":
             seen = jnp.tril(jnp.ones((length, length), bool))
         elif config.attention == "text":
             seen = (place <= end[:, None])[:, None, None]  # [B, 1, 1, L]
-        x = (embedding(tokens) + positions[:length]).astype(self.dtype)
+        x = (embedding(tokens) + positions[None, :length]).astype(self.dtype)
         transformer = Transformer(config, scaled_init(config), self.dtype, name="transformer")
         states = transformer(x, seen, hidden_states=True) if hidden_states else (transformer(x, seen),)
         encodings = LayerNorm(config.ln_eps, name="ln_final")(states[-1])
@@ -75,9 +95,11 @@ class TextTransformer(nn.Module):
         else:
             pooled, mask = jnp.take_along_axis(encodings, end[:, None, None], axis=1)[:, 0], place <= end[:, None]
         if self.embed_dim is not None:
-            projection = self.param("text_projection", normal(config.width**-0.5), (config.width, self.embed_dim))
+            projection = self.param(
+                "text_projection", normal(config.width**-0.5), (config.width, self.embed_dim), jnp.float32
+            )
             pooled = pooled @ projection.astype(self.dtype)
         if self.embed_dim is not None and config.projection_bias:
-            bias = self.param("text_projection_bias", nn.initializers.zeros, (self.embed_dim,))
-            pooled = pooled + bias.astype(self.dtype)
+            bias = self.param("text_projection_bias", nn.initializers.zeros, (self.embed_dim,), jnp.float32)
+            pooled = pooled + bias[None].astype(self.dtype)
         return TextFeatures(pooled, encodings, mask, states if hidden_states else None)

@@ -7,12 +7,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import ViTConfig
 from clip_jax.errors import UserError
-from clip_jax.layers import MLP, Attention, LayerNorm, Transformer, fan_in_uniform, sinusoids, torch_init
+from clip_jax.layers import (
+    MLP,
+    Attention,
+    LayerNorm,
+    Transformer,
+    fan_in_uniform,
+    per_channel,
+    sinusoids,
+    torch_init,
+)
 
 
 class ImageFeatures(NamedTuple):
@@ -23,9 +32,20 @@ class ImageFeatures(NamedTuple):
     # the output of each, before the last norm (ResNets: [B, H, W, C], the stem's and each stage's)
 
 
-def check_images(images: Float[AnyArray, "B H W c"], image_size: int, channels: int) -> None:
-    """Raises UserError for images that are not of the model's size."""
+def check_images(images: Num[AnyArray, "*N H W c"], image_size: int, channels: int) -> None:
+    """Raises UserError for images that are no batch, no floats, or not of the model's size."""
     size = (image_size, image_size)
+    if images.ndim != 4:
+        raise UserError(
+            f"images have the shape {list(images.shape)}, not [B, H, W, c]: for one image give images[None]"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(
+            f"images are {images.dtype}, the model takes CLIP-normalised floats: use its preprocess, or "
+            "clip_jax.images.normalise for pixels of the right size"
+        )
+    if images.shape[1] == channels and images.shape[2:] == size and channels != image_size:
+        raise UserError(f"images are [B, c, H, W] {list(images.shape)}: transpose them to [B, H, W, c]")
     if images.shape[1:3] != size:
         raise UserError(f"images are {images.shape[1:3]}, the model takes {size}: use its preprocess")
     if images.shape[3] != channels:
@@ -48,12 +68,13 @@ class PatchConv(nn.Module):
     def __call__(self, images: Float[AnyArray, "B H W c"]) -> Float[Array, "B P C"]:
         b, h, w, c = images.shape
         p = self.patch_size
-        kernel = self.param("kernel", fan_in_uniform(p * p * c), (p, p, c, self.width))
+        kernel = self.param("kernel", fan_in_uniform(p * p * c), (p, p, c, self.width), jnp.float32)
         patches = images[:, : h - h % p, : w - w % p].reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(b, (h // p) * (w // p), p * p * c)
         out = patches.astype(self.dtype) @ kernel.reshape(p * p * c, self.width).astype(self.dtype)
         if self.use_bias:
-            out = out + self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+            out = out + per_channel(bias, out).astype(self.dtype)
         return out
 
 
@@ -85,7 +106,9 @@ class MAPHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B C"]:
         config, inits = self.config, torch_init(self.config)
-        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, config.width)).astype(self.dtype)
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, config.width), jnp.float32).astype(
+            self.dtype
+        )
         query = jnp.broadcast_to(probe, (x.shape[0], 1, config.width))
         h = Attention(config, inits, self.dtype, name="attention")(x, query=query)
         h = h + MLP(config, inits, self.dtype, name="mlp")(LayerNorm(config.ln_eps, name="layernorm")(h))
@@ -105,7 +128,7 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[AnyArray, "B H W c"],
+        images: Num[AnyArray, "*N H W c"],
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
@@ -121,11 +144,11 @@ class VisionTransformer(nn.Module):
         check_images(images, config.image_size, config.channels)
         classed = config.pool == "cls"
         if classed:
-            class_embedding = self.param("class_embedding", nn.initializers.normal(std), (config.width,))
+            class_embedding = self.param("class_embedding", nn.initializers.normal(std), (config.width,), jnp.float32)
         num_positions = config.grid**2 + classed
         if config.positions == "learned":
             positions = self.param(
-                "positional_embedding", nn.initializers.normal(std), (num_positions, config.width)
+                "positional_embedding", nn.initializers.normal(std), (num_positions, config.width), jnp.float32
             ).astype(self.dtype)
         else:
             positions = jnp.asarray(sinusoids(num_positions, config.width), self.dtype)
@@ -135,7 +158,7 @@ class VisionTransformer(nn.Module):
             images = ConvStem(config, self.dtype, name="stem")(images)
             patch_size //= 2 ** len(config.stem)
         x = PatchConv(config.width, patch_size, config.patch_bias, self.dtype, name="conv1")(images)
-        x = x + positions[classed:]
+        x = x + positions[None, classed:]
         if keep_patches is not None:
             x = jnp.take_along_axis(x, keep_patches[..., None], axis=1)  # [B, K, C]
         if classed:
@@ -148,5 +171,7 @@ class VisionTransformer(nn.Module):
         ln_post = LayerNorm(config.ln_eps, name="ln_post")
         x = ln_post(states[-1][:, 0]) if classed else MAPHead(config, self.dtype, name="head")(ln_post(states[-1]))
         if classed and self.embed_dim is not None:
-            x = x @ self.param("proj", nn.initializers.normal(std), (config.width, self.embed_dim)).astype(self.dtype)
+            x = x @ self.param("proj", nn.initializers.normal(std), (config.width, self.embed_dim), jnp.float32).astype(
+                self.dtype
+            )
         return ImageFeatures(x, states if hidden_states else None)

@@ -1,14 +1,15 @@
 """Classification by prompts, without training (Radford et al. 2021 §3.1)."""
 
+import numbers
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
-from clip_jax.arrays import AnyArray
+from clip_jax.arrays import AnyArray, check_features, check_ks, check_labels
 from clip_jax.embed import image_features, text_features
 from clip_jax.errors import UserError
 from clip_jax.images import Picture
@@ -22,18 +23,38 @@ ClassName = str | Sequence[str]  # several names of one class are averaged, as O
 def prompts(classes: Sequence[ClassName], templates: Sequence[str]) -> list[list[str]]:
     """The prompts of each class: every template with every name of it.
 
-    Raises: UserError when there is no class, a name is empty, or a template has no place for a name.
+    Raises: UserError when there is no class, a name is empty, or a template has no place for a name; also for one str
+        in place of a list, which would be a class, or a template, for each of its letters.
     """
+    for argument, value in (("classes", classes), ("templates", templates)):
+        if isinstance(value, str | bytes):
+            raise UserError(
+                f"{argument} is one {type(value).__name__}, {value[:40]!r}: give a list, as [{value[:40]!r}]"
+            )
+    classes, templates = list(classes), list(templates)
     if not classes or not templates:
         raise UserError("zero-shot classification needs at least one class and one template")
     for template in templates:
+        if not isinstance(template, str):
+            raise UserError(f"templates: got {type(template).__name__}, not text")
         if "{}" not in template:
             raise UserError(f"the template {template!r} has no {{}} for the name of the class")
-    named = [[name] if isinstance(name, str) else list(name) for name in classes]
+    named = [_names(i, name) for i, name in enumerate(classes)]
     for i, names in enumerate(named):
+        if wrong := [name for name in names if not isinstance(name, str)]:
+            raise UserError(f"classes: class {i} has a name of {type(wrong[0]).__name__}, not text")
         if not names or not all(name.strip() for name in names):
             raise UserError(f"class {i} has no name")
     return [[template.replace("{}", name) for name in names for template in templates] for names in named]
+
+
+def _names(i: int, name: Any) -> list[Any]:
+    if isinstance(name, str | bytes | numbers.Number | None):
+        return [name]
+    try:
+        return list(name)
+    except TypeError:
+        raise UserError(f"classes: class {i} is a {type(name).__name__}, not text") from None
 
 
 def classifier_weights(
@@ -56,9 +77,25 @@ def classifier_weights(
 def top_k(
     image_features: Float[AnyArray, "B D"], weights: Float[AnyArray, "K D"], k: int = 1
 ) -> tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]]:
-    """Similarities and class indices of the k best classes for each image, best first."""
-    similarity, index = jax.lax.top_k(jnp.asarray(image_features) @ jnp.asarray(weights).T, min(k, len(weights)))
+    """Similarities and class indices of the k best classes for each image, best first.
+
+    Raises: UserError for features with NaN or Inf, dimensions that differ, or k below 1.
+    """
+    (k,) = check_ks(k, "k")
+    image_features, weights = _comparable("image_features", image_features, weights)
+    similarity, index = jax.lax.top_k(_product(image_features, weights), min(k, len(weights)))
     return np.asarray(similarity), np.asarray(index)
+
+
+def _comparable(name: str, features: AnyArray, weights: AnyArray) -> tuple[AnyArray, AnyArray]:
+    features, weights = check_features(name, features), check_features("weights", weights)
+    if not len(weights) or features.shape[1] != weights.shape[1]:
+        raise UserError(f"cannot compare {name} {list(features.shape)} with weights {list(weights.shape)}")
+    return features, weights
+
+
+def _product(features: AnyArray, weights: AnyArray) -> Array:
+    return jnp.asarray(features, jnp.float32) @ jnp.asarray(weights, jnp.float32).T
 
 
 class Classified(NamedTuple):
@@ -86,9 +123,11 @@ def classify(
 
 
 def rank(clip: LoadedCLIP, features: Float[AnyArray, "B D"], weights: Float[AnyArray, "K D"], k: int = 5) -> Classified:
-    """`classify` for features and classes that are already encoded."""
+    """`classify` for features and classes that are already encoded. Raises UserError as `top_k`."""
+    (k,) = check_ks(k, "k")
+    features, weights = _comparable("features", features, weights)
     scale, bias = scale_and_bias(clip)
-    logits = scale * jnp.asarray(features) @ jnp.asarray(weights).T
+    logits = _product(scale * jnp.asarray(features, jnp.float32), weights)
     probability = jax.nn.softmax(logits, axis=-1) if bias is None else jax.nn.sigmoid(logits + bias)
     best, index = jax.lax.top_k(probability, min(k, weights.shape[0]))
     return Classified(np.asarray(index), np.asarray(best))
@@ -107,7 +146,14 @@ def accuracy(
     labels: Int[AnyArray, " N"],
     ks: Sequence[int] = (1, 5),
 ) -> dict[int, float]:
-    """Top-k accuracies in [0, 1] (with as many classes as there are, when k is more)."""
+    """Top-k accuracies in [0, 1] (with as many classes as there are, when k is more).
+
+    Raises: UserError for features with NaN or Inf, no rows, or labels that are not one integer for each row.
+    """
+    ks = check_ks(ks)
+    labels = check_labels("labels", labels, len(features))
+    if not len(features):
+        raise UserError("features: there are no rows, so there is no accuracy")
     _, best = top_k(features, weights, max(ks))
     hits = best == np.asarray(labels)[:, None]
     return {k: float(hits[:, :k].any(1).mean()) for k in ks}
