@@ -281,8 +281,10 @@ def both_recalls(clip: LoadedCLIP, listing: Listing, features: np.ndarray) -> di
     from clip_jax.retrieval import both_directions
 
     assert listing.captions is not None
-    _, first, image_of_text = np.unique(listing.names, return_index=True, return_inverse=True)
-    return both_directions(features[first], text_features(clip, listing.captions), image_of_text.ravel())
+    places: dict[str, int] = {}
+    image_of_text = np.array([places.setdefault(name, len(places)) for name in listing.names])
+    _, first = np.unique(image_of_text, return_index=True)
+    return both_directions(features[first], text_features(clip, listing.captions), image_of_text)
 
 
 def recalls(clip: LoadedCLIP, listing: Listing, features: np.ndarray) -> str:
