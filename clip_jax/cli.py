@@ -260,6 +260,8 @@ def encode(
         )
     if bad.errors:
         say(str(bad), 0)
+    if not len(features):
+        raise UserError(f"{options.source}: none of its pictures can be read")
     if len(firsts) == len(listing.names) and not bad.errors:
         return listing, features
     names = [name for i, name in enumerate(firsts) if i not in bad.errors]
