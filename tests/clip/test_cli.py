@@ -140,6 +140,7 @@ def test_embed_goes_on_after_it_was_stopped(command, tmp_path, monkeypatch):
     assert not (tmp_path / "e.npz.part").exists()
 
 
+@pytest.mark.slow
 def test_names_that_a_terminal_cannot_show(directory, tmp_path):
     """In a process of its own: the terminal's encoding is made when Python starts."""
     save(tmp_path / "photos" / "ü猫.png")
