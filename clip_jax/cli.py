@@ -260,6 +260,8 @@ def encode(
         )
     if bad.errors:
         say(str(bad), 0)
+    if not len(features):
+        raise UserError(f"{options.source}: none of its pictures can be read")
     if len(firsts) == len(listing.names) and not bad.errors:
         return listing, features
     names = [name for i, name in enumerate(firsts) if i not in bad.errors]
@@ -281,8 +283,10 @@ def both_recalls(clip: LoadedCLIP, listing: Listing, features: np.ndarray) -> di
     from clip_jax.retrieval import both_directions
 
     assert listing.captions is not None
-    _, first, image_of_text = np.unique(listing.names, return_index=True, return_inverse=True)
-    return both_directions(features[first], text_features(clip, listing.captions), image_of_text.ravel())
+    places: dict[str, int] = {}
+    image_of_text = np.array([places.setdefault(name, len(places)) for name in listing.names])
+    _, first = np.unique(image_of_text, return_index=True)
+    return both_directions(features[first], text_features(clip, listing.captions), image_of_text)
 
 
 def recalls(clip: LoadedCLIP, listing: Listing, features: np.ndarray) -> str:

@@ -138,7 +138,7 @@ def labelled(words: Sequence[str]) -> tuple[np.ndarray, list[str]]:
 
 def quoted(text: object) -> str:
     """A name or value from a file, short enough for an error line."""
-    return repr(printable(text, IN_A_LINE))
+    return repr(printable(text, IN_A_LINE)) if isinstance(text, str) else printable(repr(text), IN_A_LINE)
 
 
 def some(words: Iterable[object], most: int = 12) -> str:

@@ -21,6 +21,7 @@ NO_DATA = frozenset(
     {"__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
 )
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "metadata.parquet")  # as Hugging Face's imagefolder
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 SIDECARS = (".txt", ".caption")
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
 MOST_LINKS_TO_ONE = 100  # folders that link to each other double with each level
@@ -35,6 +36,7 @@ class Found(NamedTuple):
     captions: dict[str, str]  # name of a picture without its suffix -> name of the text beside it
     metadata: list[str]
     other: Counter[str]  # suffixes of files that are pictures, but not to Pillow
+    tables: list[str]  # in the folder itself, which nobody has asked for
 
 
 def read_folder(folder: Path) -> Listing:
@@ -54,6 +56,11 @@ def read_folder(folder: Path) -> Listing:
         warnings.warn(f"{folder}: left out, as Pillow does not read them here: {parts}; convert them", stacklevel=2)
     if found.metadata:
         return _with_metadata(folder, found)
+    if found.tables:
+        warnings.warn(
+            f"{folder}: {some(found.tables, 3)} in it is not read; if it has the captions or labels, name it instead",
+            stacklevel=2,
+        )
     if not found.pictures:
         kinds = sorted(suffixes_of_pictures() & {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".avif"})
         raise UserError(f"{folder}: there is no picture in it ({', '.join(kinds)} and others that Pillow reads)")
@@ -68,6 +75,7 @@ def _walk(folder: Path) -> Found:
     texts: dict[str, str] = {}
     metadata: list[str] = []
     other: Counter[str] = Counter()
+    tables: list[str] = []
     for name in _files(folder):
         stem, suffix = os.path.splitext(name)
         suffix = suffix.lower()
@@ -75,13 +83,16 @@ def _walk(folder: Path) -> Found:
             pictures.append(name)
         elif os.path.basename(name).lower() in METADATA:
             metadata.append(name)
+        elif "/" not in name and (suffix in TABLE_SUFFIXES or name.lower() == "captions.txt"):
+            tables.append(name)
         elif suffix in SIDECARS:
             texts[stem] = name
         elif suffix in OTHER_PICTURES:
             other[suffix] += 1
     pictures.sort(key=lambda name: name.split("/"))
     stems = {os.path.splitext(name)[0] for name in pictures} if texts else set()
-    return Found(pictures, {s: name for s, name in texts.items() if s in stems}, sorted(metadata), other)
+    captions = {stem: name for stem, name in texts.items() if stem in stems}
+    return Found(pictures, captions, sorted(metadata), other, sorted(tables))
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -1,6 +1,10 @@
 """`python -m clip_jax`, in this process, with a CLIP of random weights."""
 
 import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ import clip_jax
 from clip_jax import cli
 from clip_jax.embed import image_features, text_features
 from tests.clip.test_listing import save
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +82,78 @@ def test_parquet_holds_the_same(command, tmp_path):
         np.testing.assert_array_equal(np.array(table[name], arrays[name].dtype), arrays[name])
 
 
+def test_embed_captions_alone(command, directory, tmp_path):
+    (tmp_path / "texts.csv").write_text("caption\na red circle\na star\n")
+    code, out, err = command("embed", "texts.csv", "--out", "e.npz")
+    assert (code, err) == (0, "")
+    assert out.startswith("2 captions, ")
+    assert {*np.load(tmp_path / "e.npz")} == {"caption", "text_features"}
+
+
+def damaged(tmp_path, names):
+    for name in names:
+        (tmp_path / "photos" / name).write_bytes((tmp_path / "photos" / name).read_bytes()[:60])
+
+
+@pytest.mark.parametrize("name", ["embed", "classify", "retrieve"])
+def test_damaged_pictures_are_left_out_and_named(command, tmp_path, name):
+    damaged(tmp_path, ["red/b.png"])
+    more = {"embed": ["--out", "e.npz"], "classify": [], "retrieve": ["--query", "a star"]}[name]
+    code, out, err = command(name, "photos", *more)
+    assert code == 0
+    assert "2 pictures" in out
+    assert err.startswith("clip_jax: 1 of 3 pictures cannot be read and are left out: photos/red/b.png: cannot read")
+    assert err.count("\n") == 1
+    if name == "embed":
+        assert np.load(tmp_path / "e.npz")["label"].tolist() == ["blue", "red"]
+        assert not (tmp_path / "e.npz.part").exists()
+    code, out, err = command(name, "photos", *more, "--max-bad-fraction", 0)
+    assert (code, out) == (1, "")
+    assert "1 of 3 pictures cannot be read, 0 are let pass" in err
+
+
+def test_damaged_pictures_and_recall(command, tmp_path):
+    damaged(tmp_path, ["red/b.png"])
+    code, out, err = command("retrieve", "captions.csv")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "text to image: R@1" in out
+    code, out, err = command("verify", "photos", "--published", 50, "--tolerance", 100, "--templates", "plain")
+    assert (code, err.count("\n")) == (0, 1)
+
+
+def test_embed_goes_on_after_it_was_stopped(command, tmp_path, monkeypatch):
+    assert command("embed", "captions.csv", "--out", "whole.npz", "--batch-size", 1)[0] == 0
+
+    def stop(path, columns):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "write", stop)
+        assert command("embed", "captions.csv", "--out", "e.npz", "--batch-size", 1)[0] == 130
+    assert (tmp_path / "e.npz.part").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("clip_jax.bulk.features_of_prepared", lambda *_: pytest.fail("encoded again"))
+        assert command("embed", "captions.csv", "--out", "e.npz", "--batch-size", 1)[0] == 0
+    whole, found = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "e.npz")
+    for name in whole:
+        np.testing.assert_array_equal(found[name], whole[name])
+    assert not (tmp_path / "e.npz.part").exists()
+
+
+@pytest.mark.slow
+def test_names_that_a_terminal_cannot_show(directory, tmp_path):
+    """In a process of its own: the terminal's encoding is made when Python starts."""
+    save(tmp_path / "photos" / "ü猫.png")
+    save(tmp_path / "photos" / "a.png")
+    os.rename(tmp_path / "photos" / "a.png", os.fsencode(tmp_path) + b"/photos/caf\xe9.png")
+    argv = [sys.executable, "-m", "clip_jax", "retrieve", "photos", "--model", str(directory), "--query", "a star"]
+    env = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\xfc\\u732b.png" in done.stdout
+    assert "caf\\xe9.png" in done.stdout
+
+
 def test_classify(command, tmp_path):
     code, out, err = command("classify", "photos", "--out", "c.npz", "--k", 2)
     assert (code, err) == (0, "")
@@ -124,6 +202,13 @@ def test_verify(command):
         (["embed", "photos", "--out", "none/e.npz"], "--out: none is not a directory"),
         (["embed", "photos", "--batch-size", "0"], "--batch-size: 0 is less than 1"),
         (["embed", "broken.csv"], "broken.png: cannot read the picture"),
+        (["embed", "photos", "--max-bad-fraction", "2"], "--max-bad-fraction: 2.0 is not between 0 and 1"),
+        (["embed", "photos", "--bach-size", "3"], "--bach-size: there is no such flag; perhaps you meant --batch-size"),
+        (["embed", "photos", "--batch-size", "x"], "--batch-size: 'x' is not an integer"),
+        (
+            ["classify", "photos", "--classes", "red", "green"],
+            "--classes: the pictures' blue are none of the 2 classes",
+        ),
         (["classify", "captions.csv"], "no classes of their own"),
         (["classify", "photos", "--k", "0"], "--k: 0 is less than 1"),
         (["classify", "photos", "--templates", "imagnet"], "neither a file nor one of plain, imagenet"),
