@@ -31,8 +31,7 @@ class Data:
     directory: Path | None = None
     """Where TFDS keeps its data; None: where it usually does."""
     max_damaged: float = 0.01
-    """Share of the pictures that may be damaged. The next one stands in for each, it is counted as `bad` in the log;
-    training stops where they are more."""
+    """Share of the pictures that may be damaged: the next stands in, the log counts `bad`."""
 
 
 @dataclass(frozen=True)

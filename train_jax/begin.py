@@ -31,14 +31,13 @@ RECORDS = ("begun", "history")  # of config.json: what was done, not what identi
 
 @dataclass(frozen=True, kw_only=True)
 class Begin:
-    """How a run begins: fields for the config of a command."""
+    """How a run begins: fields for the config of a command. A run that is extended takes its rate from the schedule of
+    its new number of steps."""
 
     begin_from: Path | None = None
-    """Run directory of another run, whose weights this one begins with (fresh optimiser, step 0). With --extend it goes
-    on with that run's optimiser and step too, here instead of there."""
+    """Run directory whose weights to begin with; with --extend, its optimiser and step too."""
     extend: bool = False
-    """Go on with the run in this directory though its config has changed: more steps, another rate, batch or data. Its
-    weights, optimiser and step are kept, the rate follows the schedule of the new number of steps."""
+    """Go on with other steps, rate, batch or data; weights, optimiser and step are kept."""
 
 
 class Kept(NamedTuple):

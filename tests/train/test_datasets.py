@@ -217,3 +217,72 @@ def test_no_tensorflow_and_no_jax():
         env={"PYTHONPATH": ":".join(filter(None, sys.path))},
     )
     assert run.stdout.strip() == "[]"
+
+
+# Damage
+
+
+def damaged(data_dir, tmp_path, name, change):
+    """A copy of the data in which `change` has been done to the bytes of a file."""
+    shutil.copytree(data_dir, tmp_path / "copy")
+    (path,) = (tmp_path / "copy").rglob(name)
+    path.write_bytes(change(path.read_bytes()))
+    return path
+
+
+CHANGES = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "cut": lambda content: content[:-1],
+    "zero": lambda content: bytes(len(content)),
+    "garbage": lambda content: np.random.default_rng(0).bytes(len(content)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_damaged_shard_is_named(data_dir, tmp_path, change):
+    path = damaged(data_dir, tmp_path, "shapes-train.array_record*", CHANGES[change])
+    with pytest.raises(UserError) as refusal:
+        source("train", tmp_path / "copy")
+    assert str(refusal.value).startswith(f"{path}: it is damaged")
+    assert "\n" not in str(refusal.value)
+    assert len(source("test", tmp_path / "copy")) == SIZES["test"]  # its files are whole
+
+
+@pytest.mark.parametrize("change", ["empty", "half", "garbage"])
+def test_a_damaged_description_is_named(data_dir, tmp_path, change):
+    for config in (data_dir / "shapes").iterdir():
+        if config.name != shapes.ShapesConfig(split_sizes=SIZES).name:
+            shutil.rmtree(config)  # what other tests have made beside it
+    path = damaged(data_dir, tmp_path, "dataset_info.json", CHANGES[change])
+    with pytest.raises(UserError) as refusal:
+        source("train", tmp_path / "copy")
+    assert str(refusal.value).startswith(f"{path}: the data's description is damaged")
+    assert "\n" not in str(refusal.value)
+
+
+def test_flipped_bits_are_found_and_the_record_named(data_dir, tmp_path):
+    """Wherever they are: each record is what it was, or refused."""
+    rng = np.random.default_rng(0)
+    whole = source("train", data_dir)
+    (path,) = damaged(data_dir, tmp_path, "shapes-train.array_record*", lambda content: content).parent.glob(
+        "*-train.*"
+    )
+    content, told = path.read_bytes(), []
+    for _ in range(20):
+        flipped = bytearray(content)
+        for at in rng.integers(len(content), size=200):
+            flipped[at] ^= 1
+        path.write_bytes(flipped)
+        try:
+            records = source("train", tmp_path / "copy")
+        except UserError as error:
+            told.append((str(error), str(path)))
+            continue
+        for index in range(len(records)):
+            try:
+                np.testing.assert_array_equal(records[index]["image"], whole[index]["image"])
+            except UserError as error:
+                told.append((str(error), f"record {index} is damaged"))
+    assert told
+    assert all(words in line for line, words in told)

@@ -2,6 +2,7 @@
 
 import gzip
 import http.server
+import json
 import struct
 import threading
 from functools import partial
@@ -214,3 +215,20 @@ def test_what_was_prepared_and_is_not_whole_is_told(served, tmp_path):
     info.write_text(text)
     with pytest.raises(UserError, match=r"is missing; remove .*3\.0\.1, and it is prepared anew"):
         source("train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_no_module_is_imported_because_a_file_names_it(served, tmp_path, key, monkeypatch):
+    source("train", data_dir=tmp_path / "data")
+    (tmp_path / "foreign_features.py").write_text(f"open({str(tmp_path / 'was here')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "data" / "fashion_mnist" / "3.0.1" / "features.json"
+    features = json.loads(path.read_text())
+    features["featuresDict"]["features"]["label"].pop("pythonClassName")
+    features["featuresDict"]["features"]["label"][key] = "foreign_features.Label"
+    path.write_text(json.dumps(features))
+    with pytest.raises(
+        UserError, match=r"features\.json: it names 'foreign_features\.Label', which is no class"
+    ):
+        source("train", data_dir=tmp_path / "data")
+    assert not (tmp_path / "was here").exists()
