@@ -176,7 +176,8 @@ def plan(task: Any, config: Distillation, loaded: Any, world: World) -> Plan:
     student = task.student
 
     def export(state: TrainState) -> None:
-        save_stage(config.run / config.model, student, state.ema_params, dtype=config.weights)
+        clip = config.run / "clip" if config.model == "decoder" else None
+        save_stage(config.run / config.model, student, state.ema_params, dtype=config.weights, clip=clip)
 
     evaluate = None
     if config.model == "decoder":

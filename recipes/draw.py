@@ -21,13 +21,9 @@ def drawn_indices(total: int, limit: int, seed: int) -> np.ndarray:
 
 
 def drawn_examples(source: Any, limit: int, seed: int) -> dict[str, np.ndarray]:
-    """The examples of `drawn_indices`, field by field: arrays of as many rows.
-
-    Where others stand in for damaged ones, how many were passed over is left out.
-    """
+    """The examples of `drawn_indices`, field by field: arrays of as many rows. What only some have is left out."""
     import numpy as np
 
-    from train_jax.data import BAD
-
     examples = [source[int(i)] for i in drawn_indices(len(source), limit, seed)]
-    return {name: np.stack([np.asarray(one[name]) for one in examples]) for name in examples[0].keys() - {BAD}}
+    shared = [name for name in examples[0] if all(name in one for one in examples)]
+    return {name: np.stack([np.asarray(one[name]) for one in examples]) for name in shared}

@@ -300,10 +300,11 @@ def task_of(name: str, stage: Any, clip: Any, params: Any, examples: dict[str, A
 
 
 def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[TrainState], None]:
-    """Writes a stage into the run directory."""
+    """Writes a stage into the run directory, and into its config which CLIP it was trained against, if any."""
     from unclip_jax.pipeline import save_stage
 
-    return lambda state: save_stage(config.run / name, stage, state.ema_params, dtype=config.weights)
+    clip = None if name.startswith("upsampler") else config.run / "clip"
+    return lambda state: save_stage(config.run / name, stage, state.ema_params, dtype=config.weights, clip=clip)
 
 
 def check(name: str, config: Shapes | OneStage) -> None:

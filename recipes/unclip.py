@@ -317,7 +317,8 @@ def train_one(
         params = state.ema_params
         if stage.x0_error:
             params = measured(task, params, drawn_examples(source, MEASURED, config.seed))
-        save_stage(config.run / folder, stage, params, dtype=config.weights)
+        clip = None if kind == "upsampler" else config.run / "clip"
+        save_stage(config.run / folder, stage, params, dtype=config.weights, clip=clip)
 
     if kind == "upsampler":
         data = data | {"low_res_size": stage.model.low_res_size}

@@ -4,6 +4,7 @@ Nothing is trained here: `train_stage` is caught, and what it would have been gi
 """
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from clip_jax.embed import image_features, text_features
 from clip_jax.encode import joined
 from clip_jax.losses import clip_loss, same_rows
 from clip_jax.presets import PRESETS
-from recipes import distill, image_captions, mini_fashion, unclip
+from recipes import distill, image_captions, mini_fashion, shapes, unclip
 from recipes.draw import drawn_examples
 from recipes.stage import architecture, fitted
 from tests.test_cli import write_captions
@@ -29,6 +30,7 @@ from train_jax.state import TrainState
 from unclip_jax import pipeline
 from unclip_jax import presets as stage_presets
 from unclip_jax.degrade import BSRConfig, DegradeConfig
+from unclip_jax.stage_files import check_clip
 from unclip_jax.tasks import PriorTask
 
 untrained_run = tiny_run  # a fixture: a run directory with random weights
@@ -239,6 +241,9 @@ def test_every_stage_of_unclip_gets_its_pictures_with_their_captions(caught, mon
         unclip.check("tiny-captions", config)
         unclip.train("tiny-captions", config)
     loaded = pipeline.load(tmp_path / "run")
+    for name in ("prior", "decoder", "upsampler_0"):
+        saved = json.loads((tmp_path / "run" / name / "config.json").read_text())
+        assert ("clip_digests" in saved) == (name != "upsampler_0")
     assert [stage.model.image_size for stage in (loaded.unclip.decoder, *loaded.unclip.upsamplers)] == [16, 32]
     wanted = {"prior": {"image": 32}, "decoder": {"image": 16, "clip_image": 32}, "upsampler_0": {"image": 32}}
     assert len(caught) == 6
@@ -258,6 +263,21 @@ def test_every_stage_of_unclip_gets_its_pictures_with_their_captions(caught, mon
     assert loaded.unclip.upsamplers[0].model.low_res_size == caught[2][2]["data"]["low_res_size"] == 16
     second = unclip.upsampler_task(upsampler.stage, None, None, None, "upsampler_1")
     assert second.degrade == BSRConfig()
+
+
+def test_a_stage_says_which_clip_it_was_trained_against(untrained_run, tmp_path):
+    """Beside another one of the same widths it is refused; an upsampler sees none."""
+    clip = clip_jax.load(untrained_run / "clip")
+    clip_jax.save(tmp_path / "clip", clip.model, clip.variables, clip.tokenize)
+    config = dataclasses.replace(shapes.TINY, run=tmp_path)
+    for name in ("decoder", "upsampler_0"):
+        stage, params = pipeline.load_stage(untrained_run / name)
+        shapes.save_as(name, stage, config)(TrainState(0, params, params, (), {}, 0))
+    other = jax.tree.map(lambda a: np.asarray(a) + 1, clip.variables)
+    clip_jax.save(tmp_path / "clip", clip.model, other, clip.tokenize)
+    check_clip(tmp_path / "upsampler_0", tmp_path / "clip")
+    with pytest.raises(clip_jax.UserError, match="decoder was trained with another CLIP than the one in"):
+        check_clip(tmp_path / "decoder", tmp_path / "clip")
 
 
 def test_a_stage_takes_the_widths_of_its_clip():

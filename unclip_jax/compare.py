@@ -82,7 +82,7 @@ def variants(options: Options) -> Iterator[Variant]:
     if options.what == "priors":
         yield from prior_variants(root)
         return
-    loaded = pipeline.load(root)
+    loaded = evaluate.with_image_tower(pipeline.load(root), options.run)
     if options.what == "guidance":
         for scale in options.guidance_scales:
             off = scale == 1  # the unconditional branch is not run then
@@ -97,7 +97,7 @@ def variants(options: Options) -> Iterator[Variant]:
 
 def prior_variants(root: Path) -> Iterator[Variant]:
     """Each prior of a run directory, between what any of them should beat and what none can."""
-    loaded = pipeline.load(root)
+    loaded = evaluate.with_image_tower(pipeline.load(root), str(root))
     yield Variant("z_t as if z_i", loaded, "text", keep_text=False)
     for name in PRIORS:
         if (root / name).is_dir():

@@ -61,6 +61,8 @@ def slerp(first: Float[Array, "*B D"], second: Float[Array, "*B D"], weight: Flo
 
 def embed_images(unclip: UnCLIP, params: Params, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
     """CLIP's image embeddings [B, D], not normalised."""
+    if unclip.clip.vision is None:
+        raise UserError("the CLIP of this system has no image tower: it cannot see a picture to edit; give image_embed")
     size = unclip.clip.vision.image_size
     if images.shape[1:3] != (size, size):
         images = jax.image.resize(images, (len(images), size, size, images.shape[-1]), "cubic")

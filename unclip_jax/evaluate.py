@@ -32,6 +32,7 @@ import numpy as np
 
 import shapes_world
 from clip_jax.config import CLIPConfig
+from clip_jax.encode import variables_of
 from clip_jax.errors import UserError
 from clip_jax.model import unit_norm
 from clip_jax.text import TextFeatures
@@ -242,7 +243,7 @@ def describe(system: System, options: Options) -> dict[str, Any]:
     stages = {"decoder": unclip.decoder} if unclip.prior is None else {"prior": unclip.prior, "decoder": unclip.decoder}
     stages |= {f"upsampler_{i}": stage for i, stage in enumerate(unclip.upsamplers)}
     return environment(options.run) | {
-        "parameters": {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in system.params.items()},
+        "parameters": {name: count(tree) for name, tree in system.params.items()},
         "settings": {
             "prior": options.prior,
             "num_per_split": options.num,
@@ -263,6 +264,11 @@ def describe(system: System, options: Options) -> dict[str, Any]:
         "differences": {},
         "seconds": {},
     }
+
+
+def count(tree: dict[str, Any]) -> int:
+    """Parameters of a network, without the running statistics of batch norms."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variables_of(tree)["params"]))
 
 
 def environment(run: str) -> dict[str, Any]:
@@ -419,12 +425,19 @@ def check(options: Options) -> None:
 
 def load(options: Options) -> LoadedUnCLIP:
     """The system to measure, with the sampling that the options ask for."""
-    loaded = pipeline.load(run_directory(options.run), prior=options.prior)
+    loaded = with_image_tower(pipeline.load(run_directory(options.run), prior=options.prior), options.run)
     changes = {"num_steps": options.steps, "guidance_scale": options.guidance_scale}
     loaded = pipeline.with_sampling(loaded, **{name: value for name, value in changes.items() if value is not None})
     if options.candidates is None:
         return loaded
     return loaded._replace(unclip=dataclasses.replace(loaded.unclip, candidates=options.candidates))
+
+
+def with_image_tower(loaded: LoadedUnCLIP, run: str) -> LoadedUnCLIP:
+    """The system itself. Raises UserError for one whose CLIP sees no pictures, which published ones may lack."""
+    if loaded.unclip.clip.vision is None:
+        raise UserError(f"--run: the CLIP in {run} has no image tower, so what is drawn cannot be measured with it")
+    return loaded
 
 
 def run_directory(run: str) -> Path:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clip_jax.errors import UserError
+from clip_jax.weights.files import read_json
 from unclip_jax.models.movq import MoVQConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.stage import Stage
@@ -105,7 +105,7 @@ def _read(folder: Path) -> Drawn | None:
     if not file.is_file():
         return None
     try:
-        model: Any = json.loads(file.read_text(encoding="utf-8"))["model"]
+        model: Any = read_json(file)["model"]
         return Drawn(folder.name, int(model["image_size"]), int(model.get("channels", 3)), model.get("low_res_size"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} does not describe a decoder or an upsampler: {error!r}") from error
