@@ -33,6 +33,7 @@ from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
 from unclip_jax.models.prior import CaptionConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import Prior
+from unclip_jax.settings import standard_settings
 from unclip_jax.stage import Stage
 from unclip_jax.stage_files import WEIGHTS as WEIGHTS
 from unclip_jax.stage_files import check_clip, load_stage
@@ -91,11 +92,13 @@ class LoadedUnCLIP(NamedTuple):
     tokenize: Tokenizer
 
 
+@standard_settings
 def encode_text(unclip: UnCLIP, params: dict[str, Any], tokens: Int[Array, "B L"]) -> TextFeatures:
     """Features of prompts int32 [B, L]."""
     return CLIP(unclip.clip).apply({"params": params["clip"]}, tokens, method="encode_text")
 
 
+@standard_settings
 def sample_prior(
     unclip: UnCLIP,
     params: dict[str, Any],
@@ -126,6 +129,7 @@ def decoder_cond(text: TextFeatures, image_embed: Any) -> Cond:
     return Cond(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed)
 
 
+@standard_settings
 def decode(
     unclip: UnCLIP,
     params: dict[str, Any],
@@ -146,6 +150,7 @@ def decode(
     return upsample(unclip, params, images, keys)
 
 
+@standard_settings
 def upsample(
     unclip: UnCLIP,
     params: dict[str, Any],
@@ -164,6 +169,7 @@ def upsample(
     return images
 
 
+@standard_settings
 def generate(
     unclip: UnCLIP,
     params: dict[str, Any],
@@ -210,6 +216,7 @@ def with_sampling(loaded: LoadedUnCLIP, **changes: Any) -> LoadedUnCLIP:
     return loaded._replace(unclip=dataclasses.replace(loaded.unclip, decoder=decoder))
 
 
+@standard_settings
 def load(
     directory: str | os.PathLike | None = None,
     *more: str | os.PathLike,
