@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from clip_jax.errors import UserError
+from unclip_jax.settings import standard_settings
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class BSRConfig:
     quality: tuple[float, float] = (30.0, 95.0)
 
 
+@standard_settings
 def box_reduce(images: Float[Array, "B H W C"], height: int) -> Float[Array, "B {height} w C"]:
     """Mean over square boxes: [B, H, W, C] -> [B, height, W · height / H, C].
 
@@ -71,6 +73,7 @@ def box_reduce(images: Float[Array, "B H W C"], height: int) -> Float[Array, "B 
     return images.reshape(b, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
 
 
+@standard_settings
 def gaussian_blur(images: Float[Array, "B H W C"], sigma: Float[Array, " B"]) -> Float[Array, "B H W C"]:
     """3×3 Gaussian with a standard deviation per sample: images [B, H, W, C], sigma [B] > 0; edges are repeated."""
     side = jnp.exp(-0.5 / sigma**2)[:, None, None, None]
@@ -83,6 +86,7 @@ def gaussian_blur(images: Float[Array, "B H W C"], sigma: Float[Array, " B"]) ->
     return images
 
 
+@standard_settings
 def degrade(
     low_res: Float[Array, "B h w C"], key: Key[Array, ""], config: DegradeConfig | BSRConfig
 ) -> Float[Array, "B h w C"]:
@@ -91,20 +95,21 @@ def degrade(
         return bsr(low_res, key, config)
     batch = low_res.shape[0]
     keys = jax.random.split(key, 4)
-    sigma = jax.random.uniform(keys[0], (batch,), minval=config.blur_sigma[0], maxval=config.blur_sigma[1])
+    sigma = jax.random.uniform(keys[0], (batch,), jnp.float32, minval=config.blur_sigma[0], maxval=config.blur_sigma[1])
     blurred = jax.random.bernoulli(keys[1], config.blur_prob, (batch, 1, 1, 1))
     low_res = jnp.where(blurred, gaussian_blur(low_res, sigma), low_res)
-    std = jax.random.uniform(keys[2], (batch, 1, 1, 1), maxval=config.noise_std)
-    return low_res + std * jax.random.normal(keys[3], low_res.shape)
+    std = jax.random.uniform(keys[2], (batch, 1, 1, 1), jnp.float32, maxval=config.noise_std)
+    return low_res + std * jax.random.normal(keys[3], low_res.shape, jnp.float32)
 
 
+@standard_settings
 def bsr(images: Float[Array, "B H W 3"], key: Key[Array, ""], config: BSRConfig) -> Float[Array, "B H W 3"]:
     """Blur, resize, noise, JPEG on each of [B, H, W, 3] in [−1, 1], as ``BSRConfig`` says."""
     batch = images.shape[0]
     keys = jax.random.split(key, 12)
 
     def uniform(i, low, high, shape=(batch,)):
-        return jax.random.uniform(keys[i], shape, minval=low, maxval=high)
+        return jax.random.uniform(keys[i], shape, jnp.float32, minval=low, maxval=high)
 
     def sometimes(i, changed, images):
         return jnp.where(jax.random.bernoulli(keys[i], config.prob, (batch, 1, 1, 1)), changed, images)
@@ -114,16 +119,17 @@ def bsr(images: Float[Array, "B H W 3"], key: Key[Array, ""], config: BSRConfig)
     images = sometimes(2, blur(images, sigma, uniform(3, 0.0, jnp.pi)), images)
     reduced = lose_resolution(images, uniform(4, config.scale, 1.0), jax.random.bernoulli(keys[5], 0.5, (batch,)))
     images = sometimes(6, reduced, images)
-    noise = jax.random.normal(keys[7], images.shape)
+    noise = jax.random.normal(keys[7], images.shape, jnp.float32)
     noise = jnp.where(jax.random.bernoulli(keys[8], 0.5, (batch, 1, 1, 1)), noise[..., :1], noise)  # grey
     noised = images + uniform(9, 0.0, config.noise_std, shape=(batch, 1, 1, 1)) * noise
     images = sometimes(10, noised, images)
     key_quality, key_jpeg = jax.random.split(keys[11])
-    quality = jax.random.uniform(key_quality, (batch,), minval=config.quality[0], maxval=config.quality[1])
+    quality = jax.random.uniform(key_quality, (batch,), jnp.float32, minval=config.quality[0], maxval=config.quality[1])
     compressed = jax.random.bernoulli(key_jpeg, config.prob, (batch, 1, 1, 1))
     return jnp.where(compressed, jpeg(images, quality), images)
 
 
+@standard_settings
 def blur(
     images: Float[Array, "B H W C"], sigma: Float[Array, "B 2"], angle: Float[Array, " B"], radius: int = 3
 ) -> Float[Array, "B H W C"]:
@@ -151,6 +157,7 @@ def blur(
     return out
 
 
+@standard_settings
 def lose_resolution(
     images: Float[Array, "B H W C"], scale: Float[Array, " B"], cubic: Bool[Array, " B"]
 ) -> Float[Array, "B H W C"]:
@@ -213,6 +220,7 @@ _DCT[0] /= np.sqrt(2)
 _DCT = _DCT.astype(np.float32)
 
 
+@standard_settings
 def jpeg(images: Float[Array, "B H W 3"], quality: Float[Array, " B"]) -> Float[Array, "B H W 3"]:
     """What JPEG makes of pictures [B, H, W, 3] in [−1, 1] at ``quality`` [B], 1 to 100: the loss without the file.
 
@@ -235,6 +243,7 @@ def jpeg(images: Float[Array, "B H W 3"], quality: Float[Array, " B"]) -> Float[
     return (jnp.clip(levels, 0, 255) / 127.5 - 1.0)[:, :height, :width]
 
 
+@standard_settings
 def add_level(
     low_res: Float[Array, "B h w C"], level: Float[Array, " B"], noise: Float[Array, "B h w C"]
 ) -> Float[Array, "B h w C"]:
@@ -246,6 +255,7 @@ def add_level(
     return jnp.sqrt(1.0 - level**2) * low_res + level * noise
 
 
+@standard_settings
 def random_crops(
     images: tuple[Float[Array, "B H W _"], ...], key: Key[Array, ""], size: int
 ) -> tuple[Float[Array, "B {size} {size} _"], ...]:

@@ -21,6 +21,7 @@ from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.losses import Noised, add_noise, diffusion_loss
 from unclip_jax.diffusion.predict import Denoiser, per_sample, split_output
 from unclip_jax.diffusion.schedule import NoiseSchedule
+from unclip_jax.settings import standard_settings
 from unclip_jax.stage import Stage
 from unclip_jax.tasks import Batch, DecoderTask, LossOutput, Params, UpsamplerTask
 
@@ -79,6 +80,7 @@ def target(
     return (x_s - ratio * x_t) / (alpha_s - ratio * alpha_t)
 
 
+@standard_settings
 def step_times(
     student: Stage, key: Key[Array, ""], batch_size: int
 ) -> tuple[Int[Array, " B"], Int[Array, " B"], Int[Array, " B"]]:
@@ -89,7 +91,7 @@ def step_times(
     own = student.sampling
     fine = dataclasses.replace(student, sampling=dataclasses.replace(own, num_steps=2 * own.num_steps))
     visited = jnp.append(jnp.asarray(stages.timesteps(fine)), -1)  # the teacher's; every other one is the student's
-    fractions = (jax.random.uniform(key) + jnp.arange(batch_size) / batch_size) % 1.0
+    fractions = (jax.random.uniform(key, (), jnp.float32) + jnp.arange(batch_size) / batch_size) % 1.0
     first = 2 * jnp.minimum((fractions * own.num_steps).astype(jnp.int32), own.num_steps - 1)
     return visited[first], visited[first + 1], visited[first + 2]
 
@@ -130,6 +132,7 @@ class DistillTask:
         return loss, ({}, model_state)
 
 
+@standard_settings
 def distillation_loss(
     student: Stage,
     params: Params,
@@ -145,7 +148,7 @@ def distillation_loss(
     key_times, key_eps, key_dropout = jax.random.split(key, 3)
     schedule = stages.noise_schedule(student)
     t, middle, s = step_times(student, key_times, len(x0))
-    x_t = add_noise(schedule, x0, t, jax.random.normal(key_eps, x0.shape, x0.dtype))
+    x_t = add_noise(schedule, x0, t, jax.random.normal(key_eps, x0.shape, jnp.float32))
     guided = stages.conditional_denoiser(teacher, jax.lax.stop_gradient(teacher_params), cond)
     x0_wanted = jax.lax.stop_gradient(target(guided, schedule, x_t, t, middle, s))
     # The noise that x_t would hold if that were its clean data: what a network that predicts v has to match.

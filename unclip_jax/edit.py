@@ -29,6 +29,7 @@ from unclip_jax.diffusion.guidance import GuidanceScale
 from unclip_jax.diffusion.losses import add_noise
 from unclip_jax.diffusion.samplers import ddim, ddpm, fold_in_each, invert, resampled
 from unclip_jax.pipeline import Generation, UnCLIP, decoder_cond, encode_text, sample_prior, upsample
+from unclip_jax.settings import standard_settings
 from unclip_jax.stage import Stage
 
 Params = dict[str, Any]
@@ -59,6 +60,7 @@ def slerp(first: Float[Array, "*B D"], second: Float[Array, "*B D"], weight: Flo
     return jnp.where(weight == 0, first, jnp.where(weight == 1, second, between))
 
 
+@standard_settings
 def embed_images(unclip: UnCLIP, params: Params, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
     """CLIP's image embeddings [B, D], not normalised."""
     if unclip.clip.vision is None:
@@ -69,6 +71,7 @@ def embed_images(unclip: UnCLIP, params: Params, images: Float[Array, "B H W 3"]
     return encode_images(unclip.clip, params["clip"], images)
 
 
+@standard_settings
 def encode(
     unclip: UnCLIP,
     params: Params,
@@ -97,6 +100,7 @@ def encode(
     return Latent(image_embed, x_T)
 
 
+@standard_settings
 def decode(
     unclip: UnCLIP,
     params: Params,
@@ -126,6 +130,7 @@ def decode(
     return Generation(None, latent.image_embed, upsample(unclip, params, small, keys))
 
 
+@standard_settings
 def variations(
     unclip: UnCLIP,
     params: Params,
@@ -143,6 +148,7 @@ def variations(
     return decode(unclip, params, latent, keys, eta=eta, guidance_scale=guidance_scale)
 
 
+@standard_settings
 def interpolate(
     unclip: UnCLIP, params: Params, first: Latent, second: Latent, weights: Float[Array, " B"], keys: Key[Array, " B"]
 ) -> Generation:
@@ -160,6 +166,7 @@ def interpolate(
     return decode(unclip, params, Latent(*between), keys)
 
 
+@standard_settings
 def text_diff(
     unclip: UnCLIP,
     params: Params,
@@ -188,6 +195,7 @@ def text_diff(
     return decode(unclip, params, Latent(image_embed, x_T), keys)
 
 
+@standard_settings
 def image_to_image(
     unclip: UnCLIP,
     params: Params,
@@ -224,6 +232,7 @@ def image_to_image(
     return Generation(text, image_embed, upsample(unclip, params, small, keys))
 
 
+@standard_settings
 def inpaint(
     unclip: UnCLIP,
     params: Params,

@@ -34,6 +34,7 @@ from unclip_jax.models.prior import CaptionConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import Prior
 from unclip_jax.seams import check_cascade
+from unclip_jax.settings import standard_settings
 from unclip_jax.stage import Stage
 from unclip_jax.stage_files import WEIGHTS as WEIGHTS
 from unclip_jax.stage_files import check_clip, load_stage
@@ -92,11 +93,13 @@ class LoadedUnCLIP(NamedTuple):
     tokenize: Tokenizer
 
 
+@standard_settings
 def encode_text(unclip: UnCLIP, params: dict[str, Any], tokens: Int[Array, "B L"]) -> TextFeatures:
     """Features of prompts int32 [B, L]."""
     return encode_texts(unclip.clip, params["clip"], tokens)
 
 
+@standard_settings
 def sample_prior(
     unclip: UnCLIP,
     params: dict[str, Any],
@@ -127,6 +130,7 @@ def decoder_cond(text: TextFeatures, image_embed: Any) -> Cond:
     return Cond(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed)
 
 
+@standard_settings
 def decode(
     unclip: UnCLIP,
     params: dict[str, Any],
@@ -147,6 +151,7 @@ def decode(
     return upsample(unclip, params, images, keys)
 
 
+@standard_settings
 def upsample(
     unclip: UnCLIP,
     params: dict[str, Any],
@@ -165,6 +170,7 @@ def upsample(
     return images
 
 
+@standard_settings
 def generate(
     unclip: UnCLIP,
     params: dict[str, Any],
@@ -211,6 +217,7 @@ def with_sampling(loaded: LoadedUnCLIP, **changes: Any) -> LoadedUnCLIP:
     return loaded._replace(unclip=dataclasses.replace(loaded.unclip, decoder=decoder))
 
 
+@standard_settings
 def load(
     directory: str | os.PathLike | None = None,
     *more: str | os.PathLike,

@@ -27,6 +27,7 @@ from unclip_jax.diffusion.samplers import fold_in_each, normal
 from unclip_jax.models.ar_prior import ARPrior, ARPriorConfig
 from unclip_jax.models.prior import DiffusionPrior, PriorConfig, blank_caption
 from unclip_jax.ranges import GUIDANCE, check_ranges
+from unclip_jax.settings import standard_settings
 from unclip_jax.stage import Stage
 
 Params = dict[str, Any]
@@ -82,6 +83,7 @@ KINDS: dict[str, type[Any]] = {"diffusion": Stage, "autoregressive prior": ARSta
 """What ``config.json`` calls each; decoders and upsamplers are diffusion too."""
 
 
+@standard_settings
 def init(prior: Prior, key: Key[Array, ""]) -> Params:
     """Fresh parameters of a prior, or of any other stage: a nested dict of float32 arrays."""
     if isinstance(prior, Stage):
@@ -92,6 +94,7 @@ def init(prior: Prior, key: Key[Array, ""]) -> Params:
     return DiffusionPrior(prior.model).init(key, embed, None, cond)["params"]
 
 
+@standard_settings
 def sample(
     prior: Prior,
     params: Params,
@@ -165,10 +168,11 @@ def from_top_half(keys: Key[Array, " B"], logits: Float[Array, "B buckets"]) -> 
     The upper half of the probability, that is; the bucket of the median is drawn for its share above the median.
     """
     below = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
-    level = jax.vmap(lambda key: jax.random.uniform(key, minval=0.5))(keys)
+    level = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32, minval=0.5))(keys)
     return jnp.minimum((below <= level[:, None]).sum(axis=-1), logits.shape[-1] - 1)
 
 
+@standard_settings
 def ar_loss(prior: ARStage, params: Params, image_embed: Float[Array, "B D"], cond: Cond) -> Loss:
     """Cross-entropy in nats, the mean over all tokens of embeddings [B, D]; also of the similarity token alone."""
     logits, tokens = ARPrior(prior.model).apply({"params": params}, image_embed, cond)
@@ -176,6 +180,7 @@ def ar_loss(prior: ARStage, params: Params, image_embed: Float[Array, "B D"], co
     return errors.mean(), {"similarity_cross_entropy": errors[:, 0].mean()}
 
 
+@standard_settings
 def one_step_loss(
     prior: OneStepStage,
     params: Params,
@@ -195,7 +200,7 @@ def one_step_loss(
       logit_scale, targets: the CLIP's log scale and which captions count as right, see ``clip_jax.clip_loss``.
     """
     module, variables = DiffusionPrior(prior.model), {"params": params}
-    predicted = module.apply(variables, jax.random.normal(key, x0.shape), None, cond)
+    predicted = module.apply(variables, jax.random.normal(key, x0.shape, jnp.float32), None, cond)
     error = jnp.square(predicted - x0).mean()
     # The statistics it is restored with are data.
     restored = module.apply(jax.lax.stop_gradient(variables), predicted, method="restore")

@@ -35,6 +35,7 @@ from unclip_jax.diffusion.schedule import GRIDS, SCHEDULES, NoiseSchedule
 from unclip_jax.models.prior import DiffusionPrior, PriorConfig, blank_caption
 from unclip_jax.models.unet import UNet, UNetConfig
 from unclip_jax.ranges import GUIDANCE, TIMES, check_ranges
+from unclip_jax.settings import standard_settings
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def blank_cond(stage: Stage, batch_size: int = 1) -> Cond:
     return cond
 
 
+@standard_settings
 def init(stage: Stage, key: Key[Array, ""]) -> dict[str, Any]:
     """Fresh parameters, a nested dict of float32 arrays."""
 
@@ -235,6 +237,7 @@ def conditional_denoiser(
     return denoise
 
 
+@standard_settings
 def starting_noise(stage: Stage, keys: Key[Array, " B"]) -> Float[Array, "B ..."]:
     """x_T [B, *sample_shape] of [B] keys."""
     # The loop folds times 0 … T−1 into the keys; T itself is free for the starting noise.
@@ -251,6 +254,7 @@ def with_level(stage: Stage, cond: Cond, keys: Key[Array, " B"]) -> Cond:
     return cond.replace(low_res=add_level(cond.low_res, level, noise), low_res_level=level)
 
 
+@standard_settings
 def run(
     stage: Stage,
     params: dict[str, Any],
@@ -288,6 +292,7 @@ def run(
     return sample(denoise, noise_schedule(stage), times, sampler, x_T, keys)
 
 
+@standard_settings
 def measure_x0_error(
     stage: Stage, params: dict[str, Any], x0: Float[Array, "N ..."], cond: Cond, key: Key[Array, ""], times: int = 50
 ) -> Float[Array, " T"]:
@@ -301,7 +306,7 @@ def measure_x0_error(
 
     def error(t):
         noised_at = jnp.broadcast_to(t, x0.shape[:1])
-        eps = jax.random.normal(jax.random.fold_in(key, t), x0.shape)
+        eps = jax.random.normal(jax.random.fold_in(key, t), x0.shape, jnp.float32)
         return jnp.square(denoise(add_noise(schedule, x0, noised_at, eps), noised_at).x0 - x0).mean()
 
     errors = jax.lax.map(error, measured)
@@ -310,6 +315,7 @@ def measure_x0_error(
     return jnp.exp(jnp.interp(-log_snr, -log_snr[measured], jnp.log(jnp.maximum(errors, 1e-20))))
 
 
+@standard_settings
 def loss(
     stage: Stage,
     params: dict[str, Any],

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from unclip_jax.diffusion.predict import PREDICTIONS, per_sample
 from unclip_jax.diffusion.samplers import learned_log_variance
 from unclip_jax.diffusion.schedule import NoiseSchedule, Posterior, posterior
+from unclip_jax.settings import standard_settings
 
 
 class Noised(NamedTuple):
@@ -27,6 +28,7 @@ class Noised(NamedTuple):
     eps: Float[Array, "B ..."]
 
 
+@standard_settings
 def add_noise(
     schedule: NoiseSchedule, x0: Float[Array, "B ..."], t: Int[Array, " B"], eps: Float[Array, "B ..."]
 ) -> Float[Array, "B ..."]:
@@ -34,6 +36,7 @@ def add_noise(
     return per_sample(schedule.alpha(t), x0) * x0 + per_sample(schedule.sigma(t), x0) * eps
 
 
+@standard_settings
 def noised(schedule: NoiseSchedule, x0: Float[Array, "B ..."], key: Key[Array, ""]) -> Noised:
     """Each sample of x0 [B, ...] at a time of its own, uniform over the schedule.
 
@@ -42,9 +45,9 @@ def noised(schedule: NoiseSchedule, x0: Float[Array, "B ..."], key: Key[Array, "
     """
     key_t, key_eps = jax.random.split(key)
     batch_size, last = len(x0), schedule.num_timesteps - 1
-    fractions = (jax.random.uniform(key_t) + jnp.arange(batch_size) / batch_size) % 1.0
+    fractions = (jax.random.uniform(key_t, (), jnp.float32) + jnp.arange(batch_size) / batch_size) % 1.0
     t = jnp.minimum((fractions * schedule.num_timesteps).astype(jnp.int32), last)
-    eps = jax.random.normal(key_eps, x0.shape, x0.dtype)
+    eps = jax.random.normal(key_eps, x0.shape, jnp.float32)
     return Noised(add_noise(schedule, x0, t, eps), t, eps)
 
 
@@ -73,6 +76,7 @@ WEIGHTS: dict[str, Callable[[Array, str, float], Array]] = {
 }
 
 
+@standard_settings
 def diffusion_loss(
     output: Float[Array, "B ..."],
     x0: Float[Array, "B ..."],
@@ -98,6 +102,7 @@ def diffusion_loss(
     return error * WEIGHTS[weight](snr, prediction, cap) * _X0_PER_OUTPUT[prediction](snr)
 
 
+@standard_settings
 def variational_bound(
     x0_hat: Float[Array, "B ..."],
     var_frac: Float[Array, "B ..."],

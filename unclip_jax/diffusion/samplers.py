@@ -15,8 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from unclip_jax.diffusion.keys import fold_in_each, normal
+from unclip_jax.diffusion.keys import sample_keys as sample_keys
 from unclip_jax.diffusion.predict import Denoised, Denoiser
 from unclip_jax.diffusion.schedule import NoiseSchedule, Posterior, posterior
+from unclip_jax.settings import standard_settings
 
 
 class Step(NamedTuple):
@@ -34,21 +37,7 @@ class Sampler(NamedTuple):
     step: Callable[[Denoiser, NoiseSchedule, Array, Any, Step], tuple[Array, Any]]
 
 
-def sample_keys(key: Key[Array, ""], indices: Int[Array, " N"]) -> Key[Array, " N"]:
-    """Indices [N] -> keys [N], ``fold_in(key, index)``: sample i is the same whatever batch it is drawn in."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-
-
-def fold_in_each(keys: Key[Array, " B"], data: int | Int[Array, ""]) -> Key[Array, " B"]:
-    """Folds the same number into each of [B] keys."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
-
-
-def normal(keys: Key[Array, " B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
-    """Standard normal noise, one key per sample: [B] keys -> float32 [B, *shape]."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-
-
+@standard_settings
 def sample(
     denoise: Denoiser,
     schedule: NoiseSchedule,
@@ -113,6 +102,7 @@ def self_conditioned(sampler: Sampler) -> Sampler:
     return Sampler(init, step)
 
 
+@standard_settings
 def invert(
     denoise: Denoiser,
     schedule: NoiseSchedule,
