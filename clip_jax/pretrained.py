@@ -54,6 +54,8 @@ PUBLISHED_WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".ckpt")
+OTHER_SUFFIXES = (".msgpack", ".h5", ".onnx", ".gguf", ".tflite", ".ot")  # not read: the error says what they are
+
 
 Layout = Literal["openai", "open_clip", "huggingface"]
 
@@ -249,6 +251,7 @@ def _weights_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     files = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
+    files = files or sorted(file.name for file in path.iterdir() if file.suffix in OTHER_SUFFIXES)
     if not files and not (path / CONFIG).is_file():
         raise UserError(f"{path} holds no CLIP: there is no {CONFIG} and no weights in it")
     if len(files) != 1:

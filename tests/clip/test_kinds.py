@@ -72,6 +72,14 @@ def test_what_a_file_is_stands_in_the_line(tmp_path, what):
         assert what in refused(tmp_path / name)
 
 
+@pytest.mark.parametrize(("name", "what"), [("tf_model.h5", "HDF5"), ("model.onnx", "ONNX"), ("a.gguf", "GGUF")])
+def test_a_folder_with_another_kind_alone_names_it(tmp_path, name, what):
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / name).write_bytes(OTHERS[what])
+    with pytest.raises(UserError, match=what):
+        clip_jax.load(tmp_path)
+
+
 LORA = (
     "base_model.model.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight",
     "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight",
