@@ -15,7 +15,7 @@ Positions = Literal["learned", "sinusoidal"]
 TokenizerKind = Literal["clip", "bert", "roberta", "siglip", "siglip2", "ascii"]
 
 # What no CLIP has, and what would take hours or all memory to build from a line of JSON.
-MAX_SIZE, MAX_LAYERS = 1 << 20, 1000
+MAX_SIZE, MAX_LAYERS, MAX_PATCHES = 1 << 20, 200, 1 << 16
 
 
 def _check_positive(config: Any, *names: str) -> None:
@@ -81,6 +81,12 @@ class _PatchConfig(TransformerConfig):
         if self.image_size % self.patch_size and not crops:
             raise UserError(
                 f"{type(self).__name__}: image_size {self.image_size} is not divisible by patch_size {self.patch_size}"
+            )
+
+        if self.grid**2 > MAX_PATCHES:
+            raise UserError(
+                f"{type(self).__name__}: image_size {self.image_size} by patch_size {self.patch_size} are "
+                f"{self.grid**2} patches, at most {MAX_PATCHES} are supported"
             )
 
     @property
