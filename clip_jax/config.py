@@ -17,6 +17,7 @@ Positions = Literal["learned", "sinusoidal"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # Pillow's
 TokenizerKind = Literal["clip", "bert", "roberta", "siglip", "siglip2", "ascii"]
 
+MAX_PATCHES = 1 << 16  # of a picture: more than any CLIP has, and attention over them still fits in memory
 
 def _check_above_zero(config: Any, *names: str) -> None:
     for name in names:
@@ -61,6 +62,12 @@ class _PatchConfig(TransformerConfig):
         if self.image_size % self.patch_size and not crops:
             raise UserError(
                 f"{type(self).__name__}: image_size {self.image_size} is not divisible by patch_size {self.patch_size}"
+            )
+
+        if self.grid**2 > MAX_PATCHES:
+            raise UserError(
+                f"{type(self).__name__}: image_size {self.image_size} by patch_size {self.patch_size} are "
+                f"{self.grid**2} patches, at most {MAX_PATCHES} are supported"
             )
 
     @property

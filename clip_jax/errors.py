@@ -58,6 +58,10 @@ def reading(path: str | os.PathLike, what: str = "weights") -> Iterator[None]:
         raise UserError(f"cannot read {what} from {path}: there is not enough memory for it") from error
     except Exception as error:  # a damaged file can be wrong in every way, and readers raise what they like
         raise UserError(f"cannot read {what} from {path}: {one_line(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of libraries written in Rust, which made it no Exception
+            raise
+        raise UserError(f"cannot read {what} from {path}: {one_line(error)}") from error
 
 
 def names_its_file(read: Callable[P, T]) -> Callable[P, T]:

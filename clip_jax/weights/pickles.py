@@ -103,7 +103,7 @@ class _Machine:
         self._left = MAX_STEPS
 
     def run(self, file: Bounded) -> Any:
-        for opcode, argument, _ in pickletools.genops(file):
+        for opcode, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]
             self._spend(1)
             if opcode.name == "STOP":
                 return self._pop()

@@ -60,45 +60,33 @@ DTYPES: dict[str, Any] = {
 }
 
 # What training scripts keep beside the weights: settings, counters, paths. It is passed over: nothing of it is made.
-BESIDE = {
-    ("_codecs", "encode"),
-    ("argparse", "Namespace"),
-    ("collections", "Counter"),
-    ("collections", "deque"),
-    ("datetime", "date"),
-    ("datetime", "datetime"),
-    ("datetime", "timedelta"),
-    ("easydict", "EasyDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("pathlib", "Path"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "PurePosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("pathlib", "PureWindowsPath"),
-    ("pathlib._local", "PosixPath"),
-    ("pathlib._local", "WindowsPath"),
-    ("torch", "device"),
-    ("torch", "Generator"),
-    ("torch.serialization", "_get_layout"),
-    ("types", "SimpleNamespace"),
-    ("uuid", "UUID"),
-    ("yacs.config", "CfgNode"),
-    *((module, name) for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "complex", "slice")),
-    *((module, "object") for module in ("builtins", "__builtin__")),
-    *(
-        (f"{package}.multiarray", name)
-        for package in ("numpy._core", "numpy.core")
-        for name in ("scalar", "_reconstruct")
-    ),
-    *(
-        (f"{package}.utilities.parsing", "AttributeDict")
-        for package in ("lightning_fabric", "pytorch_lightning", "lightning.pytorch", "lightning.fabric")
-    ),
-    *((f"omegaconf.{module}", name) for module, name in (("dictconfig", "DictConfig"), ("listconfig", "ListConfig"))),
-    *(("omegaconf.base", name) for name in ("ContainerMetadata", "Metadata")),
-    *(("omegaconf.nodes", name) for name in ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode")),
-    *(("typing", name) for name in ("Any", "Dict", "List", "Union", "Optional")),
+BESIDE = {  # module -> names in it
+    "_codecs": "encode",
+    "argparse": "Namespace",
+    "builtins": "list dict tuple set frozenset int float bool str bytes bytearray complex slice object",
+    "__builtin__": "list dict tuple set frozenset int long float bool str unicode bytearray complex slice object",
+    "collections": "Counter deque",
+    "datetime": "date datetime time timedelta timezone",
+    "easydict": "EasyDict",
+    "lightning.fabric.utilities.parsing": "AttributeDict",
+    "lightning.pytorch.utilities.parsing": "AttributeDict",
+    "lightning_fabric.utilities.parsing": "AttributeDict",
+    "numpy": "dtype ndarray",
+    "numpy._core.multiarray": "scalar _reconstruct",
+    "numpy.core.multiarray": "scalar _reconstruct",
+    "omegaconf.base": "ContainerMetadata Metadata",
+    "omegaconf.dictconfig": "DictConfig",
+    "omegaconf.listconfig": "ListConfig",
+    "omegaconf.nodes": "AnyNode StringNode IntegerNode FloatNode BooleanNode",
+    "pathlib": "Path PosixPath WindowsPath PurePosixPath PureWindowsPath",
+    "pathlib._local": "PosixPath WindowsPath PurePosixPath PureWindowsPath",
+    "pytorch_lightning.utilities.parsing": "AttributeDict",
+    "torch": "device Generator",
+    "torch.serialization": "_get_layout",
+    "types": "SimpleNamespace",
+    "typing": "Any Dict List Optional Tuple Union",
+    "uuid": "UUID",
+    "yacs.config": "CfgNode",
 }
 
 # The keys under which training scripts keep the model, the usual one first.
@@ -259,7 +247,7 @@ def _names(refer: Callable[[Any], Any], beside: set[str]) -> Names:
             return known
         if module == "__torch__" or module.startswith("__torch__."):
             return _TORCHSCRIPT
-        if (module, name) in BESIDE:
+        if name in BESIDE.get(module, "").split():
             beside.add(f"{module}.{name}")
             return _BESIDE
         raise UserError(

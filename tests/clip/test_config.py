@@ -61,3 +61,26 @@ def test_a_dict_must_hold_exactly_the_fields(tiny):
 def test_frozen(tiny):
     with pytest.raises(dataclasses.FrozenInstanceError):
         tiny.embed_dim = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"vision": [1]}, "vision"),
+        ({"text": "x"}, "text"),
+        ({"text": {"type": ["TextConfig"]}}, "describe"),
+        ({"preprocess": [1]}, "describe"),
+        ({"preprocess": {"mean": 3}}, "describe"),
+        ({"embed_dim": 10**25}, "embed_dim"),
+    ],
+)
+def test_a_config_of_other_shapes_is_refused(tiny, change, word):
+    with pytest.raises(UserError, match=word):
+        CLIPConfig.from_dict(tiny.to_dict() | change)
+
+
+@pytest.mark.parametrize("change", [{"layers": 10**7}, {"width": 2**40}, {"image_size": 2**14, "patch_size": 1}])
+def test_sizes_that_would_take_all_memory_are_refused(tiny, change):
+    data = tiny.to_dict()
+    with pytest.raises(UserError, match=r"at most"):
+        CLIPConfig.from_dict(data | {"vision": data["vision"] | change})

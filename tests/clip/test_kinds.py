@@ -1,8 +1,13 @@
 """What a file is, when it holds no weights that can be read; and the containers and types that can."""
 
+import argparse
+import collections
+import datetime
+import fractions
 import json
 import struct
 import zipfile
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -70,6 +75,14 @@ def test_what_a_file_is_stands_in_the_line(tmp_path, what):
     for name in ("model.safetensors", "weights.pt"):
         (tmp_path / name).write_bytes(OTHERS[what])
         assert what in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "what"), [("tf_model.h5", "HDF5"), ("model.onnx", "ONNX"), ("a.gguf", "GGUF")])
+def test_a_folder_with_another_kind_alone_names_it(tmp_path, name, what):
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / name).write_bytes(OTHERS[what])
+    with pytest.raises(UserError, match=what):
+        clip_jax.load(tmp_path)
 
 
 LORA = (
@@ -352,3 +365,24 @@ def test_scales_that_are_not_understood_are_refused(tmp_path):
     assert "quantized" in refused(write_fp8(tmp_path / "a", **{"a.weight_scale_inv": [1]}))
     save_file({"a.weight": W, "a.scale_weight": np.array(2, np.float32)}, tmp_path / "a")
     assert "float32 with a scale" in refused(tmp_path / "a")
+
+
+@pytest.mark.parity
+def test_settings_beside_the_weights_are_passed_over(tmp_path):
+    """Of the classes that training scripts use for them; one's own are refused by name."""
+    torch = pytest.importorskip("torch")
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=Path("/tmp/x")),
+        "when": datetime.datetime(2026, 1, 1),
+        "best": np.float64(0.3),
+        "history": collections.deque([1, 2]),
+        "counts": collections.Counter("aab"),
+        "seen": {1, 2},
+        "grouped": collections.defaultdict(list, {"a": [1]}),
+        "array": np.zeros(3),
+    }
+    for protocol in (2, 4):
+        torch.save({**beside, "state_dict": {"w": torch.ones(2)}}, tmp_path / "a.pt", pickle_protocol=protocol)
+        assert_holds(tmp_path / "a.pt", {"w": np.ones(2, np.float32)})
+    torch.save({"state_dict": {"w": torch.ones(2)}, "mine": fractions.Fraction(1, 2)}, tmp_path / "a.pt")
+    assert "fractions.Fraction" in refused(tmp_path / "a.pt")
