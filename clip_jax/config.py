@@ -88,9 +88,10 @@ class ViTConfig(_PatchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.stem) > self.patch_size or self.patch_size % 2 ** len(self.stem):
+        stride = 2 ** min(len(self.stem), 16)  # no patch is larger
+        if self.patch_size % stride:
             raise UserError(
-                f"{type(self).__name__}: patch_size {self.patch_size} is not divisible by 2^{len(self.stem)}, "
+                f"{type(self).__name__}: patch_size {self.patch_size} is not divisible by {stride}, "
                 f"the stride of a stem of {len(self.stem)} convolutions"
             )
 
