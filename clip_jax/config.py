@@ -15,6 +15,7 @@ from clip_jax.fields import brief, check_types
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Positions = Literal["learned", "sinusoidal"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # Pillow's
+MOST_BLOCKS = 64  # of a ResNet's stage; RN50x64 has 36
 TokenizerKind = Literal["clip", "bert", "roberta", "siglip", "siglip2", "ascii"]
 
 MAX_PATCHES = 1 << 16  # of a picture: more than any CLIP has, and attention over them still fits in memory
@@ -94,9 +95,10 @@ class ViTConfig(_PatchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.patch_size % 2 ** len(self.stem):
+        stride = 2 ** min(len(self.stem), 16)  # no patch is larger
+        if self.patch_size % stride:
             raise UserError(
-                f"{type(self).__name__}: patch_size {self.patch_size} is not divisible by {2 ** len(self.stem)}, "
+                f"{type(self).__name__}: patch_size {self.patch_size} is not divisible by {stride}, "
                 f"the stride of a stem of {len(self.stem)} convolutions"
             )
 
@@ -136,9 +138,7 @@ class ResNetConfig:
     bn_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        _check_square(self)
-        check_types(self)
-        _check_above_zero(self, "bn_eps")
+        _check_resnet(self)
         if self.image_size % 32:
             raise UserError(f"{type(self).__name__}.image_size is {self.image_size}: it must be a multiple of 32")
         if self.width % 2 or 32 * self.width % self.heads:
@@ -158,9 +158,15 @@ class PlainResNetConfig:
     bn_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        _check_square(self)
-        check_types(self)
-        _check_above_zero(self, "bn_eps")
+        _check_resnet(self)
+
+
+def _check_resnet(config: "ResNetConfig | PlainResNetConfig") -> None:
+    _check_square(config)
+    check_types(config)
+    _check_above_zero(config, "bn_eps")
+    if max(config.layers) > MOST_BLOCKS:
+        raise UserError(f"{type(config).__name__}.layers is {config.layers}: a stage has at most {MOST_BLOCKS} blocks")
 
 
 def _check_square(config: "_PatchConfig | ResNetConfig | PlainResNetConfig") -> None:

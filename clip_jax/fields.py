@@ -25,7 +25,7 @@ LIMITS = {
 
 def check_types(config: Any) -> None:
     """Raises UserError, naming the field, for a value that is not of its declared type, not finite, or out of range."""
-    for name, kind in _declared(type(config)).items():
+    for name, kind in _declared(type(config)).items():  # type: ignore[arg-type]
         wrong = _fault(getattr(config, name), kind, LIMITS.get(name))
         if wrong:
             raise UserError(f"{type(config).__name__}.{name} is {brief(getattr(config, name))}: {wrong}")
@@ -38,7 +38,7 @@ def brief(value: Any, limit: int = 60) -> str:
 
 
 @functools.cache
-def _declared(kind: type) -> dict[str, Any]:
+def _declared(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 

@@ -254,8 +254,9 @@ def _with_their_size(wanted: CLIPConfig, sizes: Mapping[str, Any]) -> CLIPConfig
 
 
 def _resized(
-    config: CLIPConfig, flat: Mapping[str, np.ndarray], asked: _Asked, target: int | None, *, antialias: bool
-) -> tuple[CLIPConfig, Mapping[str, np.ndarray]]:
+    config: CLIPConfig, flat: dict[str, np.ndarray], asked: _Asked, target: int | None, *, antialias: bool
+) -> tuple[CLIPConfig, dict[str, np.ndarray]]:
+    """The model for pictures of `target` pixels; None, without an image tower, leaves it as it is."""
     if target is None:
         if asked.image_size is not None:
             at_resolution(config, asked.image_size)  # which says that there is no image tower

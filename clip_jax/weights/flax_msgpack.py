@@ -5,6 +5,7 @@ MessagePack that these are made of and refuses the rest; it never allocates more
 read when it is asked for. Names and axes become those of torch, so that one table serves both.
 """
 
+import functools
 import math
 import mmap
 import struct
@@ -51,7 +52,7 @@ def read_flax(path: Path) -> dict[str, Entry]:
         if not isinstance(tree, dict) or end != len(data):
             raise _Damaged("it is not one map of arrays")
         entries = {}
-        for name, shape, read in _leaves(data, tree, "", 0):
+        for name, shape, read in _leaves(data, tree, ""):
             entry = _as_torch(name, Entry(shape, read))
             if entry[0] in entries:
                 raise _Damaged(f"two of its arrays are {entry[0]}")
@@ -79,17 +80,17 @@ def _as_torch(name: str, entry: Entry) -> tuple[str, Entry]:
 
 
 def _leaves(
-    data: mmap.mmap, tree: dict[str, Any], prefix: str, depth: int
+    data: mmap.mmap, tree: dict[str, Any], prefix: str
 ) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
     for name, value in tree.items():
         path = f"{prefix}{name}"
         if isinstance(value, _Array):
-            yield path, value.shape, lambda value=value: _read(data, value)
+            yield path, value.shape, functools.partial(_read, data, value)
         elif isinstance(value, dict) and value.get(CHUNKED) is True:
             shape, chunks = _chunks(path, value)
-            yield path, shape, lambda shape=shape, chunks=chunks: _joined(data, shape, chunks)
+            yield path, shape, functools.partial(_joined, data, shape, chunks)
         elif isinstance(value, dict):
-            yield from _leaves(data, value, f"{path}.", depth + 1)
+            yield from _leaves(data, value, f"{path}.")
         else:
             raise _Damaged(f"{path} is no array")
 
@@ -104,13 +105,15 @@ def _chunks(path: str, value: dict[str, Any]) -> tuple[tuple[int, ...], list[_Ar
     shape, chunks = value.get("shape"), value.get("chunks")
     if not isinstance(shape, dict) or not isinstance(chunks, dict):
         raise _Damaged(f"{path} is in chunks, which have no shape")
-    sides = tuple(shape.get(str(i)) for i in range(len(shape)))
+    sides = [shape.get(str(i)) for i in range(len(shape))]
     pieces = [chunks.get(str(i)) for i in range(len(chunks))]
-    if not all(type(side) is int and side >= 0 for side in sides) or not all(type(p) is _Array for p in pieces):
+    known = [side for side in sides if type(side) is int]
+    arrays = [piece for piece in pieces if isinstance(piece, _Array)]
+    if len(known) != len(sides) or len(arrays) != len(pieces):
         raise _Damaged(f"{path} is in chunks that are no arrays")
-    if not pieces or sum(math.prod(piece.shape) for piece in pieces) != math.prod(sides):
-        raise _Damaged(f"{path} is {list(sides)}, its chunks hold another number of values")
-    return sides, pieces
+    if not arrays or sum(math.prod(piece.shape) for piece in arrays) != math.prod(known):
+        raise _Damaged(f"{path} is {known[:8]}, its chunks hold another number of values")
+    return tuple(known), arrays
 
 
 def _joined(data: mmap.mmap, shape: tuple[int, ...], chunks: list[_Array]) -> np.ndarray:

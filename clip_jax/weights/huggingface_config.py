@@ -4,6 +4,7 @@ Everything in a config is either followed, or known to change nothing about what
 name. What is not said there has transformers' default.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -42,12 +43,17 @@ BERT_NAMES = {
     "type_vocab_size": "type_vocab_size",
     "pad_id": "pad_token_id",
 }
-COMMON = {"num_hidden_layers": 12, "intermediate_size": 3072, "hidden_size": 768, "num_attention_heads": 12}
+COMMON: dict[str, Any] = {
+    "num_hidden_layers": 12,
+    "intermediate_size": 3072,
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+}
 CLIP_VISION_DEFAULTS = {
     **COMMON, "image_size": 224, "patch_size": 32, "num_channels": 3, "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }  # fmt: skip
-CLIP_TEXT_DEFAULTS = {
+CLIP_TEXT_DEFAULTS: dict[str, Any] = {
     **COMMON, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "vocab_size": 49408,
     "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
     "eos_token_id": 49407, "pad_token_id": 1,
@@ -56,7 +62,7 @@ SIGLIP_VISION_DEFAULTS = {
     **COMMON, "image_size": 224, "patch_size": 16, "num_channels": 3, "hidden_act": "gelu_pytorch_tanh",
     "layer_norm_eps": 1e-6,
 }  # fmt: skip
-SIGLIP_TEXT_DEFAULTS = {
+SIGLIP_TEXT_DEFAULTS: dict[str, Any] = {
     **COMMON, "vocab_size": 32000, "max_position_embeddings": 64, "hidden_act": "gelu_pytorch_tanh",
     "layer_norm_eps": 1e-6,
 }  # fmt: skip
@@ -153,9 +159,9 @@ def config_from_json(
             vision=image,
             text=words,
             preprocess=_preprocess(image, family, pictures, where),
-            **({"logit_bias_init": -10.0 if both else None, "logit_scale_init": math.log(10)} if family == "siglip"
-               else {}),
-        )  # fmt: skip
+        )
+        if family == "siglip":
+            config = dataclasses.replace(config, logit_bias_init=-10.0 if both else None, logit_scale_init=math.log(10))
     except UserError as error:
         raise located(where, error) from error
     for part in {id(part): part for part in (settings, vision, text) if part is not None}.values():

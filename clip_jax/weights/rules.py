@@ -6,6 +6,7 @@ then left over in the checkpoint is a fault too. So nothing is missing, unused o
 all of it at once. Read backwards, the same table exports. An `Op` only rearranges, which is why a round trip is exact.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from clip_jax.model import init
 from clip_jax.weights.native import flatten, is_float, unflatten
 
 Shape = tuple[int, ...]
+BLOCK = re.compile(r"(?P<before>(?P<tower>visual|text)/(\w+/)?(resblocks|blocks|layer)_)0(?P<after>/.*)")
 BATCH_STATS = "batch_stats/"  # what comes before the path of a running statistic, in tables and in files
 
 
@@ -190,8 +192,25 @@ def export(flat: Mapping[str, Any], rules: Iterable[Rule]) -> dict[str, np.ndarr
 
 
 def expected(config: CLIPConfig) -> dict[str, Any]:
-    """Shapes of our flat parameters for a config, without any memory."""
-    return flat_variables(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
+    """Shapes of our flat parameters for a config, without any memory.
+
+    The blocks of a tower are alike, so one of them is traced and the others follow: tracing them all takes seconds, and
+    of a config with a thousand layers in it minutes.
+    """
+    repeated = {"visual": config.vision, "text": config.text}
+    repeated = {name: tower for name, tower in repeated.items() if isinstance(getattr(tower, "layers", None), int)}
+    repeated = {name: tower for name, tower in repeated.items() if not getattr(tower, "scan_layers", False)}
+    one = {"vision" if n == "visual" else n: dataclasses.replace(t, layers=1) for n, t in repeated.items()}
+    short = dataclasses.replace(config, **one)
+    flat: dict[str, Any] = {}
+    for path, leaf in flat_variables(jax.eval_shape(lambda key: init(short, key), jax.random.key(0))).items():
+        match = BLOCK.fullmatch(path)
+        tower = repeated.get(match["tower"]) if match else None
+        if match is None or tower is None:
+            flat[path] = leaf
+        else:
+            flat.update({f"{match['before']}{i}{match['after']}": leaf for i in range(tower.layers)})
+    return dict(sorted(flat.items()))
 
 
 def count(checkpoint: Checkpoint, pattern: str) -> int:

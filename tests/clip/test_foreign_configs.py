@@ -1,7 +1,9 @@
 """Foreign configs are followed to the letter, or refused by the name of the file and the field."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -9,6 +11,7 @@ from safetensors.numpy import save_file
 import clip_jax
 from clip_jax import CLIPConfig, TextConfig, UserError
 from clip_jax.weights import huggingface, open_clip
+from clip_jax.weights.rules import expected, flat_variables
 from tests.clip.checkpoints import CONFIG, SIZES, edited, same_weights, state_of
 from tests.clip.checkpoints import huggingface as written
 
@@ -259,3 +262,35 @@ def test_a_text_tower_that_no_diffusion_model_has_needs_its_config(tmp_path):
     save_file(state_of("huggingface", CLIPConfig(embed_dim=None, vision=None, text=text)), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"width 512 .* config="):
         clip_jax.load(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, scan_layers=True)),
+        dataclasses.replace(
+            CONFIG,
+            vision=clip_jax.EVA02Config(image_size=16, patch_size=8, width=32, layers=3, heads=2),
+            text=clip_jax.BertConfig(vocab_size=60, context_length=8, width=32, layers=3, heads=2),
+        ),
+        dataclasses.replace(
+            CONFIG, vision=clip_jax.ResNetConfig(image_size=32, layers=(1, 2, 1, 1), width=8, heads=2), text=None
+        ),
+    ],
+)
+def test_the_shapes_of_all_layers_follow_from_one(config):
+    whole = flat_variables(jax.eval_shape(lambda key: clip_jax.init(config, key), jax.random.key(0)))
+    found = expected(config)
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in found.items()} == {
+        name: (leaf.shape, leaf.dtype) for name, leaf in whole.items()
+    }
+
+
+def test_a_thousand_layers_take_no_minutes(tmp_path):
+    data = CONFIG.to_dict()
+    data["vision"]["layers"] = 1024
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"missing: .* and \d+ more; unused: a"):
+        clip_jax.load(tmp_path)
