@@ -1,7 +1,7 @@
 """CLIP behind the interface of transformers 4's Flax models: FlaxCLIPTextModel, FlaxCLIPVisionModel, FlaxCLIPModel.
 
-transformers 5 has no Flax any more, and with it went these classes, which pipelines such as maxdiffusion's call. Replace
-their import by
+transformers 5 has no Flax any more, and with it went these classes, which pipelines such as maxdiffusion's call.
+Replace their import by
 
     from clip_jax.compat import FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection
 
@@ -196,7 +196,7 @@ class FlaxCLIPPreTrainedModel:
 
     def init_weights(self, rng: Array, input_shape: Any = None, params: Any = None) -> Any:
         """Fresh parameters; those in `params` are kept."""
-        fresh = self._theirs(init(self._model.config, rng)["params"])
+        fresh = self._theirs(jax.jit(lambda key: init(self._model.config, key)["params"])(rng))
         return fresh if params is None else _filled(fresh, params)
 
     def to_bf16(self, params: Any, mask: Any = None) -> Any:
@@ -257,7 +257,7 @@ class FlaxCLIPTextPreTrainedModel(FlaxCLIPPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """-> the output of the class, or its tuple with `return_dict=False`. Without dropout there is nothing to `train`.
+        """-> the output of the class, or its tuple with `return_dict=False`. There is no dropout, nothing to `train`.
 
         Raises: UserError for attentions, which are not kept.
         """
@@ -387,7 +387,7 @@ class FlaxCLIPModel(FlaxCLIPPreTrainedModel):
 def _encode_text(model: CLIP, params: Any, input_ids: Any, mask: Any, positions: Any, hidden_states: bool) -> Any:
     given = {"attention_mask": mask, "position_ids": positions}
     return model.apply(
-        {"params": {"text": params["text"]}},
+        {"params": params},
         jnp.asarray(input_ids, jnp.int32),
         hidden_states=hidden_states,
         method="encode_text",
@@ -400,7 +400,7 @@ def _image_states(model: CLIP, params: Any, pixel_values: Any) -> Any:
     if images.ndim != 4:
         raise UserError(f"pixel_values have the shape {list(images.shape)}, not [B, c, H, W]")
     images = images.transpose(0, 2, 3, 1)
-    return model.apply({"params": {"visual": params["visual"]}}, images, method="image_states")
+    return model.apply({"params": params}, images, method="image_states")
 
 
 def _no_attentions(output_attentions: bool | None) -> None:

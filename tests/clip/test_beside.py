@@ -221,10 +221,14 @@ def test_bert_follows_its_config(tmp_path):
     assert load_tokenizer(tmp_path).encode(text) == [[6, 8, 10, 11]]
     write(tmp_path, tokenizer_config={"tokenize_chinese_chars": False})
     assert load_tokenizer(tmp_path).encode(text) == [[6, 1, 11]]
-    for config, words in (({"cls_token": "[SEP]"}, "cls_token"), ({"do_basic_tokenize": False}, "do_basic_tokenize"),
-                          ({"never_split": ["a"]}, "never_split"), ({"do_lower_case": "no"}, "do_lower_case")):  # fmt: skip
+    for config in (
+        {"cls_token": "[SEP]"},
+        {"do_basic_tokenize": False},
+        {"never_split": ["a"]},
+        {"do_lower_case": "no"},
+    ):
         write(tmp_path, tokenizer_config=config)
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=next(iter(config))):
             load_tokenizer(tmp_path)
     write(tmp_path, tokenizer_config={}, added_tokens={TOY: 12})
     with pytest.raises(UserError, match=TOY):
