@@ -40,6 +40,9 @@ HOW_TO_FETCH = {
 }  # fmt: skip
 
 
+PROJECTIONS = ("text_projection", "text_projection_bias", "proj")
+
+
 class _Output:
     """What a model returns: its fields by name, by key, or by place among those that are there."""
 
@@ -131,6 +134,7 @@ class FlaxCLIPPreTrainedModel:
 
     towers: ClassVar[tuple[str, ...]] = ("text", "vision")
     architecture: ClassVar[str] = "CLIPModel"
+    projected: ClassVar[bool] = True  # whether the projection into the joint space is part of it
 
     def __init__(
         self,
@@ -149,6 +153,8 @@ class FlaxCLIPPreTrainedModel:
         if len(self.towers) == 1:
             other = {tower: None for tower in ("text", "vision") if tower not in self.towers}
             ours = dataclasses.replace(ours, **other, logit_bias_init=None)  # type: ignore[arg-type]
+        if not self.projected:
+            ours = dataclasses.replace(ours, embed_dim=None)
         self.dtype = jnp.dtype(dtype)
         self._model = CLIP(ours, self.dtype)
         self._own_layout = not has_layout(ours)
@@ -226,7 +232,10 @@ class FlaxCLIPPreTrainedModel:
         ours = from_transformers(params, self._model.config) if is_theirs(params) else dict(params)
         names = {"text": "text", "vision": "visual"}
         kept = [names[tower] for tower in self.towers] + (["logit_scale", "logit_bias"] if len(self.towers) > 1 else [])
-        return {name: ours[name] for name in kept if name in ours}
+        ours = {name: ours[name] for name in kept if name in ours}
+        if self.projected:
+            return ours
+        return {name: {k: v for k, v in tower.items() if k not in PROJECTIONS} for name, tower in ours.items()}
 
     def _given(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
         params = self.params if params is None else params
@@ -273,6 +282,8 @@ class FlaxCLIPTextPreTrainedModel(FlaxCLIPPreTrainedModel):
 
 class FlaxCLIPTextModel(FlaxCLIPTextPreTrainedModel):
     """The text encoder of Stable Diffusion 1 and 2 and of FLUX: returns `TextModelOutput`."""
+
+    projected: ClassVar[bool] = False
 
     def _output(self, found: Any) -> _Output:
         end = found.mask.sum(-1) - 1
@@ -326,17 +337,7 @@ class FlaxCLIPVisionModel(FlaxCLIPVisionModelWithProjection):
     """The image tower before its projection: returns `VisionModelOutput`."""
 
     architecture: ClassVar[str] = "CLIPVisionModel"
-
-    def __init__(self, config: Any, *args: Any, **options: Any):
-        ours = config if isinstance(config, CLIPConfig) else self._read(config)
-        super().__init__(config, *args, **options)
-        self._model = CLIP(dataclasses.replace(self._model.config, embed_dim=None), self.dtype)
-        if ours.embed_dim is not None and self.params is not None:
-            self.params = self._theirs(self._ours(self.params))
-
-    def _ours(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        visual = super()._ours(params)["visual"]
-        return {"visual": {name: value for name, value in visual.items() if name != "proj"}}
+    projected: ClassVar[bool] = False
 
     def _output(self, embed: Array, last: Array, states: Any) -> _Output:
         return VisionModelOutput(last, embed, states)
