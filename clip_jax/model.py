@@ -100,11 +100,16 @@ class CLIP(nn.Module):
             raise UserError("this model has no image tower: it encodes texts only")
         return self.visual(images, keep_patches, train=train, hidden_states=hidden_states)
 
-    def encode_text(self, tokens: Num[AnyArray, "*N L"], *, hidden_states: bool = False) -> TextFeatures:
-        """Text embeddings (not normalised), per-token states and their mask; the states of all layers on request."""
+    def encode_text(
+        self, tokens: Num[AnyArray, "*N L"], *, hidden_states: bool = False, **positions_and_mask: Any
+    ) -> TextFeatures:
+        """Text embeddings (not normalised), per-token states and their mask; the states of all layers on request.
+
+        `positions_and_mask`: further arguments of `TextTransformer`.
+        """
         if self.config.text is None:
             raise UserError("this model has no text tower: it encodes images only")
-        return self.text(tokens, hidden_states=hidden_states)
+        return self.text(tokens, hidden_states=hidden_states, **positions_and_mask)
 
     def __call__(
         self,

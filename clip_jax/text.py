@@ -54,6 +54,13 @@ def check_tokens(tokens: Num[AnyArray, "*N L"], context_length: int, vocab_size:
     return jnp.asarray(tokens, jnp.int32)
 
 
+def _placed(positions: AnyArray, ids: Int[AnyArray, "#B L"]) -> Float[Array, "#B L C"]:
+    """The embeddings of places. Raises UserError for places there are not, as far as their values are known."""
+    if not isinstance(ids, jax.core.Tracer) and ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(positions):
+        raise UserError(f"position_ids: there is one that is not from 0 to {len(positions) - 1}")
+    return jnp.take(positions, jnp.asarray(ids, jnp.int32), axis=0)
+
+
 class TextTransformer(nn.Module):
     """Tokens -> `TextFeatures`. Rows may be shorter than `context_length`, but for pooling at the last position.
 
@@ -66,7 +73,22 @@ class TextTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Num[AnyArray, "*N L"], *, hidden_states: bool = False) -> TextFeatures:
+    def __call__(
+        self,
+        tokens: Num[AnyArray, "*N L"],
+        *,
+        hidden_states: bool = False,
+        attention_mask: Num[AnyArray, "B L"] | Bool[AnyArray, "B L"] | None = None,
+        position_ids: Int[AnyArray, "#B L"] | None = None,
+    ) -> TextFeatures:
+        """As the class says.
+
+        Args:
+            hidden_states: whether to return the states of all layers.
+            attention_mask: not 0 at tokens that others may look at, as transformers has it. None: at all of them; CLIP
+                was trained so.
+            position_ids: the place of each token. None: in order.
+        """
         config = self.config
         tokens = check_tokens(tokens, config.context_length, config.vocab_size)
         length = tokens.shape[1]
@@ -85,7 +107,11 @@ class TextTransformer(nn.Module):
             seen = jnp.tril(jnp.ones((length, length), bool))
         elif config.attention == "text":
             seen = (place <= end[:, None])[:, None, None]  # [B, 1, 1, L]
-        x = (embedding(tokens) + positions[None, :length]).astype(self.dtype)
+        if attention_mask is not None:
+            visible = (jnp.asarray(attention_mask) != 0)[:, None, None]  # [B, 1, 1, L]
+            seen = visible if seen is None else visible & seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
+        placed = positions[None, :length] if position_ids is None else _placed(positions, position_ids)
+        x = (embedding(tokens) + placed).astype(self.dtype)
         transformer = Transformer(config, scaled_init(config), self.dtype, name="transformer")
         states = transformer(x, seen, hidden_states=True) if hidden_states else (transformer(x, seen),)
         encodings = LayerNorm(config.ln_eps, name="ln_final")(states[-1])

@@ -171,6 +171,7 @@ def _clip(
     beside.check("clip", with_json=True)
     beside.check_specials({"bos_token": SOT, "eos_token": EOT})
     vocab = model["vocab"]
+    learned(beside.added.values(), vocab, beside.where)
     added = merged([added.values(), beside.added.values()], str(path))
     ids = {**vocab, **{token.content: token.id for token in added.values()}}
     said = {"pad_id": ids.get(EOT, 0), **written, **_pad(beside, ids), **_length(beside), "added": added.values()}

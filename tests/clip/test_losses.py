@@ -168,3 +168,47 @@ def test_sigmoid_finds_the_right_pairs_and_its_scale_is_free():
     assert float(metrics["accuracy"]) == 1
     assert float(metrics["logit_scale"]) == pytest.approx(np.exp(4.8), rel=1e-5)
     assert float(loss) < float(sigmoid_loss(text, text, jnp.float32(4.8), jnp.float32(10.0))[0])
+
+
+@pytest.mark.parametrize("scale", [50.0, -50.0, 1e6, -1e6])
+def test_a_scale_driven_anywhere_has_a_finite_loss_and_comes_back(scale):
+    image, text = features(0), features(0)  # identical embeddings
+    for loss, most in ((clip_loss, 100), (lambda *a: sigmoid_loss(*a, jnp.float32(0)), 1000)):
+        value, metrics = loss(image, text, jnp.float32(scale))
+        assert np.isfinite(value)
+        assert 0.01 * 0.999 < float(metrics["logit_scale"]) < most * 1.001
+
+    # Descent can always move it towards the limits, and never further beyond them.
+    def gradient(sign):
+        return float(jax.grad(lambda s: sign * clamp_logit_scale(s))(jnp.float32(scale)))
+
+    back, away = (1.0, -1.0) if scale > 0 else (-1.0, 1.0)
+    assert (gradient(back), gradient(away)) == (back, 0.0)
+
+
+def test_losses_of_one_pair_and_of_zero_vectors_are_finite():
+    for image in (features(0)[:1], jnp.zeros((6, 4)), jnp.ones((6, 4)) / 2):
+        for loss in (clip_loss, lambda *a: sigmoid_loss(*a, jnp.float32(-1))):
+
+            def value(image, loss=loss):
+                return loss(unit_norm(image), unit_norm(image), jnp.float32(2))[0]
+
+            found = jax.value_and_grad(value)(image)
+            assert all(np.isfinite(x).all() for x in found)
+
+
+def test_unit_norm_of_the_largest_and_the_smallest_numbers():
+    largest = np.array([[3e38, 0.0, 3e38], [3e38, 0, 0]], np.float32)
+    np.testing.assert_allclose(unit_norm(largest), [[0.5**0.5, 0, 0.5**0.5], [1, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(unit_norm(jnp.full((1, 8), 3e38, jnp.bfloat16))), 1, rtol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(unit_norm(jnp.full((1, 8), 6e-8, jnp.float16))), 1, rtol=1e-6)
+    for x in (largest, np.zeros((1, 3), np.float32)):
+        assert np.isfinite(jax.grad(lambda x: unit_norm(x).sum())(x)).all()
+    ordinary = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    plain = jax.jit(lambda h: h * jax.lax.rsqrt(jnp.maximum(jnp.square(h).sum(-1, keepdims=True), 1e-24)))
+    np.testing.assert_array_equal(jax.jit(unit_norm)(ordinary), plain(ordinary))
+
+
+def test_pairs_of_other_shapes_are_refused():
+    with pytest.raises(UserError, match=r"image_features \[6, 5\] and text_features \[3, 5\]"):
+        clip_loss(np.zeros((6, 5), np.float32), np.zeros((3, 5), np.float32), 1.0)
