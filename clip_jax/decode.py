@@ -48,15 +48,15 @@ class NamedBytes(bytes):
         return self
 
 
-def pictures_of(images: Any) -> list[Any]:
-    """One picture as a list of one; several (a list, a generator, an array [B, H, W, c]) as the list of them."""
+def is_one(images: Any) -> bool:
+    """Whether it is one picture (or nothing of the kind), not several: a list, a generator, an array [B, H, W, c]."""
     single = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | Mapping)
     if single or hasattr(images, "read") or not isinstance(images, Iterable):
-        return [images]
+        return True
     if not hasattr(images, "__array__"):
-        return list(images)
+        return False
     axes, kind = getattr(images, "ndim", 4), getattr(getattr(images, "dtype", None), "kind", "")
-    return list(images) if axes >= 4 or (axes == 1 and kind in ("O", "U")) else [images]  # pictures, or names of some
+    return axes < 4 and not (axes == 1 and kind in ("O", "U"))  # a row of names is several
 
 
 def open_image(source: Any) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ def _features(source: str, features: Any, tfds: Any) -> tuple[str, Key | None, s
         raise UserError(f"{source} has no pictures; its features: {some(features)}")
     if "image" not in images and len(images) > 1:
         raise UserError(f"{source}: {some(images)} are pictures, and none is called image")
-    captions = [key for key in _text_keys(features, tfds) if any(normal(part) in CAPTION for part in key)]
+    texts = list(_text_keys(features, tfds))
+    captions = [key for key in texts if any(normal(part) in CAPTION for part in key)]
     # Nobody can rename a column of TFDS, so what is called a caption goes before what is called a title.
     captions = [key for key in captions if {"caption", "captions"} & set(map(normal, key))] or captions
     if len(captions) > 1:
@@ -144,6 +146,13 @@ def _features(source: str, features: Any, tfds: Any) -> tuple[str, Key | None, s
     labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
     named = [key for key in labels if normal(key) in LABEL]
     label = named[0] if len(named) == 1 else labels[0] if labels else None
+    if len(labels) > 1 and len(named) != 1:
+        warnings.warn(
+            f"{source}: {some(labels)} are class labels and none is called label; {label} is taken", stacklevel=2
+        )
+    if texts and not captions and not labels:
+        listed = some("/".join(key) for key in texts)
+        warnings.warn(f"{source}: no feature is called caption, so there are none; its texts: {listed}", stacklevel=2)
     return "image" if "image" in images else images[0], captions[0] if captions else None, label
 
 
