@@ -132,7 +132,8 @@ def _texts(record: Any, key: Key | None, where: str) -> list[str]:
 
 def _features(source: str, features: Any, tfds: Any) -> tuple[str, Key | None, str | None]:
     """(the picture, the caption, the label) by their keys."""
-    images = [key for key in features if isinstance(features[key], tfds.features.Image)]
+    keys = sorted(features)  # TFDS itself keeps no order
+    images = [key for key in keys if isinstance(features[key], tfds.features.Image)]
     if not images:
         raise UserError(f"{source} has no pictures; its features: {some(features)}")
     if "image" not in images and len(images) > 1:
@@ -143,7 +144,7 @@ def _features(source: str, features: Any, tfds: Any) -> tuple[str, Key | None, s
     captions = [key for key in captions if {"caption", "captions"} & set(map(normal, key))] or captions
     if len(captions) > 1:
         raise UserError(f"{source}: {some('/'.join(key) for key in captions)} could each be the caption")
-    labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
+    labels = [key for key in keys if isinstance(features[key], tfds.features.ClassLabel)]
     named = [key for key in labels if normal(key) in LABEL]
     label = named[0] if len(named) == 1 else labels[0] if labels else None
     if len(labels) > 1 and len(named) != 1:
@@ -157,7 +158,7 @@ def _features(source: str, features: Any, tfds: Any) -> tuple[str, Key | None, s
 
 
 def _text_keys(features: Any, tfds: Any, above: Key = ()) -> Iterator[Key]:
-    for key in features:
+    for key in sorted(features):
         feature = features[key]
         if isinstance(feature, tfds.features.Sequence):
             feature = feature.feature
