@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clip_jax.errors import UserError
 
@@ -109,7 +109,7 @@ def decode(source: Any) -> Image.Image:
     """`open_image`, whose errors do not name the picture: for use inside `naming`."""
     if isinstance(source, Image.Image):
         with _lock_of(source):  # loading, and reading its EXIF, change the object that other threads may hold
-            if isinstance(source, ImageFile.ImageFile) and source.tile:  # opened, and not decoded yet
+            if not _is_decoded(source):  # a large picture that is in memory already is its owner's choice
                 _check_pixels(source)
             source.load()
             return plain(source)
@@ -127,6 +127,13 @@ def decode(source: Any) -> Image.Image:
             f"a picture is a path, bytes, a binary file, a Pillow image or an array, not {type(source).__name__}"
         )
     return plain(_from_array(np.asarray(source)))
+
+
+def _is_decoded(image: Image.Image) -> bool:
+    try:
+        return image.im is not None
+    except Exception:  # by its version, Pillow asserts that it is, or has kept an error to raise
+        return False
 
 
 def _lock_of(source: Any) -> threading.Lock:
