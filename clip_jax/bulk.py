@@ -125,10 +125,13 @@ class Parts:
         """Appends a part, in place of anything after those that were taken."""
         data = np.ascontiguousarray(rows, "<f4").tobytes()
         head = {"what": what, "start": start, "shape": rows.shape, "errors": errors, "crc": zlib.crc32(data)}
-        self._file.seek(self._end)
-        self._file.truncate()
-        self._file.write(json.dumps(head).encode() + b"\n" + data)
-        self._file.flush()
+        try:
+            self._file.seek(self._end)
+            self._file.truncate()
+            self._file.write(json.dumps(head).encode() + b"\n" + data)
+            self._file.flush()
+        except OSError as error:  # a full disk, of which the error does not name the file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._end = self._file.tell()
         self.count += 1
 
@@ -245,8 +248,8 @@ def key_of(clip: LoadedCLIP, listing: Listing, batch_size: int) -> str:
         digest.update(array.reshape(-1).view(np.uint8).data)
     if listing.names:
         add(clip.preprocess.config, clip.preprocess.size)
-    if listing.captions:
-        digest.update(np.ascontiguousarray(clip.tokenize(listing.captions[:64])).tobytes())
+    if listing.captions:  # two texts tell tokenizers apart, and are not so long that they are cut off
+        digest.update(np.ascontiguousarray(clip.tokenize(["a Cat!", "é 猫 8"])).tobytes())
     for i, name in enumerate(listing.names):
         add(name, listing.pictures.stamp(i))
     for caption in listing.captions or ():

@@ -18,6 +18,8 @@ def class_names(given: tuple[str, ...], listing: Listing) -> list[str]:
     names = [name for _, name in _given(given)] or listing.classes
     if not names:
         raise UserError("the pictures have no classes of their own: name some by --classes")
+    if not given and all(integer_of(name) is not None for name in names):
+        warnings.warn(f"prompts are made of the numbers {some(names, 3)}: name the classes by --classes", stacklevel=2)
     for name in names:
         if len(name) > LONGEST_NAME:
             raise UserError(f"--classes: {quoted(name)} is longer than {LONGEST_NAME:,} characters: one class per line")

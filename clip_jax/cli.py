@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import numpy as np
 import tyro
-from PIL import Image
 
 from clip_jax.classes import class_names, same_classes, templates
 from clip_jax.errors import UserError, printable
@@ -124,8 +123,9 @@ def embed(options: Embed) -> str:
         if listing.labels is not None and listing.classes is not None:
             columns["label"] = [listing.classes[label] for label in listing.labels]
         write(options.out, columns)
-    except BaseException:
-        parts.close(remove=not parts.count)
+    except BaseException as error:
+        bad_input = getattr(error, "exit_status", 2) == 2 and isinstance(error, UserError)
+        parts.close(remove=bad_input or not parts.count)
         raise
     parts.close(remove=True)
     what = "image_features" if "image_features" in columns else "text_features"
@@ -358,6 +358,7 @@ def one_line_warnings() -> Iterator[None]:
         yield
 
 
-def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if not issubclass(category, Image.DecompressionBombWarning):  # the picture is refused, in words of our own
+def _show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    # Pillow's do not name the picture. What cannot be decoded is refused by name; what can is not worth a line.
+    if Path(filename).parent.name != "PIL":
         say(f"warning: {message}", 0)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clip_jax.errors import UserError
 
@@ -48,15 +48,15 @@ class NamedBytes(bytes):
         return self
 
 
-def pictures_of(images: Any) -> list[Any]:
-    """One picture as a list of one; several (a list, a generator, an array [B, H, W, c]) as the list of them."""
+def is_one(images: Any) -> bool:
+    """Whether it is one picture (or nothing of the kind), not several: a list, a generator, an array [B, H, W, c]."""
     single = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | Mapping)
     if single or hasattr(images, "read") or not isinstance(images, Iterable):
-        return [images]
+        return True
     if not hasattr(images, "__array__"):
-        return list(images)
+        return False
     axes, kind = getattr(images, "ndim", 4), getattr(getattr(images, "dtype", None), "kind", "")
-    return list(images) if axes >= 4 or (axes == 1 and kind in ("O", "U")) else [images]  # pictures, or names of some
+    return axes < 4 and not (axes == 1 and kind in ("O", "U"))  # a row of names is several
 
 
 def open_image(source: Any) -> Image.Image:
@@ -109,7 +109,7 @@ def decode(source: Any) -> Image.Image:
     """`open_image`, whose errors do not name the picture: for use inside `naming`."""
     if isinstance(source, Image.Image):
         with _lock_of(source):  # loading, and reading its EXIF, change the object that other threads may hold
-            if isinstance(source, ImageFile.ImageFile) and source.tile:  # opened, and not decoded yet
+            if not _is_decoded(source):  # a large picture that is in memory already is its owner's choice
                 _check_pixels(source)
             source.load()
             return plain(source)
@@ -127,6 +127,13 @@ def decode(source: Any) -> Image.Image:
             f"a picture is a path, bytes, a binary file, a Pillow image or an array, not {type(source).__name__}"
         )
     return plain(_from_array(np.asarray(source)))
+
+
+def _is_decoded(image: Image.Image) -> bool:
+    try:
+        return image.im is not None
+    except Exception:  # by its version, Pillow asserts that it is, or has kept an error to raise
+        return False
 
 
 def _lock_of(source: Any) -> threading.Lock:

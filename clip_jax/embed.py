@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from clip_jax.decode import is_one
+from clip_jax.errors import UserError
 from clip_jax.images import Picture
 from clip_jax.model import CLIP, unit_norm
 from clip_jax.pretrained import LoadedCLIP
@@ -29,19 +31,20 @@ def _encode_text(model: CLIP, variables: dict[str, Any], tokens: Array) -> Array
 
 def image_features(
     clip: LoadedCLIP,
-    pictures: Iterable[Picture],
+    pictures: Picture | Iterable[Picture],
     *,
     batch_size: int = 64,
     threads: int = 8,
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "N D"]:
-    """Unit-norm float32 features of any number of pictures, read as they are needed.
+    """Unit-norm float32 features of any number of pictures, read as they are needed; of one, if it is one.
 
     Raises: UserError for what is not a picture.
     """
     encode = partial(_encode_image, clip.model, clip.variables)
     prepare = partial(clip.preprocess, threads=threads)
-    return _in_batches(encode, prepare, pictures, batch_size, progress)
+    several: Any = [pictures] if is_one(pictures) else pictures
+    return _in_batches(encode, prepare, several, batch_size, progress)
 
 
 def features_of_prepared(
@@ -70,6 +73,8 @@ def _in_batches(
     batch_size: int,
     progress: Progress | None,
 ) -> np.ndarray:
+    if batch_size < 1:
+        raise UserError(f"batch_size: {batch_size} is less than 1")
     if isinstance(items, Sequence):
         batch_size = min(batch_size, max(1, len(items)))
     rows: list[np.ndarray] = []

@@ -20,7 +20,7 @@ from PIL import Image
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import Interpolation, PreprocessConfig
-from clip_jax.decode import decode, naming, open_image, pictures_of, plain
+from clip_jax.decode import decode, is_one, naming, open_image, plain
 from clip_jax.errors import UserError
 
 __all__ = ["Picture", "Preprocess", "normalise", "open_image", "plain", "resize_and_crop"]
@@ -97,7 +97,7 @@ class Preprocess:
         """
         if threads < 1:
             raise UserError(f"threads: {threads} is less than 1")
-        pictures = pictures_of(images)
+        pictures = [images] if is_one(images) else list(images)
         if not pictures:
             return np.zeros((0, self.size, self.size, len(self.config.mean)), np.float32)
         if threads == 1 or len(pictures) == 1:

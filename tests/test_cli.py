@@ -307,6 +307,16 @@ def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(command, untrained
     assert sorted(Path("reseeded").glob("*-00.png"))[0].read_bytes() != found["alone"][0]
 
 
+def test_a_prompts_file_may_begin_with_a_byte_order_mark(tmp_path):
+    import sample
+
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa red star\r\n\r\na star\r\n".encode())
+    assert sample.read_prompts(sample.Options(prompts=tmp_path / "prompts.txt")) == ["a red star", "a star"]
+    (tmp_path / "prompts.txt").write_bytes("\ufeff\r\n".encode())
+    with pytest.raises(ValueError, match=r"prompts\.txt is empty"):
+        sample.read_prompts(sample.Options(prompts=tmp_path / "prompts.txt"))
+
+
 def test_odd_prompts_stay_in_the_directory(command, untrained_run, tmp_path):
     prompts = ["../../x", "/etc/passwd", "a\nb", "", " ", ".", "日本語 🙂", "x" * 5000]
     ended = command("sample.py", *prompts, "--num", 1, "--run", untrained_run, "--out", "pictures")

@@ -14,7 +14,17 @@ from clip_jax.listing.base import Files, Listing, as_file_name, labelled, quoted
 
 # What people call the columns; upper and lower case, spaces, hyphens and underscores make no difference.
 IMAGE = frozenset(
-    {"image", "image_path", "image_name", "image_file", "image_filename", "image_filepath", "img", "img_path"}
+    {
+        "image",
+        "image_path",
+        "image_name",
+        "image_file",
+        "image_file_name",
+        "image_filename",
+        "image_filepath",
+        "img",
+        "img_path",
+    }
     | {"file", "file_name", "filename", "file_path", "filepath", "path", "picture"}
 )
 CAPTION = frozenset(

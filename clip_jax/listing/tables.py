@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,9 @@ def _coco(path: Path, data: dict[str, Any]) -> Rows:
         if not isinstance(image.get("id"), int | str) or image["id"] in names:
             raise UserError(f"{path}: image {number} has no id of its own")
         names[image["id"]] = image["file_name"]
+    without = names.keys() - {a.get("image_id") for a in data["annotations"] if isinstance(a, dict)}
+    if without and len(without) < len(names):
+        warnings.warn(f"{path}: {len(without)} of {len(names)} images have no caption and are left out", stacklevel=2)
     for number, annotation in enumerate(data["annotations"], 1):
         if not isinstance(annotation, dict) or "caption" not in annotation:
             raise UserError(f"{path}: annotation {number} has no caption; COCO's captions are in captions_*.json")

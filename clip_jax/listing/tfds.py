@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,24 +132,33 @@ def _texts(record: Any, key: Key | None, where: str) -> list[str]:
 
 def _features(source: str, features: Any, tfds: Any) -> tuple[str, Key | None, str | None]:
     """(the picture, the caption, the label) by their keys."""
-    images = [key for key in features if isinstance(features[key], tfds.features.Image)]
+    keys = sorted(features)  # TFDS itself keeps no order
+    images = [key for key in keys if isinstance(features[key], tfds.features.Image)]
     if not images:
         raise UserError(f"{source} has no pictures; its features: {some(features)}")
     if "image" not in images and len(images) > 1:
         raise UserError(f"{source}: {some(images)} are pictures, and none is called image")
-    captions = [key for key in _text_keys(features, tfds) if any(normal(part) in CAPTION for part in key)]
+    texts = list(_text_keys(features, tfds))
+    captions = [key for key in texts if any(normal(part) in CAPTION for part in key)]
     # Nobody can rename a column of TFDS, so what is called a caption goes before what is called a title.
     captions = [key for key in captions if {"caption", "captions"} & set(map(normal, key))] or captions
     if len(captions) > 1:
         raise UserError(f"{source}: {some('/'.join(key) for key in captions)} could each be the caption")
-    labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
+    labels = [key for key in keys if isinstance(features[key], tfds.features.ClassLabel)]
     named = [key for key in labels if normal(key) in LABEL]
     label = named[0] if len(named) == 1 else labels[0] if labels else None
+    if len(labels) > 1 and len(named) != 1:
+        warnings.warn(
+            f"{source}: {some(labels)} are class labels and none is called label; {label} is taken", stacklevel=2
+        )
+    if texts and not captions and not labels:
+        listed = some("/".join(key) for key in texts)
+        warnings.warn(f"{source}: no feature is called caption, so there are none; its texts: {listed}", stacklevel=2)
     return "image" if "image" in images else images[0], captions[0] if captions else None, label
 
 
 def _text_keys(features: Any, tfds: Any, above: Key = ()) -> Iterator[Key]:
-    for key in features:
+    for key in sorted(features):
         feature = features[key]
         if isinstance(feature, tfds.features.Sequence):
             feature = feature.feature

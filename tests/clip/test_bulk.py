@@ -140,6 +140,19 @@ def test_the_key_is_of_all_that_features_depend_on(clip, folder):
     assert key_of(clip, read_listing(str(folder)), 4) == keys[-1]
 
 
+def test_one_picture_is_not_several(clip, folder):
+    expected = image_features(clip, [folder / "00.png"])
+    for one in (
+        folder / "00.png",
+        str(folder / "00.png"),
+        (folder / "00.png").read_bytes(),
+        Image.open(folder / "00.png"),
+    ):
+        np.testing.assert_array_equal(image_features(clip, one), expected)
+    with pytest.raises(UserError, match="batch_size: 0 is less than 1"):
+        image_features(clip, [folder / "00.png"], batch_size=0)
+
+
 def test_texts_continue_too(clip, captions, tmp_path):
     parts = Parts(tmp_path / "part", "key")
     features = encode_texts(clip, captions, parts=parts)

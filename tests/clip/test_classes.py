@@ -67,6 +67,12 @@ def test_files_of_classes_and_templates(tmp_path):
         class_names(given, labels_of("cat"))
 
 
+def test_numbers_as_names_are_pointed_out():
+    with pytest.warns(UserWarning, match="prompts are made of the numbers 0, 1, 2 and 8 more: name the classes"):
+        assert class_names((), labels_of(*map(str, range(11)))) == [str(i) for i in range(11)]
+    assert class_names((), labels_of("2", "cat")) == ["2", "cat"]
+
+
 def test_a_file_that_names_the_labels(tmp_path):
     (tmp_path / "classes.txt").write_text("n01443537\tgoldfish\nn01440764\ttench, really\n")
     given = (str(tmp_path / "classes.txt"),)

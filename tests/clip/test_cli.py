@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,17 @@ def test_damaged_pictures_and_recall(command, tmp_path):
     assert "text to image: R@1" in out
     code, out, err = command("verify", "photos", "--published", 50, "--tolerance", 100, "--templates", "plain")
     assert (code, err.count("\n")) == (0, 1)
+
+
+def test_a_picture_with_too_many_pixels_is_one_line(command, tmp_path):
+    path = tmp_path / "photos" / "red" / "b.png"
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 10_000, 10_000)  # more than Pillow warns of, fewer than it refuses
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    code, _, err = command("embed", "photos", "--out", "e.npz")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "photos/red/b.png: too many pixels (10000 × 10000)" in err
 
 
 def test_embed_goes_on_after_it_was_stopped(command, tmp_path, monkeypatch):

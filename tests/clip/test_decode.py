@@ -118,6 +118,16 @@ def test_pictures_are_measured_before_they_are_decoded(tmp_path, monkeypatch):
         open_image(tmp_path / "bomb.png")
 
 
+def test_a_large_picture_that_is_decoded_already_is_taken():
+    tall = Image.new("1", (9460, 9460), 1)
+    assert open_image(tall).size == (9460, 9460)
+    webp = bytearray(encoded("webp", Image.new("RGB", (16, 16)), lossless=True))
+    at = webp.index(b"VP8L") + 9  # 14 bits of the width less one, then of the height
+    webp[at : at + 4] = struct.pack("<I", 9999 | 9999 << 14)
+    with pytest.raises(UserError, match=r"too many pixels \(10000 × 10000\)"):
+        open_image(Image.open(io.BytesIO(webp)))
+
+
 def test_the_first_frame_of_several_counts():
     frames = [Image.new("P", (300, 300), i) for i in range(4)]
     moving = encoded("gif", frames[0], save_all=True, append_images=frames[1:])

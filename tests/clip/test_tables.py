@@ -104,6 +104,9 @@ def test_coco(here):
     listing = read(here, "annotations/captions_val2017.json", json.dumps(data))
     assert (listing.names, listing.captions) == (["000000000139.jpg"] * 2, TWO)
     assert open_image(listing.pictures[0]).size == (5, 4)
+    more = {"images": [*data["images"], {"id": 1, "file_name": "none.jpg"}]}
+    with pytest.warns(UserWarning, match="1 of 2 images have no caption and are left out"):
+        assert read(here, "annotations/captions_val2017.json", json.dumps(data | more)).captions == TWO
     for change, words in [
         ({"annotations": [{"image_id": 139, "bbox": []}]}, "annotation 1 has no caption"),
         ({"annotations": [{"image_id": 7, "caption": "x"}]}, "annotation 1 is of the image 7, which is not listed"),
