@@ -6,6 +6,8 @@
     python train.py small-64 --data.source captions.csv --clip openai/clip-vit-large-patch14
     python train.py mini-fashion --data.files fashion       # a small CLIP on Fashion-MNIST
     python train.py resnet50-bert --data.source captions.csv --vocab vocab.txt
+    python train.py shapes-prior --num-steps 2000 --extend  # a run that is finished goes on, with another config
+    python train.py shapes-prior --run new --begin-from old # another run begins with its weights
     python train.py shapes --help                           # every field and its value
 
 Run again after an interruption, the same command goes on where it was.

@@ -10,7 +10,19 @@ from pathlib import Path
 from train_jax.errors import UserError
 from train_jax.locks import locked
 
-__all__ = ["hold", "write_atomically"]
+__all__ = ["expanded", "hold", "write_atomically"]
+
+
+def expanded(path: Path | str) -> Path:
+    """The path with `~` as the user's home.
+
+    Raises:
+        UserError: the user has none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # a uid without an entry in passwd, and no HOME
+        raise UserError(f"{path}: this user has no home directory; set HOME, or name another place") from None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,6 +1,8 @@
 """Every way to damage a checkpoint that we could think of. None may be read as if nothing had happened."""
 
+import json
 import logging
+import os
 import shutil
 from collections import namedtuple
 
@@ -11,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from toy_run import ToyTask, prints
 
-from train_jax.checkpoint import Checkpoints
+from train_jax.checkpoint import WEIGHTS, Checkpoints, _digest
 from train_jax.errors import RunError, UserError
 from train_jax.optim import OptimConfig, make_optimizer
 from train_jax.sharding import make_mesh, state_shardings
@@ -286,3 +288,51 @@ def test_all_damaged_is_a_fault_and_nothing_is_touched(copied):
         assert checkpoints.steps() == [1, 2, 3]
     assert files(copied) == before
     assert "\n" not in str(refusal.value)
+
+
+# Older checkpoints, and those of other runs
+
+
+def test_a_checkpoint_older_than_a_counter_is_read(copied):
+    (path,) = (p for p in files(copied / "3" / "meta") if b'"fingerprint"' in p.read_bytes())
+    meta = json.loads(path.read_text())
+    del meta["bad"]
+    path.write_text(json.dumps(meta | {"digest": _digest(meta)}))
+    assert survives(copied)
+
+
+def test_only_the_weights_are_read(copied):
+    """Of another optimiser too, whose state would not fit."""
+    muon = make_optimizer(OptimConfig(kind="muon"), 1000)
+    abstract = jax.eval_shape(lambda: init_state(ToyTask(), muon, jax.random.key(0)))
+    shardings = state_shardings(abstract, make_mesh(1), ())
+    with Checkpoints(copied, read_only=True) as checkpoints:
+        state = checkpoints.restore(abstract, shardings, items=WEIGHTS)
+        with pytest.raises(UserError, match="opt_state/"):
+            checkpoints.restore(abstract, shardings)
+    for name in WEIGHTS:
+        assert prints(getattr(state, name)) == prints(getattr(state_at(3), name))
+
+
+def test_reading_touches_nothing(copied):
+    (copied / "4.orbax-checkpoint-tmp-1").mkdir()
+    shutil.rmtree(copied / "3" / "params")
+    before = sorted((path, path.stat().st_mtime_ns) for path in copied.rglob("*"))
+    with Checkpoints(copied, read_only=True) as checkpoints:
+        assert prints(restore(checkpoints)) == prints(state_at(2))
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in copied.rglob("*"))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_step_is_kept_aside(copied, tmp_path, monkeypatch, links):
+    def no_links(source, copy):
+        raise OSError
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    with Checkpoints(copied) as checkpoints:
+        checkpoints.keep_aside(3, tmp_path / "aside" / "checkpoints")
+    shutil.rmtree(copied)
+    with Checkpoints(tmp_path / "aside" / "checkpoints") as checkpoints:
+        assert prints(restore(checkpoints)) == prints(state_at(3))
+    assert [path.name for path in (tmp_path / "aside").iterdir()] == ["checkpoints"]

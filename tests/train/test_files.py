@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from train_jax.errors import UserError
-from train_jax.files import hold, write_atomically
+from train_jax.files import expanded, hold, write_atomically
 
 
 def test_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -55,3 +55,22 @@ def test_a_file_is_no_directory(tmp_path):
     for path in (tmp_path / "run", tmp_path / "run" / "below"):
         with pytest.raises(UserError, match="is a file"), hold(path):
             pass
+
+
+def test_a_user_without_a_home(monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it is without HOME and an entry in passwd
+    with pytest.raises(UserError, match="~/data: this user has no home directory; set HOME"):
+        expanded("~/data")
+    assert str(expanded("data")) == "data"
+
+
+def test_temporary_files_have_names_of_their_own(tmp_path, monkeypatch):
+    """Two writers of one file do not write into one another's; what appears can be read by whom the umask lets."""
+    names = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (names.append(str(old)), replace(old, new)))
+    for text in ("one", "two"):
+        write_atomically(tmp_path / "a.json", text)
+    assert len(set(names)) == 2
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "usual").stat().st_mode

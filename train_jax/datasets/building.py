@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordReader
+from array_record.python.array_record_module import ArrayRecordReader  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from train_jax.errors import UserError

@@ -26,6 +26,7 @@ from PIL import Image
 
 from train_jax.datasets.building import LocalBuilder, Records, open_directory, prepared, quiet_tfds, stored
 from train_jax.errors import UserError
+from train_jax.files import expanded
 
 __all__ = ["CAPTIONS", "CLASSES", "FashionMnist", "FashionSource", "prepare", "read_idx", "source"]
 
@@ -165,7 +166,7 @@ def prepare(data_dir: str | Path, *, files: str | Path | None = None) -> tfds.co
         UserError: a file is missing, damaged or of something else; TFDS's data is there in a format that needs
             TensorFlow; there is no network; or the directory cannot be written.
     """
-    data_dir = Path(data_dir).expanduser()
+    data_dir = expanded(data_dir)
     if files is not None:
         splits = read_idx(files)
         return _prepared(splits, data_dir, config=FilesConfig(splits))
@@ -218,7 +219,7 @@ def read_idx(directory: str | Path) -> dict[str, Split]:
     Raises:
         UserError: one is missing, or damaged, or does not go with the others; or they are MNIST's digits.
     """
-    directory = Path(directory).expanduser()
+    directory = expanded(directory)
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; name the one with the four idx files of Fashion-MNIST")
     found = {}

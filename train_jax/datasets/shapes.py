@@ -20,6 +20,7 @@ from PIL import Image
 import shapes_world
 from train_jax.datasets.building import LocalBuilder, Records, prepared, stored
 from train_jax.errors import UserError
+from train_jax.files import expanded
 
 __all__ = ["Shapes", "ShapesConfig", "ShapesSource", "prepare", "source"]
 
@@ -151,7 +152,7 @@ def prepare(
         UserError: a setting is out of range, or the directory cannot be written.
     """
     config = ShapesConfig(resolution, seed, split_sizes)
-    data_dir = Path(data_dir).expanduser()
+    data_dir = expanded(data_dir)
     return prepared(partial(_builder, config, data_dir), data_dir)
 
 
