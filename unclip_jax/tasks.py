@@ -314,8 +314,8 @@ class UpsamplerTask:
         low_res = degrade(box_reduce(x0, self.low_res_size), key_degrade, self.degrade)
         level = None
         if self.stage.model.low_res_level:
-            level = jax.random.uniform(key_level, low_res.shape[:1])
-            low_res = add_level(low_res, level, jax.random.normal(key_noise, low_res.shape))
+            level = jax.random.uniform(key_level, low_res.shape[:1], jnp.float32)
+            low_res = add_level(low_res, level, jax.random.normal(key_noise, low_res.shape, jnp.float32))
         # Enlarged before cropping, so that a window's border sees its neighbours as it does at sampling time.
         x0, low_res = random_crops((x0, enlarge(low_res, (size, size))), key_crop, self.crop_size)
         return x0, Cond(low_res=low_res, low_res_level=level)

@@ -95,7 +95,7 @@ def test_it_sees_and_reads_as_it_does_by_itself(config):
         seen = model.apply(variables, normalise(images, config.preprocess), method="encode_image")
         read = model.apply(variables, tokens, method="encode_text")
         cond = encode(config, tree, images, tokens)
-        signed = images.astype(jnp.float32) / 127.5 - 1
+        signed = jnp.broadcast_to(images.astype(jnp.float32) / 127.5 - 1, (*images.shape[:3], 3))  # as they are drawn
         own = pipeline.encode_text(unclip, {"clip": tree}, tokens)
         edited = edit.embed_images(unclip, {"clip": tree}, signed)
         return seen, (cond.image_embed, edited), read.encodings, (cond.text_encodings, own.encodings)
