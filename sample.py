@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from recipes import edits
 from train_jax.cli import enable_compilation_cache, run_main, tune_cpu
@@ -112,18 +112,28 @@ def read_prompts(options: Options) -> list[str]:
     """The prompts of the command line and then those of the file."""
     prompts = list(options.prompt)
     if options.prompts is not None:
-        data = options.prompts.read_bytes().removeprefix(codecs.BOM_UTF8)  # as Notepad and Excel begin their files
-        for number, line in enumerate(data.splitlines(), 1):
-            try:
-                text = line.decode("utf-8").strip()
-            except UnicodeDecodeError:
-                raise UserError(f"{options.prompts}: line {number} is not UTF-8; save the file as UTF-8") from None
-            if text:
-                prompts.append(text)
+        prompts += [line.strip() for line in lines_of(options.prompts) if line.strip()]
     if not prompts:
         where = f"{options.prompts} is empty" if options.prompts else "none was given"
         raise UserError(f'prompt: {where}; say what to draw, as in sample.py "a small red circle in the top left"')
     return prompts
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8, or in UTF-16 if it says so; the mark at the beginning is no part of them."""
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return content.decode("utf-16").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{path} begins like UTF-16 and is not; save the file as UTF-8") from None
+    lines = []
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
+        try:
+            lines.append(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: line {number} is not UTF-8; save the file as UTF-8") from None
+    return lines
 
 
 def check(options: Options) -> None:
@@ -164,15 +174,16 @@ def draw(loaded: LoadedUnCLIP, prompts: list[str], options: Options) -> Iterator
     They are computed in chunks of one size, the last filled up with repetitions: one program makes every picture. In
     chunks of one, a picture's bytes cannot depend on the others: matmuls round a row by its place and its batch.
     """
-    import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from unclip_jax.diffusion.samplers import sample_keys
-    from unclip_jax.pipeline import Guidance, generate_jit
+    from unclip_jax.devices import Devices
+    from unclip_jax.diffusion.keys import sample_keys, seed_key
+    from unclip_jax.pipeline import Guidance, check_drawn, generate_jit
     from unclip_jax.tasks import to_uint8
 
-    key = jax.random.key(options.seed)
+    key, devices = seed_key(options.seed), Devices(options.chunk)
+    params = devices.everywhere(loaded.params)
     scale = guidance_scale(loaded, options)
     # As data, so that another scale compiles nothing; a decoder saved with guidance off is spared the second branch.
     own = options.guidance_scale is None and scale in (None, 1.0)
@@ -181,9 +192,11 @@ def draw(loaded: LoadedUnCLIP, prompts: list[str], options: Options) -> Iterator
     for start in range(0, total, options.chunk):
         jobs = [divmod(min(i, total - 1), options.num) for i in range(start, start + options.chunk)]
         tokens = loaded.tokenize([prompts[p] for p, _ in jobs])
-        keys = sample_keys(key, jnp.array([index for _, index in jobs]))
-        images = generate_jit(loaded.unclip, loaded.params, tokens, keys, guidance=guidance).images
-        for (p, index), image in list(zip(jobs, np.asarray(to_uint8(images)), strict=True))[: total - start]:
+        keys = sample_keys(key, np.array([index for _, index in jobs]))
+        drawn = generate_jit(loaded.unclip, params, *devices.split((tokens, keys)), guidance=guidance)
+        check_drawn(drawn, [f"picture {index} of {one_line(prompts[p])!r}" for p, index in jobs])
+        images = np.asarray(to_uint8(drawn.images))
+        for (p, index), image in list(zip(jobs, images, strict=True))[: total - start]:
             yield p, index, image
 
 
@@ -193,20 +206,62 @@ def main(argv: list[str]) -> None:
     name = edits.chosen(options)
     prompts = [] if name else read_prompts(options)
 
+    import jax
     from tqdm import tqdm
 
-    from unclip_jax.pictures import contact_sheet, file_stem, output_directory, save_png
+    from unclip_jax.pictures import contact_sheet, file_stem, holds_other, output_directory, save_png
 
+    jax.config.update("jax_threefry_partitionable", True)  # the numbers of a seed depend on it
     loaded = load(options)
     enable_compilation_cache()
     edit = edits.prepare(name, options, loaded) if name else None
     titles = [edit.title] if edit else prompts
+    settings = prompt_settings(loaded, options)
+    if edit:
+        settings = {"edit": f"--{name}", "seed": options.seed, **edit.settings, "chunk": options.chunk}
+    stated = {name: str(value) for name, value in settings.items()}
+
+    def target(number: int, index: int) -> tuple[Path, dict[str, str]]:
+        """The file of a picture and what is written into it."""
+        stem = f"{name}-{file_stem(titles[number])}" if edit else file_stem(titles[number])
+        seed = f"-seed-{options.seed}" if options.seed else ""
+        file = options.out / f"{number:03d}-{stem}{seed}-{index:02d}.png"
+        return file, {"prompt": titles[number], **stated, "index": str(index)}
+
+    def refuse(file: Path) -> NoReturn:
+        raise UserError(f"{file}: there is another picture already, which is not overwritten; choose another --out")
+
+    for number in range(len(titles)):
+        for index in range(options.num):
+            file, text = target(number, index)
+            if holds_other(file, text):
+                refuse(file)
     out = output_directory(options.out)
     began = time.perf_counter()
     rows: list[tuple[str, list[Any]]] = [(title, list(edit.originals) if edit else []) for title in titles[:SHEET_ROWS]]
     count = len(titles) * options.num
+    with tqdm(total=count, desc="sampling", unit="image", disable=not sys.stderr.isatty()) as progress:
+        for number, index, image in edits.draw(edit, options) if edit else draw(loaded, prompts, options):
+            if number < SHEET_ROWS:
+                rows[number][1].append(image)
+            file, text = target(number, index)
+            if holds_other(file, text, image):  # of other weights, which the file does not name
+                refuse(file)
+            save_png(file, image, text)
+            progress.update()
+    picture = contact_sheet(rows)
+    names = (f"sheet{n}.png" for n in ("", *(f"-{n}" for n in range(2, 10**6))))
+    sheet = next(out / name for name in names if not holds_other(out / name, {}, picture))
+    save_png(sheet, picture)
+    seconds = time.perf_counter() - began
+    which = "all of them" if len(titles) <= SHEET_ROWS else f"those of the first {SHEET_ROWS} prompts"
+    print(f"{count} pictures in {out}{os.sep}, {which} on {sheet} ({seconds:.1f} s)")
+
+
+def prompt_settings(loaded: LoadedUnCLIP, options: Options) -> dict[str, Any]:
+    """What pictures of prompts depend on beside the prompt and the index; kept in their files."""
     sampling = loaded.unclip.decoder.sampling
-    settings = {
+    return {
         "prior": options.prior,
         "seed": options.seed,
         "steps": sampling.num_steps,
@@ -214,21 +269,12 @@ def main(argv: list[str]) -> None:
         "guidance_scale": guidance_scale(loaded, options),
         "chunk": options.chunk,
     }
-    stated = {name: str(value) for name, value in settings.items()}
-    if edit:
-        stated = {"edit": f"--{name}", "seed": str(options.seed)}
-    with tqdm(total=count, desc="sampling", unit="image", disable=not sys.stderr.isatty()) as progress:
-        for number, index, image in edits.draw(edit, options) if edit else draw(loaded, prompts, options):
-            if number < SHEET_ROWS:
-                rows[number][1].append(image)
-            stem = f"{name}-{file_stem(titles[number])}" if edit else file_stem(titles[number])
-            file = out / f"{number:03d}-{stem}-{index:02d}.png"
-            save_png(file, image, {"prompt": titles[number], **stated, "index": str(index)})
-            progress.update()
-    save_png(out / "sheet.png", contact_sheet(rows))
-    seconds = time.perf_counter() - began
-    which = "all of them" if len(titles) <= SHEET_ROWS else f"those of the first {SHEET_ROWS} prompts"
-    print(f"{count} pictures in {out}{os.sep}, {which} on {out / 'sheet.png'} ({seconds:.1f} s)")
+
+
+def one_line(prompt: str, limit: int = 60) -> str:
+    """A prompt short enough for an error."""
+    words = " ".join(prompt.split())
+    return words if len(words) <= limit else words[: limit - 1] + "…"
 
 
 if __name__ == "__main__":

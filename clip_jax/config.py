@@ -20,6 +20,7 @@ TokenizerKind = Literal["clip", "bert", "roberta", "siglip", "siglip2", "ascii"]
 
 MAX_PATCHES = 1 << 16  # of a picture: more than any CLIP has, and attention over them still fits in memory
 
+
 def _check_above_zero(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)

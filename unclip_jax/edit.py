@@ -6,7 +6,8 @@ that picture, found by inverting DDIM. Every edit moves one of the two, or keeps
     latent = encode(unclip, params, images)
     variations(unclip, params, latent, keys).images          # the same meaning, other details
 
-Pictures are [B, H, W, 3] in [−1, 1], of the size that the system draws. All functions are pure and compile.
+Pictures are [B, H, W, 3], float in [−1, 1] or uint8, of the size that the system draws. All functions are pure and
+compile; what they are given is checked by ``inputs``, and one of a thing stands for all pictures of a batch.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from clip_jax.encode import encode_images
 from clip_jax.errors import UserError
 from clip_jax.model import unit_norm
 from clip_jax.text import TextFeatures
+from unclip_jax import inputs
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
 from unclip_jax.degrade import box_reduce
@@ -61,8 +63,9 @@ def slerp(first: Float[Array, "*B D"], second: Float[Array, "*B D"], weight: Flo
 
 
 @standard_settings
-def embed_images(unclip: UnCLIP, params: Params, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
-    """CLIP's image embeddings [B, D], not normalised."""
+def embed_images(unclip: UnCLIP, params: Params, images: Any) -> Float[Array, "B D"]:
+    """CLIP's image embeddings [B, D], not normalised, of pictures [B, H, W, 3], float in [−1, 1] or uint8."""
+    images = inputs.pictures(images, ())
     if unclip.clip.vision is None:
         raise UserError("the CLIP of this system has no image tower: it cannot see a picture to edit; give image_embed")
     size = unclip.clip.vision.image_size
@@ -75,18 +78,26 @@ def embed_images(unclip: UnCLIP, params: Params, images: Float[Array, "B H W 3"]
 def encode(
     unclip: UnCLIP,
     params: Params,
-    images: Float[Array, "B H W 3"],
+    images: Any,
     *,
-    image_embed: Float[Array, "B D"] | None = None,
+    image_embed: Any = None,
     iterations: int = 5,
 ) -> Latent:
     """The pair (z_i, x_T) of pictures: ``decode`` of it gives them back, as far as the decoder can draw them.
 
     Args:
-      image_embed: [B, D] to pair the noise with, instead of what CLIP sees.
+      images: [B, H, W, 3], float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
+      image_embed: float [B, D] to pair the noise with, instead of what CLIP sees.
       iterations: denoiser calls per step of the inversion; see ``samplers.invert``.
+
+    Raises:
+      UserError: as all functions here, for an argument of another shape, type or range; the line names it.
     """
     _check_draws_pictures(unclip)
+    images = inputs.pictures(images, (unclip.decoder.model.image_size,))
+    inputs.number(iterations, 1, 1000, "iterations")
+    if image_embed is not None:
+        image_embed = inputs.floats(image_embed, (len(images), unclip.clip.embed_dim), "image_embed")
     image_embed = embed_images(unclip, params, images) if image_embed is None else image_embed
     stage, cond = unclip.decoder, _meaning(unclip, image_embed)
     denoise = stages.conditional_denoiser(stage, params["decoder"], cond, guidance_scale=1.0)
@@ -105,7 +116,7 @@ def decode(
     unclip: UnCLIP,
     params: Params,
     latent: Latent,
-    keys: Key[Array, " B"],
+    keys: Any,
     *,
     eta: float = 0.0,
     guidance_scale: GuidanceScale = 1.0,
@@ -113,10 +124,15 @@ def decode(
     """Pictures of pairs (z_i, x_T), by DDIM and without a caption.
 
     Args:
+      latent: of as many pictures as there are keys, or of one.
       keys: [B], for the noise of ``eta`` > 0 and of the upsamplers.
       eta: 0 draws the one picture that x_T stands for; up to 1, ever freer of it.
       guidance_scale: 1.0, off, is what pictures are inverted with.
     """
+    keys = inputs.picture_keys(keys)
+    latent = _latents(unclip, latent, len(keys), "latent")
+    inputs.number(eta, 0.0, 1.0, "eta")
+    inputs.guidance(guidance_scale, len(keys))
     cond = _meaning(unclip, latent.image_embed)
     small = stages.run(
         unclip.decoder,
@@ -135,7 +151,7 @@ def variations(
     unclip: UnCLIP,
     params: Params,
     latent: Latent,
-    keys: Key[Array, " B"],
+    keys: Any,
     *,
     eta: float = 1.0,
     guidance_scale: GuidanceScale = 1.0,
@@ -144,13 +160,19 @@ def variations(
 
     latent: of one picture or of as many as there are ``keys`` [B].
     """
-    latent = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(keys), *a.shape[1:])), latent)
     return decode(unclip, params, latent, keys, eta=eta, guidance_scale=guidance_scale)
 
 
 @standard_settings
 def interpolate(
-    unclip: UnCLIP, params: Params, first: Latent, second: Latent, weights: Float[Array, " B"], keys: Key[Array, " B"]
+    unclip: UnCLIP,
+    params: Params,
+    first: Latent,
+    second: Latent,
+    weights: Any,
+    keys: Any,
+    *,
+    guidance_scale: GuidanceScale = 1.0,
 ) -> Generation:
     """Pictures on the way from one to another (§3.2): z_i and x_T both turn along the great circle.
 
@@ -158,12 +180,16 @@ def interpolate(
       first, second: of one picture each.
       weights: [B] in [0, 1]; 0 is ``first``, 1 is ``second``.
       keys: [B].
+      guidance_scale: as in ``decode``; off, the ends are the two pictures.
     """
+    keys = inputs.picture_keys(keys)
+    first, second = _latents(unclip, first, 1, "first"), _latents(unclip, second, 1, "second")
+    weights = inputs.weights(weights, len(keys), "weights", 0.0, 1.0)
     between = [
         slerp(a.reshape(1, -1), b.reshape(1, -1), weights[:, None]).reshape(-1, *a.shape[1:])
         for a, b in zip(first, second, strict=True)
     ]
-    return decode(unclip, params, Latent(*between), keys)
+    return decode(unclip, params, Latent(*between), keys, guidance_scale=guidance_scale)
 
 
 @standard_settings
@@ -171,10 +197,12 @@ def text_diff(
     unclip: UnCLIP,
     params: Params,
     latent: Latent,
-    tokens_from: Int[Array, "B L"],
-    tokens_to: Int[Array, "B L"],
-    strength: Float[Array, " B"],
-    keys: Key[Array, " B"],
+    tokens_from: Any,
+    tokens_to: Any,
+    strength: Any,
+    keys: Any,
+    *,
+    guidance_scale: GuidanceScale = 1.0,
 ) -> Generation:
     """A picture changed as one caption differs from another (§3.3), with its x_T kept.
 
@@ -186,43 +214,51 @@ def text_diff(
       tokens_from, tokens_to: int32 [1, L] or [B, L], what the picture shows and what it should.
       strength: [B] in [0, 1].
       keys: [B].
+      guidance_scale: as in ``decode``.
     """
+    keys = inputs.picture_keys(keys)
+    count, length = len(keys), unclip.clip.text.context_length
+    latent = _latents(unclip, latent, count, "latent")
+    tokens_from = inputs.prompt_tokens(tokens_from, count, length, "tokens_from")
+    tokens_to = inputs.prompt_tokens(tokens_to, count, length, "tokens_to")
+    strength = inputs.weights(strength, count, "strength", 0.0, 1.0)
     before, after = (unit_norm(encode_text(unclip, params, t).embed) for t in (tokens_from, tokens_to))
     length = jnp.linalg.norm(latent.image_embed, axis=-1, keepdims=True)
     towards = unit_norm(after - before) * length
     image_embed = slerp(latent.image_embed, jnp.broadcast_to(towards, latent.image_embed.shape), strength[:, None])
-    x_T = jnp.broadcast_to(latent.x_T, (len(keys), *latent.x_T.shape[1:]))
-    return decode(unclip, params, Latent(image_embed, x_T), keys)
+    return decode(unclip, params, Latent(image_embed, latent.x_T), keys, guidance_scale=guidance_scale)
 
 
 @standard_settings
 def image_to_image(
     unclip: UnCLIP,
     params: Params,
-    images: Float[Array, "B H W 3"],
-    tokens: Int[Array, "B L"],
-    keys: Key[Array, " B"],
+    images: Any,
+    tokens: Any,
+    keys: Any,
     *,
     strength: float = 0.6,
-    image_embed: Float[Array, "B D"] | None = None,
+    image_embed: Any = None,
     guidance_scale: GuidanceScale | None = None,
 ) -> Generation:
     """Pictures redrawn to a prompt from some way up: noise hides their details and leaves their layout (SDEdit).
 
     Args:
-      tokens: int32 [B, L].
+      images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
+      tokens: int32 [B, L], or of one prompt for all.
+      keys: [B].
       strength: share of the decoder's steps that are taken, in (0, 1]; at 1 nothing of the picture is left.
       image_embed: [B, D], what to draw; by default the prior's for the prompt.
-
-    Raises:
-      ValueError: ``strength`` is out of range.
     """
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength is {strength}; give more than 0 and at most 1")
+    inputs.number(strength, 1e-6, 1.0, "strength")
     stage = unclip.decoder
     times = stages.timesteps(stage)
     times = times[len(times) - max(1, round(strength * len(times))) :]
     _check_draws_pictures(unclip)
+    keys = inputs.picture_keys(keys)
+    inputs.guidance(guidance_scale, len(keys))
+    images = inputs.pictures(images, (stage.model.image_size,))
+    images = inputs.for_all(images, len(keys), f"images are {len(images)}")
     text, image_embed = _asked(unclip, params, tokens, keys, image_embed)
     own = fold_in_each(keys, 0)
     at = jnp.full(len(images), times[0])
@@ -236,13 +272,13 @@ def image_to_image(
 def inpaint(
     unclip: UnCLIP,
     params: Params,
-    images: Float[Array, "B H W 3"],
-    mask: Bool[Array, "B H W 1"],
-    tokens: Int[Array, "B L"],
-    keys: Key[Array, " B"],
+    images: Any,
+    mask: Any,
+    tokens: Any,
+    keys: Any,
     *,
     resamples: int = 4,
-    image_embed: Float[Array, "B D"] | None = None,
+    image_embed: Any = None,
     guidance_scale: GuidanceScale | None = None,
 ) -> Generation:
     """Pictures drawn anew to a prompt where ``mask`` is True; every other pixel is left as it was, exactly.
@@ -251,11 +287,19 @@ def inpaint(
     draws fits its surroundings.
 
     Args:
-      mask: bool [B, H, W, 1].
-      tokens: int32 [B, L].
+      images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8, of the size that the system draws.
+      mask: bool [B, H, W, 1], or one for all, [H, W] say.
+      tokens: int32 [B, L], or of one prompt for all.
+      keys: [B].
       image_embed: [B, D], what to draw; by default the prior's for the prompt.
     """
     _check_draws_pictures(unclip)
+    keys = inputs.picture_keys(keys)
+    inputs.number(resamples, 1, 1000, "resamples")
+    inputs.guidance(guidance_scale, len(keys))
+    images = inputs.pictures(images, tuple(stage.model.image_size for stage in (unclip.decoder, *unclip.upsamplers)))
+    images = inputs.for_all(images, len(keys), f"images are {len(images)}")
+    mask = inputs.free_pixels(mask, images.shape)
     text, image_embed = _asked(unclip, params, tokens, keys, image_embed)
 
     def decorate(stage: Stage) -> guidance.Decorator:
@@ -281,6 +325,16 @@ def _check_draws_pictures(unclip: UnCLIP) -> None:
         raise UserError("this decoder draws latents, into which no picture is encoded here: it cannot edit pictures")
 
 
+def _latents(unclip: UnCLIP, latent: Any, count: int, name: str) -> Latent:
+    """The latents of ``count`` pictures, from those or from one."""
+    if not isinstance(latent, tuple) or len(latent) != 2:
+        raise UserError(f"{name} is {type(latent).__name__}; give a Latent, as encode returns it")
+    return Latent(
+        inputs.floats(latent[0], (count, unclip.clip.embed_dim), f"{name}.image_embed"),
+        inputs.floats(latent[1], (count, *unclip.decoder.sample_shape), f"{name}.x_T"),
+    )
+
+
 def _meaning(unclip: UnCLIP, image_embed: Float[Array, "B D"]) -> Cond:
     """The image embedding alone: a caption that is dropped."""
     batch, width = len(image_embed), unclip.clip.text.width
@@ -296,12 +350,14 @@ def _meaning(unclip: UnCLIP, image_embed: Float[Array, "B D"]) -> Cond:
 def _asked(
     unclip: UnCLIP,
     params: Params,
-    tokens: Int[Array, "B L"],
+    tokens: Any,
     keys: Key[Array, " B"],
-    image_embed: Float[Array, "B D"] | None,
+    image_embed: Any,
 ) -> tuple[TextFeatures, Float[Array, "B D"]]:
     """Text features of a prompt and the image embedding to draw: the one given, or the prior's."""
-    text = encode_text(unclip, params, tokens)
+    text = encode_text(unclip, params, inputs.prompt_tokens(tokens, len(keys), unclip.clip.text.context_length))
+    if image_embed is not None:
+        image_embed = inputs.floats(image_embed, (len(keys), unclip.clip.embed_dim), "image_embed")
     # The decoder folds 0 and the upsamplers 1, 2, … into the keys.
     own = fold_in_each(keys, 1 + len(unclip.upsamplers))
     return text, sample_prior(unclip, params, text, own) if image_embed is None else image_embed

@@ -19,9 +19,31 @@ def save_png(path: str | os.PathLike, image: np.ndarray | Image.Image, text: Map
     picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
     info = PngImagePlugin.PngInfo()
     for name, value in (text or {}).items():
-        info.add_itxt(name, value.encode("utf-8", "replace"))  # a prompt may hold what is no text: lone surrogates
+        info.add_itxt(name, _metadata(value))
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info)
+
+
+def holds_other(
+    path: str | os.PathLike, text: Mapping[str, str], image: np.ndarray | Image.Image | None = None
+) -> bool:
+    """Whether a file is there already that is not this PNG: of other metadata, or of other pixels where given."""
+    if not Path(path).exists():
+        return False
+    try:
+        with Image.open(path) as there:
+            there.load()
+            said = getattr(there, "text", {})
+            if {name: said.get(name) for name in text} != {name: _metadata(value) for name, value in text.items()}:
+                return True
+            return image is not None and not np.array_equal(np.asarray(there), np.asarray(image))
+    except Exception:  # whatever Pillow raises at what it cannot read
+        return True
+
+
+def _metadata(value: str, limit: int = 10_000) -> str:
+    """A text as it is kept in a PNG: a prompt may hold what is no text (lone surrogates), or a million characters."""
+    return value[:limit].encode("utf-8", "replace").decode("utf-8")
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], *, scale: int = 2, columns: int = 8) -> Image.Image:

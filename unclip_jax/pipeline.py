@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 import clip_jax
@@ -24,7 +25,7 @@ from clip_jax.encode import encode_texts, joined
 from clip_jax.errors import UserError
 from clip_jax.text import TextFeatures
 from clip_jax.tokenizer import Tokenizer
-from unclip_jax import priors
+from unclip_jax import inputs, priors
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.guidance import Decorator, GuidanceScale
@@ -174,10 +175,10 @@ def upsample(
 def generate(
     unclip: UnCLIP,
     params: dict[str, Any],
-    tokens: Int[Array, "B L"],
-    keys: Key[Array, " B"],
+    tokens: Any,
+    keys: Any,
     *,
-    image_embed: Float[Array, "B D"] | None = None,
+    image_embed: Any = None,
     guidance: Guidance = Guidance(),
 ) -> Generation:
     """From prompts to pictures.
@@ -185,11 +186,15 @@ def generate(
     Args:
       unclip: the architecture.
       params: {"clip", "prior", "decoder", "upsampler_0", …}.
-      tokens: int32 [B, L] prompts.
+      tokens: int32 [B, L], one prompt per picture, or [1, L], one for all of them.
       keys: [B] keys, one per picture: a picture depends on its own prompt and key, not on its neighbours.
-      image_embed: [B, D] to decode from instead of the prior's.
+      image_embed: float [B, D] or [1, D], to decode from instead of the prior's.
       guidance: scales for prior and decoder.
+
+    Raises:
+      UserError: an argument has another shape or type, or they do not go together; the line names it.
     """
+    keys, tokens, image_embed = _checked(unclip, tokens, keys, image_embed, guidance)
     text = encode_text(unclip, params, tokens)
     if image_embed is None:
         image_embed = sample_prior(unclip, params, text, fold_in_each(keys, 0), guidance_scale=guidance.prior)
@@ -198,8 +203,53 @@ def generate(
     return Generation(text, image_embed, images)
 
 
-generate_jit = jax.jit(generate, static_argnums=0)
-"""``generate`` compiled once per architecture, batch size and which of the guidance scales are given."""
+def _checked(unclip: UnCLIP, tokens: Any, keys: Any, image_embed: Any, guidance: Guidance) -> tuple[Any, Any, Any]:
+    """(keys, tokens, image_embed) of one batch, see ``generate``."""
+    keys = inputs.picture_keys(keys)
+    tokens = inputs.prompt_tokens(tokens, len(keys), unclip.clip.text.context_length)
+    if image_embed is not None:
+        image_embed = inputs.floats(image_embed, (len(keys), unclip.clip.embed_dim), "image_embed")
+    if not isinstance(guidance, Guidance):
+        raise UserError(f"guidance is {type(guidance).__name__}; give unclip_jax.Guidance(decoder=2.0)")
+    for name, scale in guidance._asdict().items():
+        inputs.guidance(scale, len(keys), f"guidance.{name}")
+    return keys, tokens, image_embed
+
+
+_generate_jit = jax.jit(generate, static_argnums=0)
+
+
+def generate_jit(
+    unclip: UnCLIP,
+    params: dict[str, Any],
+    tokens: Any,
+    keys: Any,
+    *,
+    image_embed: Any = None,
+    guidance: Guidance = Guidance(),
+) -> Generation:
+    """``generate`` compiled once per architecture, batch size and which of the guidance scales are given."""
+    keys, tokens, image_embed = _checked(unclip, tokens, keys, image_embed, guidance)
+    return _generate_jit(unclip, params, tokens, keys, image_embed=image_embed, guidance=guidance)
+
+
+def check_drawn(generation: Generation, names: Sequence[str]) -> None:
+    """Raises UserError for pictures of NaN or infinite numbers, which would be written as black ones.
+
+    Args:
+      generation: computed, not being traced.
+      names: what to call each of its B pictures in the line, which also says the first part that went wrong.
+    """
+    parts = {"the prior (or the CLIP)": generation.image_embed, "the decoder or an upsampler": generation.images}
+    if generation.text is not None:
+        parts = {"the CLIP's text tower": generation.text.embed} | parts
+    for part, values in parts.items():
+        finite = np.isfinite(np.asarray(values)).reshape(len(values), -1).all(axis=1)
+        if bad := [name for name, fine in zip(names, finite[: len(names)], strict=True) if not fine]:
+            raise UserError(
+                f"{bad[0]}: {part} made numbers that are NaN or infinite ({len(bad)} of {len(names)} pictures); "
+                "try a smaller guidance scale, or other weights"
+            )
 
 
 def with_sampling(loaded: LoadedUnCLIP, **changes: Any) -> LoadedUnCLIP:

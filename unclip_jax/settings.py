@@ -25,7 +25,8 @@ def standard_settings(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def under_them(*args: P.args, **kwargs: P.kwargs) -> R:
-        args, kwargs = jax.tree.map(_narrowed, (args, kwargs))
+        if any(map(_wide, jax.tree.leaves((args, kwargs)))):
+            args, kwargs = jax.tree.map(_narrowed, (args, kwargs))
         with (
             jax.enable_x64(False),
             jax.numpy_rank_promotion("allow"),
@@ -36,6 +37,9 @@ def standard_settings(function: Callable[P, R]) -> Callable[P, R]:
     return under_them
 
 
+def _wide(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray | np.generic | jax.Array) and leaf.dtype in NARROW
+
+
 def _narrowed(leaf: Any) -> Any:
-    narrow = NARROW.get(leaf.dtype) if isinstance(leaf, np.ndarray | np.generic | jax.Array) else None
-    return leaf if narrow is None else leaf.astype(narrow)
+    return leaf.astype(NARROW[leaf.dtype]) if _wide(leaf) else leaf

@@ -19,14 +19,17 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from clip_jax.config import CLIPConfig
 from clip_jax.encode import encode_images, encode_texts
+from clip_jax.errors import UserError
 from clip_jax.losses import same_rows
 from clip_jax.model import unit_norm
 from unclip_jax import priors
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond, drop
 from unclip_jax.degrade import BSRConfig, DegradeConfig, add_level, box_reduce, degrade, random_crops
+from unclip_jax.inputs import concrete
 from unclip_jax.models.unet import enlarge
 from unclip_jax.priors import ARStage, OneStepStage
+from unclip_jax.settings import standard_settings
 from unclip_jax.stage import Stage
 
 Params = dict[str, Any]
@@ -44,7 +47,13 @@ def to_signed(images: UInt8[Array, "*B"]) -> Float[Array, "*B"]:
 
 
 def to_uint8(images: Float[Array, "*B"]) -> UInt8[Array, "*B"]:
-    """Pictures in [−1, 1] -> uint8, rounded to the nearest level."""
+    """Pictures in [−1, 1] -> uint8, rounded to the nearest level.
+
+    Raises:
+      UserError: numbers that are NaN or infinite, outside of ``jit``: they would be black pictures.
+    """
+    if concrete(images) and not bool(jnp.isfinite(images).all()):
+        raise UserError("images have numbers that are NaN or infinite: they are no pictures")
     return jnp.round(jnp.clip((images + 1.0) * 127.5, 0.0, 255.0)).astype(jnp.uint8)
 
 
@@ -152,6 +161,7 @@ class PriorTask:
         statistics = {"embed_mean": jnp.asarray(self.embed_mean), "embed_std": jnp.asarray(self.embed_std)}
         return params | statistics, {"clip": self.clip_params}
 
+    @standard_settings
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
@@ -190,6 +200,7 @@ class ARPriorTask:
         statistics = {name: jnp.asarray(array) for name, array in self.statistics.items()}
         return priors.init(self.stage, key) | {"statistics": statistics}, {"clip": self.clip_params}
 
+    @standard_settings
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
@@ -222,6 +233,7 @@ class OneStepPriorTask:
         statistics = {"embed_mean": jnp.asarray(self.embed_mean), "embed_std": jnp.asarray(self.embed_std)}
         return priors.init(self.stage, key) | statistics, {"clip": self.clip_params}
 
+    @standard_settings
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
@@ -256,6 +268,7 @@ class DecoderTask:
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
         return stages.init(self.stage, key), {"clip": self.clip_params}
 
+    @standard_settings
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
@@ -264,6 +277,7 @@ class DecoderTask:
         loss, metrics = stages.loss(self.stage, params, x0, cond, key_loss, train=train)
         return loss, (metrics, model_state)
 
+    @standard_settings
     def example(
         self, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> tuple[Float[Array, "B h w C"], Cond]:
@@ -296,6 +310,7 @@ class UpsamplerTask:
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
         return stages.init(self.stage, key), {}
 
+    @standard_settings
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
@@ -304,6 +319,7 @@ class UpsamplerTask:
         loss, metrics = stages.loss(self.stage, params, x0, cond, key_loss, train=train)
         return loss, (metrics, model_state)
 
+    @standard_settings
     def example(
         self, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> tuple[Float[Array, "B h w C"], Cond]:

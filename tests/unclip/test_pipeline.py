@@ -116,13 +116,13 @@ class TestOneProgram:
         assert len(guided) == len(plain)
 
     def test_prompts_keys_and_guidance_are_data(self, tiny_system, draw, generated):
-        before = generate_jit._cache_size()
+        before = pipeline._generate_jit._cache_size()
         others = [
             draw(prompts=["a large yellow triangle in the top right", "", "x " * 10]),
             draw(keys=sample_keys(jax.random.key(99), jnp.arange(7, 7 + B))),
             draw(guidance=Guidance(prior=jnp.float32(3.0), decoder=jnp.float32(1.0))),
         ]
-        assert generate_jit._cache_size() == before
+        assert pipeline._generate_jit._cache_size() == before
         for other in others:
             assert np.isfinite(other.images).all()
             changed = np.abs(np.asarray(other.images) - generated.images).max(axis=(1, 2, 3))

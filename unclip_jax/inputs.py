@@ -1,0 +1,140 @@
+"""What the functions that draw are given, made into arrays of one batch or refused in a line that names the argument.
+
+Shapes and types are checked under ``jit`` too; values only where they are there to be seen. One of a thing stands for
+all pictures of a batch: one prompt with four keys is four pictures of it.
+"""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from clip_jax.errors import UserError
+from unclip_jax.diffusion.keys import threefry
+
+ONE_KEY_EACH = "give one key per picture, unclip_jax.sample_keys(jax.random.key(0), jnp.arange(4)) for four"
+
+
+def picture_keys(keys: Any) -> Key[Array, " B"]:
+    """Keys of pictures [B] of threefry, from keys of any kind; see ``diffusion.keys.threefry``."""
+    keys = threefry(keys)
+    if keys.ndim != 1:
+        raise UserError(f"keys are {list(keys.shape) if keys.ndim else 'one key'}; {ONE_KEY_EACH}")
+    if not len(keys):
+        raise UserError(f"keys are none; {ONE_KEY_EACH}")
+    return keys
+
+
+def prompt_tokens(tokens: Any, count: int, context_length: int, name: str = "tokens") -> Int[Array, "B L"]:
+    """Tokens int32 [B, L] of ``count`` pictures, from those of as many prompts or of one."""
+    dtype, shape = getattr(tokens, "dtype", None), getattr(tokens, "shape", ())
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or len(shape) != 2:
+        what = type(tokens).__name__ if dtype is None else f"{dtype} {list(shape)}"
+        raise UserError(f"{name} are {what}; give integers [B, L], tokenize([prompt, …])")
+    if not shape[0]:
+        raise UserError(f"{name} are of no prompt; give one at least")
+    if shape[1] != context_length:
+        raise UserError(f"{name} are {list(shape)}; this system reads {context_length} tokens of a prompt")
+    return for_all(jnp.asarray(tokens).astype(jnp.int32), count, f"{name} are of {shape[0]} prompts")
+
+
+def for_all(array: Array, count: int, what: str) -> Array:
+    """[1, ...] or [count, ...] -> [count, ...]; ``what`` begins the line that refuses another number."""
+    if array.shape[0] not in (1, count):
+        raise UserError(f"{what}, keys are {count}; give as many of both, or one for all pictures")
+    return jnp.broadcast_to(array, (count, *array.shape[1:]))
+
+
+def floats(values: Any, shape: tuple[int, ...], name: str) -> Float[Array, "..."]:
+    """An array of finite floats of this shape, whose first axis may be 1."""
+    try:
+        array = jnp.asarray(values)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is {type(values).__name__}; give float {list(shape)}") from None
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.ndim != len(shape) or array.shape[1:] != shape[1:]:
+        raise UserError(f"{name} is {array.dtype} {list(array.shape)}; give float {list(shape)}")
+    array = for_all(array.astype(jnp.float32), shape[0], f"{name} is of {array.shape[0]} pictures")
+    if concrete(array) and not bool(jnp.isfinite(array).all()):
+        raise UserError(f"{name} has numbers that are NaN or infinite; give finite ones")
+    return array
+
+
+def weights(values: Any, count: int, name: str, low: float = 0.0, high: float = float("inf")) -> Float[Array, " B"]:
+    """Numbers [B] from one or from [B] of them, each in [low, high] where it can be seen."""
+    try:
+        array = jnp.asarray(values, jnp.float32)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is {type(values).__name__}; give a number or [B] of them") from None
+    if array.shape not in ((), (1,), (count,)):
+        raise UserError(f"{name} is {list(array.shape)}; give a number, or {count} of them: one per key")
+    if concrete(array) and not bool(((array >= low) & (array <= high) & jnp.isfinite(array)).all()):
+        raise UserError(f"{name} is {np.asarray(array).tolist()}; give finite numbers from {low:g} to {high:g}")
+    return jnp.broadcast_to(array, (count,))
+
+
+def guidance(value: Any, count: int, name: str = "guidance_scale") -> Any:
+    """A guidance scale as it is given: None, a plain number, or an array of one or [B]."""
+    if value is not None:
+        weights(value, count, name)
+    return value
+
+
+def number(value: Any, low: float, high: float, name: str) -> Any:
+    """A number in [low, high] that is known when the program is traced; whole where ``low`` is an int."""
+    kind = numbers.Integral if isinstance(low, int) else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        whole = ", a whole number" if isinstance(low, int) else ""
+        raise UserError(f"{name} is {str(value)[:40]}; give {low} to {high}{whole}")
+    return value
+
+
+def pictures(images: Any, sizes: tuple[int, ...], name: str = "images") -> Float[Array, "B H W 3"]:
+    """Pictures float32 [B, H, W, 3] in [−1, 1], from those or from uint8 ones.
+
+    Args:
+      images: square, and their side a multiple of all ``sizes``; with none of these of any size.
+    """
+    dtype, shape = getattr(images, "dtype", None), getattr(images, "shape", ())
+    if dtype is None or len(shape) != 4 or shape[-1] != 3 or not shape[0]:
+        what = type(images).__name__ if dtype is None else f"{dtype} {list(shape)}"
+        raise UserError(f"{name} are {what}; give [B, H, W, 3], float in [−1, 1] or uint8")
+    if (sizes and (shape[1] != shape[2] or any(shape[1] % size for size in sizes))) or not shape[1] * shape[2]:
+        side = max(sizes, default=1)
+        raise UserError(f"{name} are of {shape[1]}×{shape[2]} pixels; give {side}×{side}, or a multiple of it")
+    if dtype == jnp.uint8:
+        return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1.0
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"{name} are {dtype}; give float in [−1, 1] or uint8")
+    images = jnp.asarray(images).astype(jnp.float32)
+    if concrete(images):
+        low, high = float(images.min()), float(images.max())
+        if not (low >= -1.01 and high <= 1.01):  # NaN is in no range; a network's rounding is
+            raise UserError(
+                f"{name} are from {low:g} to {high:g}; give float in [−1, 1] or uint8, unclip_jax.to_signed makes one "
+                "of the other"
+            )
+    return images
+
+
+def free_pixels(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Bool[Array, "B H W 1"]:
+    """A mask bool [B, H, W, 1] for pictures of ``shape`` [B, H, W, 3], from [H, W], [B, H, W] or with the last axis."""
+    dtype, given = getattr(mask, "dtype", None), getattr(mask, "shape", ())
+    batch, height, width = shape[:3]
+    if dtype is None or not jnp.issubdtype(dtype, jnp.bool_):
+        what = type(mask).__name__ if dtype is None else str(dtype)
+        raise UserError(f"{name} is {what}; give bool, True where it is drawn anew (grey levels: mask >= 128)")
+    bare = given[:-1] if len(given) > 2 and given[-1] == 1 and given[-2] == width else given
+    if bare[-2:] != (height, width) or len(bare) not in (2, 3) or bare[:-2] not in ((), (1,), (batch,)):
+        raise UserError(f"{name} is {list(given)}; the pictures are {height}×{width}: give {[batch, height, width, 1]}")
+    mask = jnp.asarray(mask).reshape(bare if len(bare) == 3 else (1, *bare))
+    return jnp.broadcast_to(mask[..., None], (batch, height, width, 1))
+
+
+def concrete(array: Any) -> bool:
+    """Whether the values of an array can be seen: it is not one that a program is being traced with."""
+    return not isinstance(array, jax.core.Tracer)
