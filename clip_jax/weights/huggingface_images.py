@@ -88,16 +88,19 @@ def preprocess_of(data: Mapping[str, Any], vision: VisionConfig, where: str) -> 
 
 
 def _processor(settings: Settings, vision: VisionConfig) -> _Processor:
-    siglip = getattr(vision, "pool", None) == "map"
-    names = [name for name in ("image_processor_type", "feature_extractor_type") if settings.get(name) is not None]
-    for name in names:
+    usual = _SIGLIP if getattr(vision, "pool", None) == "map" else _CLIP
+    said = {}
+    for name in ("image_processor_type", "feature_extractor_type"):
         kind = settings.get(name)
         family = next((f for f in PROCESSORS for end in _KINDS if kind == f + end), None)
-        if family is None:
+        if kind is not None and family is None:
             known = ", ".join(f"{family}ImageProcessor" for family in PROCESSORS)
             raise settings.error(name, f"supported are {known}")
-        return PROCESSORS[family]
-    return _SIGLIP if siglip else _CLIP
+        said |= {} if family is None else {name: PROCESSORS[family]}
+    if len(said) == 2 and said["image_processor_type"] != said["feature_extractor_type"]:
+        other = settings.get("feature_extractor_type")
+        raise settings.error("image_processor_type", f"feature_extractor_type is {other}, which does other things")
+    return next(iter(said.values()), usual)
 
 
 def _sizes(settings: Settings, usual: _Processor) -> tuple[str, int | None, int]:

@@ -55,11 +55,14 @@ def without_inner_wrappers(checkpoint: Checkpoint, where: str) -> dict[str, Entr
     return found
 
 
-def prefixes(names: Iterable[str]) -> list[str]:
-    """What comes before the names of each model in a checkpoint, in their order; [""] for a plain one, [] for none."""
+def prefixes(names: Iterable[str], anchors: Iterable[str] = ANCHORS) -> list[str]:
+    """What comes before the names of each model in a checkpoint, in their order; [""] for a plain one, [] for none.
+
+    `anchors` are names of which each model has one, the longer ones first.
+    """
     found: dict[str, None] = {}
     for name in names:
-        for anchor in ANCHORS:
+        for anchor in anchors:
             if name.endswith(anchor) and (len(name) == len(anchor) or name[-len(anchor) - 1] in "./"):
                 prefix = name[: len(name) - len(anchor)]
                 if not MOMENTS.search(prefix):

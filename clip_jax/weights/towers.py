@@ -15,13 +15,16 @@ from clip_jax.errors import UserError
 from clip_jax.weights.chinese_clip import BERT
 from clip_jax.weights.files import read_checkpoint
 from clip_jax.weights.openai import RESNET
-from clip_jax.weights.rules import BATCH_STATS, convert, expected, renamed
+from clip_jax.weights.prefixes import prefixes, under, without_inner_wrappers
+from clip_jax.weights.rules import BATCH_STATS, Entry, convert, expected, renamed, some
 
 # tower: the config that it has, its table, its projection, and the heads and buffers that are not part of it
 TOWERS = {
     "visual": (PlainResNetConfig, RESNET, "proj/", r"fc\..*|.*\.num_batches_tracked"),
     "text": (BertConfig, BERT, "text_projection/", r"cls\..*|.*position_ids"),
 }
+# A name that the tower has once: what comes before it comes before all its names ("module.", "bert.").
+ANCHORS = {"visual": "layer1.0.conv1.weight", "text": "embeddings.word_embeddings.weight"}
 TENSORFLOW = {"gamma": "weight", "beta": "bias"}  # how the scales and biases of norms are called in BERT as released
 
 
@@ -39,15 +42,19 @@ def load_tower(path: str | os.PathLike, config: CLIPConfig, tower: Literal["visu
     part = config.vision if tower == "visual" else config.text
     if not isinstance(part, kind):
         raise UserError(f"{path}: it could start a {kind.__name__}, the model has a {type(part).__name__}")
-    checkpoint = {_modern(name): entry for name, entry in read_checkpoint(path).items()}
-    prefix = "bert." if any(name.startswith("bert.") for name in checkpoint) else ""
+    checkpoint: dict[str, Entry] = {_modern(name): entry for name, entry in read_checkpoint(path).items()}
+    checkpoint = without_inner_wrappers(checkpoint, str(path))
+    found = prefixes(checkpoint, (ANCHORS[tower],))
+    if len(found) > 1:
+        raise UserError(f"{path} holds {len(found)} towers ({some(found, 4)}): save the one to begin with alone")
+    checkpoint = under(checkpoint, found[0], found) if found else checkpoint
     wanted = {
         name: leaf
         for name, leaf in expected(config).items()
         if (inner := name.removeprefix(BATCH_STATS)).startswith(f"{tower}/")
         and not inner.startswith(f"{tower}/{projection}")
     }
-    rules = renamed(table, ours=f"{tower}/", theirs=prefix)
+    rules = renamed(table, ours=f"{tower}/")
     return convert(checkpoint, rules, wanted, ignore=ignore, where=str(path))
 
 

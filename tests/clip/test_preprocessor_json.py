@@ -113,6 +113,7 @@ def test_other_processors_have_other_defaults():
         ({"image_mean": [0.5]}, ["image_mean has 1 numbers", "3 channels"]),
         ({"image_std": [1, 1, 0]}, ["std"]),
         ({"image_processor_type": "SiglipImageProcessor", "size": 32}, ["size is 32", "height"]),
+        ({"feature_extractor_type": "SiglipFeatureExtractor"}, ["image_processor_type", "SiglipFeatureExtractor"]),
         ({"auto_map": {"AutoImageProcessor": "x.Y"}}, ["auto_map"]),
     ],
 )

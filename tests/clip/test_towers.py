@@ -41,7 +41,7 @@ def test_torchvisions_resnet(tmp_path):
     assert_same(load_tower(tmp_path / "resnet.safetensors", CONFIG, "visual"), ours)
 
 
-@pytest.mark.parametrize("prefix", ["", "bert."])
+@pytest.mark.parametrize("prefix", ["", "bert.", "module.model.bert."])
 def test_bert_as_released(tmp_path, prefix):
     """With TensorFlow's names for the norms, and the heads of its pre-training."""
     ours, theirs = published("text", prefix)

@@ -6,11 +6,13 @@ Whatever they say that our networks have not is refused in one line that names t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clip_jax.errors import UserError
+from clip_jax.fields import brief
 from clip_jax.weights.files import read_json
 from unclip_jax.models.movq import MoVQConfig
 from unclip_jax.models.prior import EXTRA_TOKENS, PriorConfig
@@ -18,6 +20,10 @@ from unclip_jax.models.unet import Level, UNetConfig
 from unclip_jax.stage import Sampling
 
 CONFIG, SCHEDULER = "config.json", "scheduler_config.json"
+
+MOST, MOST_LEVELS = 1 << 20, 16  # of any size, and of the levels of a U-Net
+# What may be null although it has a default, as it is of options that are refused or not used.
+OPTIONAL = {"downsample_padding", "addition_embed_type_num_heads", "transformer_layers_per_block", "attention_head_dim"}
 
 # What both classes of U-Nets say that we use, and what they may say only so.
 UNET_SETTINGS: dict[str, Any] = {
@@ -70,7 +76,36 @@ def settings(file: Path, kind: str, used: Mapping[str, Any], fixed: Mapping[str,
         allowed = (fixed[name],) if name in fixed else (None, False)  # an option that is off asks for nothing
         if value not in allowed:
             raise UserError(f"{file}: {name} is {value!r}, supported is {allowed[0]!r} only")
-    return {name: data.get(name, default) for name, default in used.items()}
+    return {name: _typed(file, name, data.get(name, default), default) for name, default in used.items()}
+
+
+def _typed(file: Path, name: str, value: Any, default: Any) -> Any:
+    """A value of the type of its default. Raises UserError for another type, or a number that no network has."""
+    if value is None and (default is None or name in OPTIONAL):
+        return value
+    if isinstance(default, tuple):
+        names = name.endswith("types")
+        fits = isinstance(value, list | tuple) and len(value) <= MOST_LEVELS
+        fits = fits and all(isinstance(x, str) if names else _is_size(x) for x in value)
+        what = f"a list of at most {MOST_LEVELS} {'names' if names else 'integers'}"
+    elif isinstance(default, bool):
+        fits, what = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        fits, what = _is_size(value), f"an integer from 0 to {MOST}"
+    elif isinstance(default, float):
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+        what = "a number"
+    elif isinstance(default, str):
+        fits, what = isinstance(value, str), "a name"
+    else:
+        fits, what = isinstance(value, str) or _is_size(value), f"a name or an integer from 0 to {MOST}"
+    if not fits:
+        raise UserError(f"{file}: {name} is {brief(value)}, it must be {what}")
+    return value
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST
 
 
 def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +147,7 @@ def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
         "timestep_spacing": (said.get("timestep_spacing", "linspace"), {"linspace": "uniform", "leading": "leading"}),
     }
     for name, (value, table) in tables.items():
-        if value not in table:
+        if not any(value == known for known in table):
             raise UserError(f"{file}: {name} is {value}, supported are {', '.join(map(str, table))}")
     prediction, sampler, noise, grid = (table[value] for value, table in tables.values())
     return {
