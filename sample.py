@@ -15,6 +15,7 @@ Each picture is a PNG of its own, and a contact sheet shows them together.
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import time
@@ -110,7 +111,8 @@ def read_prompts(options: Options) -> list[str]:
     """The prompts of the command line and then those of the file."""
     prompts = list(options.prompt)
     if options.prompts is not None:
-        for number, line in enumerate(options.prompts.read_bytes().splitlines(), 1):
+        data = options.prompts.read_bytes().removeprefix(codecs.BOM_UTF8)  # as Windows programs write it
+        for number, line in enumerate(data.splitlines(), 1):
             try:
                 text = line.decode("utf-8").strip()
             except UnicodeDecodeError:
