@@ -9,6 +9,7 @@ from jaxtyping import Array
 from clip_jax.errors import UserError
 
 AnyArray = Array | np.ndarray
+Features = AnyArray | Sequence[Any]  # [N, D], also as lists of numbers
 ROWS = 65_536  # are looked at at once, so that features mapped from a file need not fit the memory
 
 

@@ -56,7 +56,7 @@ def same_rows(tokens: Int[AnyArray, "B L"]) -> Bool[Any, "B B"]:
 
 
 def similarity(
-    image_features: Float[AnyArray, "B D"], text_features: Float[AnyArray, "B D"], scale: Float[Array, ""]
+    image_features: Float[AnyArray, "B D"], text_features: Float[AnyArray, "_B _D"], scale: Float[Array, ""]
 ) -> Float[Array, "B B"]:
     """Scaled cosines in float32, images down, texts across."""
     if (a := image_features.shape) != (b := text_features.shape) or len(a) != 2:
@@ -66,7 +66,7 @@ def similarity(
 
 def clip_loss(
     image_features: Float[AnyArray, "B D"],
-    text_features: Float[AnyArray, "B D"],
+    text_features: Float[AnyArray, "_B _D"],
     logit_scale: Float[ArrayLike, ""],
     targets: Num[AnyArray, "B B"] | Bool[AnyArray, "B B"] | None = None,
     *,
@@ -95,7 +95,7 @@ def clip_loss(
 
 def sigmoid_loss(
     image_features: Float[AnyArray, "B D"],
-    text_features: Float[AnyArray, "B D"],
+    text_features: Float[AnyArray, "_B _D"],
     logit_scale: Float[ArrayLike, ""],
     logit_bias: Float[Array, ""],
     targets: Bool[AnyArray, "B B"] | None = None,
@@ -122,7 +122,7 @@ def sigmoid_loss(
 
 def distillation_loss(
     image_features: Float[AnyArray, "B D"],
-    text_features: Float[AnyArray, "B D"],
+    text_features: Float[AnyArray, "_B _D"],
     logit_scale: Float[ArrayLike, ""],
     teacher_image_features: Float[AnyArray, "B E"],
     teacher_text_features: Float[AnyArray, "B E"],

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num, Shaped
 
 from clip_jax.arrays import AnyArray
 from clip_jax.bert import BertTower
@@ -101,7 +101,7 @@ class CLIP(nn.Module):
         return self.visual(images, keep_patches, train=train, hidden_states=hidden_states)
 
     def encode_text(
-        self, tokens: Num[AnyArray, "*N L"], *, hidden_states: bool = False, **positions_and_mask: Any
+        self, tokens: Shaped[AnyArray, "*N L"], *, hidden_states: bool = False, **positions_and_mask: Any
     ) -> TextFeatures:
         """Text embeddings (not normalised), per-token states and their mask; the states of all layers on request.
 
@@ -114,7 +114,7 @@ class CLIP(nn.Module):
     def __call__(
         self,
         images: Num[AnyArray, "*N H W c"],
-        tokens: Num[AnyArray, "*M L"],
+        tokens: Shaped[AnyArray, "*M L"],
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,

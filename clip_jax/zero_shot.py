@@ -1,7 +1,7 @@
 """Classification by prompts, without training (Radford et al. 2021 §3.1)."""
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from clip_jax.prompts import TEMPLATES
 ClassName = str | Sequence[str]  # several names of one class are averaged, as OpenAI does for FER 2013
 
 
-def prompts(classes: Sequence[ClassName], templates: Sequence[str]) -> list[list[str]]:
+def prompts(classes: Iterable[Any], templates: Iterable[Any]) -> list[list[str]]:
     """The prompts of each class: every template with every name of it.
 
     Raises: UserError when there is no class, a name is empty, or a template has no place for a name; also for one str
@@ -59,8 +59,8 @@ def _names(i: int, name: Any) -> list[Any]:
 
 def classifier_weights(
     encode_text: Callable[[list[str]], Float[AnyArray, "P D"]],
-    classes: Sequence[ClassName],
-    templates: Sequence[str] = TEMPLATES["plain"],
+    classes: Iterable[ClassName],
+    templates: Iterable[str] = TEMPLATES["plain"],
 ) -> Float[np.ndarray, "K D"]:
     """One unit vector per class: each prompt normalised, averaged over the templates, normalised again.
 
@@ -108,8 +108,8 @@ class Classified(NamedTuple):
 def classify(
     clip: LoadedCLIP,
     pictures: Sequence[Picture],
-    classes: Sequence[ClassName],
-    templates: Sequence[str] = TEMPLATES["plain"],
+    classes: Iterable[ClassName],
+    templates: Iterable[str] = TEMPLATES["plain"],
     k: int = 5,
 ) -> Classified:
     """The k likeliest classes of each picture and their probabilities.
@@ -143,7 +143,7 @@ def scale_and_bias(clip: LoadedCLIP) -> tuple[float, float | None]:
 def accuracy(
     features: Float[AnyArray, "N D"],
     weights: Float[AnyArray, "K D"],
-    labels: Int[AnyArray, " N"],
+    labels: Any,
     ks: Sequence[int] = (1, 5),
 ) -> dict[int, float]:
     """Top-k accuracies in [0, 1] (with as many classes as there are, when k is more).

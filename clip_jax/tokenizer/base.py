@@ -44,7 +44,7 @@ class Tokenizer(ABC):
         self.eot_id = eot_id
         self.end_id = eot_id  # what is written for it
 
-    def __call__(self, texts: str | Iterable[Any], context_length: int | None = None) -> Int[np.ndarray, "B L"]:
+    def __call__(self, texts: Any, context_length: int | None = None) -> Int[np.ndarray, "B L"]:
         """Tokens of one text or of several.
 
         Args:

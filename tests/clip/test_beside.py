@@ -1,5 +1,6 @@
 """What Hugging Face's files beside a vocabulary say: followed, or refused by name."""
 
+import dataclasses
 import gzip
 import json
 import warnings
@@ -7,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
+import clip_jax
 from clip_jax import UserError, load_tokenizer
 from clip_jax.tokenizer import AddedToken, BPETokenizer, WordPieceTokenizer
 from clip_jax.tokenizer.cleaning import CLEANINGS
@@ -109,6 +111,17 @@ def test_learned_tokens_are_found_as_their_flags_say(tokenizer):
     assert found(["", "<A><A>"], specials=True) == [[], [new, new]]
     with pytest.raises(UserError, match="the id 7 of another token"):
         BPETokenizer(tokenizer.merges, added=[AddedToken(TOY, 7)])
+
+
+def test_the_end_of_a_text_is_found_before_learned_tokens(tokenizer, tiny, tiny_variables, tmp_path):
+    config = dataclasses.replace(tiny, text=dataclasses.replace(tiny.text, vocab_size=tokenizer.vocab_size + 1))
+    table = np.zeros((config.text.vocab_size, tiny.text.width), np.float32)
+    text = {**tiny_variables["params"]["text"], "token_embedding": {"embedding": table}}
+    toys = BPETokenizer(tokenizer.merges, context_length=24, added=[AddedToken(TOY, tokenizer.vocab_size)])
+    clip_jax.save(tmp_path, config, {"params": {**tiny_variables["params"], "text": text}}, toys)
+    loaded = clip_jax.load(tmp_path)
+    assert loaded.model.config.text.eos_id == tokenizer.eot_id
+    assert load_tokenizer(tmp_path).encode([TOY]) == [[tokenizer.vocab_size]]
 
 
 REFUSED_CONFIGS = {
