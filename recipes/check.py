@@ -7,6 +7,7 @@ seconds, and not when the stages before it have been trained for hours.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from recipes.stage import StageTraining, check_training
@@ -32,7 +33,7 @@ def check_settings(trainings: Mapping[str, StageTraining], seed: int) -> None:
         raise UserError(f"seed: {seed} is not between 0 and 2**32 - 1")
     for prefix, training in trainings.items():
         check_training(training, prefix)
-        with_prefix(prefix, lambda training=training: learning_rate(training.optim, training.num_steps))
+        with_prefix(prefix, partial(learning_rate, training.optim, training.num_steps))
     devices = make_mesh().shape["data"]
     for prefix, training in trainings.items():
         parts = devices * training.optim.accum

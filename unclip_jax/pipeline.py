@@ -360,6 +360,6 @@ def _check_fit(unclip: UnCLIP) -> None:
     for name, got, want in seams:
         if got != want:
             raise UserError(f"{name} is {got}, the CLIP beside it has {want}: these weights were not trained together")
-    check_cascade(decoder, unclip.movq, [stage.model for stage in unclip.upsamplers])
+    check_cascade(decoder, unclip.movq, unclip.upsamplers)
     if unclip.movq is not None and unclip.movq.latent_channels != decoder.channels:
         raise UserError(f"decoder: it draws {decoder.channels} channels, movq takes {unclip.movq.latent_channels}")

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from clip_jax.errors import UserError
 from clip_jax.weights.files import read_json
 from unclip_jax.models.movq import MoVQConfig
-from unclip_jax.models.unet import UNetConfig
 from unclip_jax.stage import Stage
 
 
@@ -31,22 +30,29 @@ class Drawn(NamedTuple):
     low_res_size: int | None = None
 
 
-def drawn(name: str, model: UNetConfig) -> Drawn:
-    """What a decoder or upsampler draws."""
+def drawn(name: str, model: Any) -> Drawn:
+    """What a decoder or upsampler draws, whose model is a ``UNetConfig``."""
     return Drawn(name, model.image_size, model.channels, model.low_res_size)
 
 
 def starting_from(upsampler: Stage, low_res_size: int) -> Stage:
     """The upsampler with the size of the pictures it starts from in its config. Raises UserError for one too large."""
-    return dataclasses.replace(upsampler, model=dataclasses.replace(upsampler.model, low_res_size=low_res_size))
+    model: Any = upsampler.model
+    return dataclasses.replace(upsampler, model=dataclasses.replace(model, low_res_size=low_res_size))
 
 
-def check_cascade(decoder: UNetConfig, movq: MoVQConfig | None, upsamplers: Sequence[UNetConfig]) -> None:
-    """``check_seams`` of a whole system; with ``movq`` the decoder's latents become larger pictures first."""
+def check_cascade(decoder: Any, movq: MoVQConfig | None, upsamplers: Sequence[Stage]) -> None:
+    """``check_seams`` of a whole system; with ``movq`` the latents of the decoder become larger pictures first.
+
+    Args:
+      decoder: a ``UNetConfig``.
+      movq: None where the decoder draws pictures.
+      upsamplers: stages whose model is a ``UNetConfig``.
+    """
     first = drawn("decoder", decoder)
     if movq is not None:
         first = Drawn("movq", decoder.image_size * movq.scale, movq.channels)
-    check_seams([first, *(drawn(f"upsampler_{i}", model) for i, model in enumerate(upsamplers))])
+    check_seams([first, *(drawn(f"upsampler_{i}", stage.model) for i, stage in enumerate(upsamplers))])
 
 
 def check_seams(cascade: Sequence[Drawn]) -> None:

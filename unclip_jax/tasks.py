@@ -101,10 +101,10 @@ def blank_statistics(config: CLIPConfig) -> tuple[Float[np.ndarray, " D"], Float
     return np.zeros(config.embed_dim, np.float32), np.ones(config.embed_dim, np.float32)
 
 
-def blank_quantiser(stage: ARStage) -> dict[str, Array]:
+def blank_quantiser(stage: ARStage) -> dict[str, np.ndarray]:
     """Statistics in place of what ``ar_prior.measure`` gives, for what needs the shapes alone."""
     shapes = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))["statistics"]
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
 
 
 def embedding_pairs(

@@ -32,7 +32,7 @@ def test_an_upsampler_starts_from_what_is_drawn_before_it(upsampler, message):
 
 def test_what_follows_passes():
     check_seams([DECODER, Drawn("upsampler_0", 64, 3, 16), Drawn("upsampler_1", 128, 3)])
-    decoder, upsampler = preset("tiny-decoder").model, preset("tiny-upsampler").model
+    decoder, upsampler = preset("tiny-decoder").model, preset("tiny-upsampler")
     check_cascade(decoder, None, [upsampler])
     movq = MoVQConfig(levels=(Level(32, 1), Level(32, 1)))  # 16 becomes 32
     with pytest.raises(UserError, match=r"upsampler_0: its 32 pixels .* the 32 that movq draws"):
