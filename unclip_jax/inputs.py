@@ -86,7 +86,7 @@ def guidance(value: Any, count: int, name: str = "guidance_scale") -> Any:
 
 def number(value: Any, low: float, high: float, name: str) -> Any:
     """A number in [low, high] that is known when the program is traced; whole where ``low`` is an int."""
-    kind = numbers.Integral if isinstance(low, int) else numbers.Real
+    kind: Any = numbers.Integral if isinstance(low, int) else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
         whole = ", a whole number" if isinstance(low, int) else ""
         raise UserError(f"{name} is {str(value)[:40]}; give {low} to {high}{whole}")

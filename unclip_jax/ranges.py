@@ -38,7 +38,7 @@ def check_ranges(config: Any, where: str = "", **ranges: tuple[float, float]) ->
         value, whole = getattr(config, name), types[name].startswith("int")
         if value is None and "None" in types[name]:
             continue
-        kind = numbers.Integral if whole else numbers.Real
+        kind: Any = numbers.Integral if whole else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:  # NaN is in no range
             which = ", a whole number" if whole else ""
             raise UserError(f"{where}{name} is {str(value)[:40]}; give {low} to {high}{which}")
