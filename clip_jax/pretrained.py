@@ -35,7 +35,6 @@ from clip_jax.weights.agree import (
 from clip_jax.weights.digest import DIGESTS, check_digest, digests, read_digests
 from clip_jax.weights.files import inner_folder, read_checkpoint, read_json
 from clip_jax.weights.find import CONFIG, clip_weights, config_beside, part_of_pipeline, tokenizer_beside
-from clip_jax.weights.flax_msgpack import read_flax
 from clip_jax.weights.formats import recognise
 from clip_jax.weights.hub import fetch
 from clip_jax.weights.layouts import TOKENIZER, Layout, export, write_json
@@ -190,8 +189,7 @@ def _load_path(path: Path, asked: _Asked, part: str | None) -> LoadedCLIP:
 
 def _load_published(path: Path, file: Path, asked: _Asked, part: str | None) -> LoadedCLIP:
     where = str(file)
-    read = read_flax if file.suffix == ".msgpack" else read_checkpoint
-    table, checkpoint = recognise(read(file), part, where)
+    table, checkpoint = recognise(read_checkpoint(file), part, where)
     sizes = table.sizes(checkpoint)
     said = None if table.name == "stable_diffusion" else config_beside(file.parent, table.name, checkpoint)
     wanted = asked.config if asked.config is None or said is not None else only_towers(asked.config, sizes)

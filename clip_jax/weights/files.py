@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_jax.errors import UserError, one_line, reading
+from clip_jax.weights.flax_msgpack import read_flax
 from clip_jax.weights.fp8 import scaled
 from clip_jax.weights.jsons import parse_json, read_json
 from clip_jax.weights.kinds import MSGPACK, PICKLE, SAFETENSORS, ZIP, kind_of
@@ -100,15 +101,11 @@ def _read_zip(path: Path) -> dict[str, Entry]:
     return read_torch_zip(archive)
 
 
-def _read_msgpack(path: Path) -> dict[str, Entry]:
-    raise UserError("it is a msgpack file (Flax), of which the arrays are not read: save them as safetensors")
-
-
 READERS: dict[str, Callable[[Path], dict[str, Entry]]] = {
     SAFETENSORS: _read_safetensors,
     ZIP: _read_zip,
     PICKLE: read_legacy,
-    MSGPACK: _read_msgpack,
+    MSGPACK: read_flax,
 }
 
 
