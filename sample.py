@@ -15,6 +15,7 @@ Each picture is a PNG of its own, and a contact sheet shows them together.
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import time

@@ -188,7 +188,8 @@ def _load_path(path: Path, asked: _Asked, part: str | None) -> LoadedCLIP:
 
 
 def _load_published(path: Path, file: Path, asked: _Asked, part: str | None) -> LoadedCLIP:
-    where = str(file)
+    # Its names are told as torch's, which the tables know: whoever reads an error should know why.
+    where = f"{file} (Flax's msgpack, in the names of torch)" if file.suffix == ".msgpack" else str(file)
     table, checkpoint = recognise(read_checkpoint(file), part, where)
     sizes = table.sizes(checkpoint)
     said = None if table.name == "stable_diffusion" else config_beside(file.parent, table.name, checkpoint)
