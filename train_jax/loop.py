@@ -163,7 +163,7 @@ def fit(run: Run) -> TrainState:
                         interrupts.stop(step)
 
     if bad := int(state.bad):
-        log.warning("%s: %d damaged examples were passed over, others stood in for them", run.name, bad)
+        log.warning("%s: damaged examples passed over: %d; others stood in for them", run.name, bad)
     if run.on_end is not None:
         run.on_end(state)
     return state
