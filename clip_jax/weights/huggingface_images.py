@@ -89,7 +89,7 @@ def preprocess_of(data: Mapping[str, Any], vision: VisionConfig, where: str) -> 
 
 def _processor(settings: Settings, vision: VisionConfig) -> _Processor:
     usual = _SIGLIP if getattr(vision, "pool", None) == "map" else _CLIP
-    said = {}
+    said: dict[str, _Processor] = {}
     for name in ("image_processor_type", "feature_extractor_type"):
         kind = settings.get(name)
         family = next((f for f in PROCESSORS for end in _KINDS if kind == f + end), None)
