@@ -91,7 +91,7 @@ def from_transformers(params: Tree, config: CLIPConfig) -> dict[str, Any]:
 
 
 def _encoder(transformer: Tree, scanned: bool) -> dict[str, Any]:
-    blocks = unstack_layers(transformer) if scanned else transformer
+    blocks = unstack_layers(dict(transformer)) if scanned else transformer
     return {"layers": {str(i): _layer(blocks[f"resblocks_{i}"]) for i in range(len(blocks))}}
 
 

@@ -68,7 +68,7 @@ def scaled_init(config: TransformerConfig) -> BlockInit:
     )
 
 
-def per_channel(v: Float[AnyArray, " C"], x: Float[AnyArray, "*B C"]) -> Float[Array, "*B C"]:
+def per_channel(v: Float[AnyArray, " C"], x: Float[AnyArray, "*B C"]) -> Float[Array, "*ones C"]:
     """A vector with the axes of `x`, all but the last of size 1: JAX can be told to refuse other ranks."""
     return jnp.reshape(v, (1,) * (x.ndim - 1) + v.shape)
 

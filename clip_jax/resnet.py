@@ -50,7 +50,8 @@ class BatchNorm(nn.Module):
                 running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean
                 running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * unbiased
         mean, factor, bias = (per_channel(v, x) for v in (mean, scale / jnp.sqrt(var + self.eps), bias))
-        return ((h - mean) * factor + bias).astype(x.dtype)
+        y: Any = (h - mean) * factor + bias
+        return y.astype(x.dtype)
 
 
 def conv(width: int, kernel: int, fan_in: int, name: str, dtype: Any, stride: int = 1) -> nn.Conv:

@@ -118,7 +118,7 @@ class BPETokenizer(Tokenizer):
             elif not specials:
                 found.append(WORD.findall(piece))
             else:
-                ids = {SOT: self.sot_id, EOT: self.eot_id}
+                ids: dict[str, Any] = {SOT: self.sot_id, EOT: self.eot_id}
                 found += [ids.get(word, [word]) for word in WORD_OR_SPECIAL.findall(piece)]
         return found
 

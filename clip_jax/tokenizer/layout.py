@@ -96,9 +96,9 @@ def check_bert(data: Mapping[str, Any]) -> None:
         if any(step.get("clean_text", True) is not True for step in steps):
             raise UserError(f"its {name} does not clean texts (clean_text), as BERT's does")
     for name in ("lowercase", "handle_chinese_chars", "strip_accents"):
-        value = (data.get("normalizer") or {}).get(name)
-        if not isinstance(value, bool | None):
-            raise UserError(f"its normalizer has {name} {str(value)[:40]!r}: it must be true or false")
+        flag = (data.get("normalizer") or {}).get(name)
+        if not isinstance(flag, bool | None):
+            raise UserError(f"its normalizer has {name} {str(flag)[:40]!r}: it must be true or false")
     _check_ends(data, [CLS, None, SEP])
 
 

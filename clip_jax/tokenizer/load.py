@@ -189,7 +189,7 @@ def _bert(
     beside.check("bert", with_json=data is not None)
     beside.check_specials({"cls_token": CLS, "sep_token": SEP, "unk_token": UNK})
     vocab = read_vocabulary(path) if data is None else data["model"]["vocab"]
-    said = written | _pad(beside, vocab) | _length(beside) | beside.bert_options() | _for_kind(options, "bert")
+    said = dict(written) | _pad(beside, vocab) | _length(beside) | beside.bert_options() | _for_kind(options, "bert")
     added = [*beside.added.values(), *(() if data is None else layout.added_tokens(data).values())]
     if later := learned(added, vocab, beside.where):
         raise UserError(
@@ -207,13 +207,12 @@ def _siglip(
     options: Mapping[str, Any],
 ) -> SigLIPTokenizer:
     """SentencePiece, of a `tokenizer.json` or of the bytes of a `spiece.model`."""
-    with_json = not isinstance(model, bytes)
     said = {**written, **_length(beside), **_for_kind(options, "siglip")}
     tokenizer = SigLIPTokenizer(model, **said)
-    beside.check(tokenizer.kind, with_json=with_json)
+    beside.check(tokenizer.kind, with_json=not isinstance(model, bytes))
     beside.check_specials({"eos_token": tokenizer.end})
     added = list(beside.added.values())
-    if with_json:
+    if not isinstance(model, bytes):
         layout.check_siglip(model, tokenizer.end)
         added += layout.added_tokens(model).values()
     tokenizer.check_added(added, beside.where)
