@@ -136,7 +136,9 @@ def evaluation(task: Any, tokenize: Any, captions: Any, test: Any, labels: Any, 
     preprocess = Preprocess(config.preprocess, config.vision.image_size)
     batch_size = min(batch_size, len(test))
     batch = batches(test, batch_size=batch_size, seed=0)
-    loss = jax.jit(lambda params, batch: task.loss(params, {}, batch, jax.random.key(0), train=False)[1][0])
+    loss = jax.jit(
+        lambda params, batch: task.loss(params, {}, batch, jax.random.key(0, impl="threefry2x32"), train=False)[1][0]
+    )
 
     def evaluate(state: TrainState) -> dict[str, float]:
         params = jax.device_get(state.ema_params)

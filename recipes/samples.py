@@ -15,7 +15,7 @@ def decoded_examples(stage: Any, clip: Any, images: Any, tokens: Any) -> Callabl
 
     from clip_jax.encode import joined
     from unclip_jax import stage as stages
-    from unclip_jax.diffusion.samplers import sample_keys
+    from unclip_jax.diffusion.keys import sample_keys
     from unclip_jax.tasks import encode, to_uint8
 
     size = stage.model.image_size
@@ -46,7 +46,7 @@ def draw_sheet(run: Path, prompts: list[str]) -> Path:
     import numpy as np
 
     from unclip_jax import pipeline
-    from unclip_jax.diffusion.samplers import sample_keys
+    from unclip_jax.diffusion.keys import sample_keys
     from unclip_jax.pictures import contact_sheet, save_png
     from unclip_jax.tasks import to_uint8
 

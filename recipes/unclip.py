@@ -415,6 +415,6 @@ def measured(task: Any, params: Any, examples: dict[str, Any]) -> Any:
     def measure(params: Any, clip_params: Any, images: jax.Array, tokens: jax.Array) -> jax.Array:
         cond = encode(task.clip, clip_params, images, tokens)
         x0 = standardise(task.stage, params, cond.image_embed)
-        return stages.measure_x0_error(task.stage, params, x0, cond, jax.random.key(0))
+        return stages.measure_x0_error(task.stage, params, x0, cond, jax.random.key(0, impl="threefry2x32"))
 
     return params | {"x0_error": measure(params, task.clip_params, examples["image"], examples["tokens"])}

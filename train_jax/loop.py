@@ -113,7 +113,7 @@ def fit(run: Run) -> TrainState:
             fixed=run.fixed,
         )
         init = partial(init_state, run.task, tx)
-        init_key, key = jax.random.split(jax.random.key(run.seed))
+        init_key, key = jax.random.split(jax.random.key(run.seed, impl="threefry2x32"))
         abstract = jax.eval_shape(init, init_key)
         shardings = state_shardings(abstract, mesh, run.rules)
         saved.check_space(abstract)

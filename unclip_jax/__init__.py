@@ -9,7 +9,7 @@ In short:
 """
 
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.samplers import sample_keys
+from unclip_jax.diffusion.keys import sample_keys
 from unclip_jax.pipeline import (
     Generation,
     Guidance,

@@ -28,8 +28,9 @@ from unclip_jax.conditioning import Cond
 from unclip_jax.degrade import box_reduce
 from unclip_jax.diffusion import guidance
 from unclip_jax.diffusion.guidance import GuidanceScale
+from unclip_jax.diffusion.keys import fold_in_each
 from unclip_jax.diffusion.losses import add_noise
-from unclip_jax.diffusion.samplers import ddim, ddpm, fold_in_each, invert, resampled
+from unclip_jax.diffusion.samplers import ddim, ddpm, invert, resampled
 from unclip_jax.pipeline import Generation, UnCLIP, decoder_cond, encode_text, sample_prior, upsample
 from unclip_jax.settings import standard_settings
 from unclip_jax.stage import Stage

@@ -38,7 +38,7 @@ from clip_jax.model import unit_norm
 from clip_jax.text import TextFeatures
 from clip_jax.weights.native import atomic_path
 from unclip_jax import pipeline
-from unclip_jax.diffusion.samplers import sample_keys
+from unclip_jax.diffusion.keys import sample_keys
 from unclip_jax.fid import frechet_distance
 from unclip_jax.pipeline import LoadedUnCLIP
 from unclip_jax.report import table

@@ -32,7 +32,7 @@ def picture_keys(keys: Any) -> Key[Array, " B"]:
 
 def prompt_tokens(tokens: Any, count: int, context_length: int, name: str = "tokens") -> Int[Array, "B L"]:
     """Tokens int32 [B, L] of ``count`` pictures, from those of as many prompts or of one."""
-    dtype, shape = getattr(tokens, "dtype", None), getattr(tokens, "shape", ())
+    dtype, shape = _described(tokens)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or len(shape) != 2:
         what = type(tokens).__name__ if dtype is None else f"{dtype} {list(shape)}"
         raise UserError(f"{name} are {what}; give integers [B, L], tokenize([prompt, …])")
@@ -99,7 +99,7 @@ def pictures(images: Any, sizes: tuple[int, ...], name: str = "images") -> Float
     Args:
       images: square, and their side a multiple of all ``sizes``; with none of these of any size.
     """
-    dtype, shape = getattr(images, "dtype", None), getattr(images, "shape", ())
+    dtype, shape = _described(images)
     if dtype is None or len(shape) != 4 or shape[-1] != 3 or not shape[0]:
         what = type(images).__name__ if dtype is None else f"{dtype} {list(shape)}"
         raise UserError(f"{name} are {what}; give [B, H, W, 3], float in [−1, 1] or uint8")
@@ -123,7 +123,7 @@ def pictures(images: Any, sizes: tuple[int, ...], name: str = "images") -> Float
 
 def free_pixels(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Bool[Array, "B H W 1"]:
     """A mask bool [B, H, W, 1] for pictures of ``shape`` [B, H, W, 3], from [H, W], [B, H, W] or with the last axis."""
-    dtype, given = getattr(mask, "dtype", None), getattr(mask, "shape", ())
+    dtype, given = _described(mask)
     batch, height, width = shape[:3]
     if dtype is None or not jnp.issubdtype(dtype, jnp.bool_):
         what = type(mask).__name__ if dtype is None else str(dtype)
@@ -138,3 +138,8 @@ def free_pixels(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Bool[A
 def concrete(array: Any) -> bool:
     """Whether the values of an array can be seen: it is not one that a program is being traced with."""
     return not isinstance(array, jax.core.Tracer)
+
+
+def _described(array: Any) -> tuple[Any, tuple[int, ...]]:
+    """(dtype, shape) of an array; (None, ()) of what is none."""
+    return getattr(array, "dtype", None), tuple(getattr(array, "shape", ()))

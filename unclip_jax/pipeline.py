@@ -29,7 +29,7 @@ from unclip_jax import inputs, priors
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.guidance import Decorator, GuidanceScale
-from unclip_jax.diffusion.samplers import fold_in_each, sample_keys
+from unclip_jax.diffusion.keys import fold_in_each, sample_keys
 from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
 from unclip_jax.models.prior import CaptionConfig
 from unclip_jax.models.unet import UNetConfig
@@ -38,7 +38,8 @@ from unclip_jax.seams import check_cascade
 from unclip_jax.settings import standard_settings
 from unclip_jax.stage import Stage
 from unclip_jax.stage_files import WEIGHTS as WEIGHTS
-from unclip_jax.stage_files import check_clip, load_stage
+from unclip_jax.stage_files import check_clip
+from unclip_jax.stage_files import load_stage as load_stage
 from unclip_jax.stage_files import save_stage as save_stage
 from unclip_jax.tasks import similarity
 from unclip_jax.weights import diffusers
@@ -306,8 +307,8 @@ def load(
     clip = clip_jax.load(root / "clip")
     prior_stage, prior_params = load_stage(root / prior)
     decoder, decoder_params = load_stage(root / "decoder")
-    for folder in (prior, "decoder"):
-        check_clip(root / folder, root / "clip")
+    for name in (prior, "decoder"):
+        check_clip(root / name, root / "clip")
     params = {"clip": joined(clip.variables), "prior": prior_params, "decoder": decoder_params}
     upsamplers: list[Stage] = []
     while (folder := root / f"upsampler_{len(upsamplers)}").is_dir():

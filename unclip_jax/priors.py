@@ -22,8 +22,8 @@ from clip_jax.model import unit_norm
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond, concatenate
 from unclip_jax.diffusion.guidance import GuidanceScale
+from unclip_jax.diffusion.keys import fold_in_each, normal
 from unclip_jax.diffusion.predict import per_sample
-from unclip_jax.diffusion.samplers import fold_in_each, normal
 from unclip_jax.models.ar_prior import ARPrior, ARPriorConfig
 from unclip_jax.models.prior import DiffusionPrior, PriorConfig, blank_caption
 from unclip_jax.ranges import GUIDANCE, check_ranges

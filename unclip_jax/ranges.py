@@ -25,7 +25,7 @@ GUIDANCE = (0.0, 100.0)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check_ranges(config: Any, where: str = "", **ranges: tuple[float, float]) -> None:
+def check_ranges(config: Any, where: str = "", /, **ranges: tuple[float, float]) -> None:
     """Raises UserError for a field that is not a finite number within its range, both ends included.
 
     Args:

@@ -28,9 +28,10 @@ from unclip_jax.diffusion.guidance import (
     clip_x0,
     dynamic_threshold,
 )
+from unclip_jax.diffusion.keys import fold_in_each, normal
 from unclip_jax.diffusion.losses import WEIGHTS, Noised, add_noise, diffusion_loss, noised, variational_bound
 from unclip_jax.diffusion.predict import PREDICTIONS, Denoiser, denoiser, per_sample, split_output
-from unclip_jax.diffusion.samplers import SAMPLERS, Sampler, fold_in_each, normal, sample, self_conditioned
+from unclip_jax.diffusion.samplers import SAMPLERS, Sampler, sample, self_conditioned
 from unclip_jax.diffusion.schedule import GRIDS, SCHEDULES, NoiseSchedule
 from unclip_jax.models.prior import DiffusionPrior, PriorConfig, blank_caption
 from unclip_jax.models.unet import UNet, UNetConfig

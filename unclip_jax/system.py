@@ -18,7 +18,7 @@ from clip_jax.config import CLIPConfig
 from clip_jax.text import TextFeatures
 from unclip_jax import pipeline
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.samplers import fold_in_each
+from unclip_jax.diffusion.keys import fold_in_each
 from unclip_jax.fid import features
 from unclip_jax.pipeline import LoadedUnCLIP, UnCLIP, decoder_cond
 from unclip_jax.tasks import to_uint8

@@ -46,12 +46,12 @@ def threefry(keys: Any) -> Key[Array, "..."]:
       UserError: what is given is no key, or of another generator; or JAX is set to draw other numbers with it
         (``jax_threefry_partitionable=False``).
     """
-    if not jax.config.jax_threefry_partitionable:
+    if not jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined]
         raise UserError(
             "jax_threefry_partitionable is False, which draws other pictures from the same seed: set it to True"
         )
     dtype = getattr(keys, "dtype", None)
-    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         impl = str(jax.random.key_impl(keys))
         if impl == IMPL:
             return keys
