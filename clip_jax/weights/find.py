@@ -25,7 +25,7 @@ NAMES = (
     "flax_model.msgpack",
 )
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".ckpt", ".msgpack")
-SHARD = re.compile(r".*-\d{5}-of-\d{5}(\.[\w-]+)?\.\w+")
+SHARD = re.compile(r".*-\d+-of-\d+(\.[\w-]+)?\.\w+")
 
 # What else a directory may be: a file or folder in it -> what it then is, and what to do.
 OTHERS = {

@@ -68,9 +68,9 @@ def test_frozen(tiny):
     [
         ({"vision": [1]}, "vision"),
         ({"text": "x"}, "text"),
-        ({"text": {"type": ["TextConfig"]}}, "describe"),
-        ({"preprocess": [1]}, "describe"),
-        ({"preprocess": {"mean": 3}}, "describe"),
+        ({"text": {"type": ["TextConfig"]}}, "text.type"),
+        ({"preprocess": [1]}, "preprocess is"),
+        ({"preprocess": {"mean": 3}}, "PreprocessConfig.mean"),
         ({"embed_dim": 10**25}, "embed_dim"),
     ],
 )

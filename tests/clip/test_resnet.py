@@ -117,5 +117,5 @@ def test_what_a_resnet_has_not_is_refused():
         )
     with pytest.raises(UserError, match="multiple of 32"):
         ResNetConfig(image_size=40, layers=(1, 1, 1, 1), width=4, heads=2)
-    with pytest.raises(UserError, match="four stages"):
+    with pytest.raises(UserError, match="it must be 4 integers"):
         PlainResNetConfig(layers=(1, 1, 1))

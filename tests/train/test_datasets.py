@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,8 +224,9 @@ def test_no_tensorflow_and_no_jax():
 
 
 def damaged(data_dir, tmp_path, name, change):
-    """A copy of the data in which `change` has been done to the bytes of a file."""
-    shutil.copytree(data_dir, tmp_path / "copy")
+    """A copy of the data of `SIZES` in which `change` has been done to the bytes of a file."""
+    config = Path("shapes", shapes.ShapesConfig(split_sizes=SIZES).name)  # other tests make others beside it
+    shutil.copytree(data_dir / config, tmp_path / "copy" / config)
     (path,) = (tmp_path / "copy").rglob(name)
     path.write_bytes(change(path.read_bytes()))
     return path
@@ -251,9 +253,6 @@ def test_a_damaged_shard_is_named(data_dir, tmp_path, change):
 
 @pytest.mark.parametrize("change", ["empty", "half", "garbage"])
 def test_a_damaged_description_is_named(data_dir, tmp_path, change):
-    for config in (data_dir / "shapes").iterdir():
-        if config.name != shapes.ShapesConfig(split_sizes=SIZES).name:
-            shutil.rmtree(config)  # what other tests have made beside it
     path = damaged(data_dir, tmp_path, "dataset_info.json", CHANGES[change])
     with pytest.raises(UserError) as refusal:
         source("train", tmp_path / "copy")

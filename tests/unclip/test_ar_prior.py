@@ -148,7 +148,7 @@ def test_components_left_out_are_the_mean(measured):
     [
         ({"components": 0}, "components is 0; give 1 to 6"),
         ({"components": D + 1}, "components is 7; give 1 to 6"),
-        ({"buckets": 1}, "buckets is 1; give 2 or more"),
+        ({"buckets": 1}, "buckets is 1; give 2 to 65536"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):
