@@ -33,7 +33,7 @@ def drop_tokens(
     keep = (place <= end) & ~(ordinary & jax.random.bernoulli(key, prob, tokens.shape))
     order = jnp.argsort(~keep, axis=-1, stable=True)  # kept tokens first, in their order
     closed = jnp.take_along_axis(tokens, order, axis=-1)
-    return jnp.where(place < keep.sum(-1, keepdims=True), closed, pad_id)
+    return jnp.where(place < keep.sum(-1, keepdims=True, dtype=jnp.int32), closed, pad_id)
 
 
 @dataclass(frozen=True)
