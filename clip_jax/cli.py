@@ -181,8 +181,8 @@ def verify(options: Verify) -> str:
 
     for name in ("published", "tolerance"):
         value = getattr(options, name)
-        if value is not None and not 0 <= value <= 100:
-            raise UserError(f"--{name}: {value} is not between 0 and 100")
+        if value is not None and not np.isfinite(value):  # nothing differs from NaN by more than a tolerance
+            raise UserError(f"--{name}: {value} is not a finite number")
     known: dict[str, Any] = RETRIEVAL.get(options.dataset, IMAGENET)
     if options.dataset != "imagenet" and options.dataset not in RETRIEVAL:
         raise UserError(f"--dataset: {options.dataset!r} is none of imagenet, {', '.join(RETRIEVAL)}")
