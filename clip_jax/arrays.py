@@ -13,6 +13,13 @@ Features = AnyArray | Sequence[Any]  # [N, D], also as lists of numbers
 ROWS = 65_536  # are looked at at once, so that features mapped from a file need not fit the memory
 
 
+def check_is_array(name: str, array: Any) -> None:
+    """Raises UserError, which names the argument, for what is no array of JAX or NumPy, as a list or torch's tensor."""
+    if not isinstance(array, AnyArray):
+        kind = type(array)
+        raise UserError(f"{name}: got {kind.__module__}.{kind.__name__}, not an array: give numpy.asarray({name})")
+
+
 def check_features(name: str, features: Any) -> AnyArray:
     """Features [N, D] as an array.
 
@@ -21,15 +28,22 @@ def check_features(name: str, features: Any) -> AnyArray:
     Raises: UserError, which names the argument, for another shape, for what are no numbers, and for rows with NaN or
         Inf, which it counts.
     """
-    array: Any = features if hasattr(features, "dtype") and hasattr(features, "ndim") else np.asarray(features)
+    try:
+        array: Any = features if hasattr(features, "dtype") and hasattr(features, "ndim") else np.asarray(features)
+    except ValueError:
+        raise UserError(f"{name}: its rows are not of one length: features are [N, D]") from None
     if array.ndim != 2:
         raise UserError(f"{name}: the shape is {list(array.shape)}, not [N, D]: for one row give it as [1, D]")
-    if not np.issubdtype(array.dtype, np.number) and array.dtype.name != "bfloat16":
+    if (
+        not any(np.issubdtype(array.dtype, kind) for kind in (np.floating, np.integer))
+        and array.dtype.name != "bfloat16"
+    ):
         raise UserError(f"{name}: the dtype is {array.dtype}: features are floats")
     bad, first = 0, None
     for start in range(0, len(array), ROWS):
         rows = np.asarray(array[start : start + ROWS])
-        wrong = ~np.isfinite(rows.astype(np.float32) if rows.dtype.name == "bfloat16" else rows).all(1)
+        with np.errstate(over="ignore"):  # in float32, as they are compared
+            wrong = ~np.isfinite(rows.astype(np.float32)).all(1)
         if first is None and wrong.any():
             first = start + int(wrong.argmax())
         bad += int(wrong.sum())

@@ -31,7 +31,7 @@ class Embeddings(nn.Module):
         def embed(name: str, size: int, ids: AnyArray) -> Array:
             return nn.Embed(size, config.width, embedding_init=NORMAL, name=f"{name}_embeddings")(ids)
 
-        places = jnp.arange(tokens.shape[1])[None]
+        places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         if config.positions == "roberta":  # counted over the text only; padding sits at pad_id
             text = (tokens != config.pad_id).astype(jnp.int32)
             places = text.cumsum(-1) * text + config.pad_id

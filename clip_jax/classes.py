@@ -1,6 +1,9 @@
 """The classes of a command line: their names, from flags or a file; their prompts; labels of pictures as theirs."""
 
+import os
+import re
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from clip_jax.listing import Listing
 from clip_jax.listing.base import integer_of, quoted, some
 from clip_jax.listing.text import words_of
 
+_FILE = re.compile(r"\.(txt|csv|tsv|json|jsonl|names)$")
 LONGEST_NAME = 1000  # characters; what is longer is no name, and would be written once per picture
 
 
@@ -20,7 +24,12 @@ def class_names(given: tuple[str, ...], listing: Listing) -> list[str]:
         raise UserError("the pictures have no classes of their own: name some by --classes")
     if not given and all(integer_of(name) is not None for name in names):
         warnings.warn(f"prompts are made of the numbers {some(names, 3)}: name the classes by --classes", stacklevel=2)
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:  # as in OpenAI's names of ImageNet's classes
+        warnings.warn(f"{len(twice)} classes are there more than once: {some(twice, 3)}", stacklevel=2)
     for name in names:
+        if not name.strip():
+            raise UserError("--classes: one of them is empty: name it, or leave it out")
         if len(name) > LONGEST_NAME:
             raise UserError(f"--classes: {quoted(name)} is longer than {LONGEST_NAME:,} characters: one class per line")
     return names
@@ -83,6 +92,8 @@ def templates(given: str) -> tuple[str, ...]:
 
 def _given(given: tuple[str, ...]) -> list[tuple[str, str]]:
     """(label, name) of each class; they are the same but where a file says otherwise."""
+    if len(given) == 1 and not Path(given[0]).is_file() and (os.sep in given[0] or _FILE.search(given[0])):
+        raise UserError(f"--classes: there is no file {given[0]}")
     if len(given) != 1 or not Path(given[0]).is_file():
         return [(name, name) for name in given]
     lines = words_of(Path(given[0]))

@@ -163,6 +163,8 @@ def retrieve(options: Retrieve) -> str:
     clip, listing = load(options)
     if not options.query and listing.captions is None:
         raise UserError(f"{options.source} has no captions: say what to look for by --query")
+    if not all(query.strip() for query in options.query):
+        raise UserError("--query: one of them is empty: say what to look for")
     listing, features = encode(options, clip, listing)
     if not options.query:
         return recalls(clip, listing, features)
@@ -177,6 +179,10 @@ def verify(options: Verify) -> str:
     from clip_jax.published import IMAGENET, RETRIEVAL
     from clip_jax.zero_shot import accuracy
 
+    for name in ("published", "tolerance"):
+        value = getattr(options, name)
+        if value is not None and not np.isfinite(value):  # nothing differs from NaN by more than a tolerance
+            raise UserError(f"--{name}: {value} is not a finite number")
     known: dict[str, Any] = RETRIEVAL.get(options.dataset, IMAGENET)
     if options.dataset != "imagenet" and options.dataset not in RETRIEVAL:
         raise UserError(f"--dataset: {options.dataset!r} is none of imagenet, {', '.join(RETRIEVAL)}")

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, printable
 
 # Pillow only warns above this many pixels, and decodes; 74 bytes of PNG can ask for them. Counted before decoding.
 MOST_PIXELS_DECODED = 89_478_485
@@ -26,9 +26,10 @@ NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WHAT_IT_IS = (  # how files begin that are given as pictures and are none, or none that Pillow reads
     (re.compile(rb"\s*<(!doctype html|html|head)", re.IGNORECASE), "it is a web page"),
-    (re.compile(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg", re.DOTALL), "it is SVG: convert it to PNG"),
+    (re.compile(rb"(\xef\xbb\xbf)?(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg", re.DOTALL), "it is SVG: convert it to PNG"),
     (re.compile(rb"version https://git-lfs"), "it is a Git LFS pointer: run `git lfs pull`"),
     (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "it is PostScript, which is not run: convert it to PNG"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "it is JPEG XL: convert it to PNG"),
     (re.compile(rb"%PDF"), "it is a PDF: convert its pages to PNG"),
     (re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL), "it is HEIC: convert it, or register pillow-heif"),
 )
@@ -102,7 +103,7 @@ def picture_name(source: Any) -> str:
         name = name if isinstance(name, str | bytes) else type(source).__name__
     else:
         return ""
-    return f"{os.fsdecode(name)}: "
+    return f"{printable(os.fsdecode(name), 500)}: "
 
 
 def decode(source: Any) -> Image.Image:
@@ -233,6 +234,8 @@ def plain(image: Image.Image) -> Image.Image:
 
     Raises: UserError for numbers without a known range.
     """
+    if not (image.width and image.height):
+        raise UserError(f"it has no pixels: {image.width} × {image.height}")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode == "I":
         values = np.asarray(image)

@@ -73,6 +73,8 @@ def _in_batches(
     batch_size: int,
     progress: Progress | None,
 ) -> np.ndarray:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
+        raise UserError(f"batch_size: {batch_size!r} is not an integer")
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size} is less than 1")
     if isinstance(items, Sequence):

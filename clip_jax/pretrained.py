@@ -19,6 +19,7 @@ import numpy as np
 from clip_jax.config import CLIPConfig, TextConfig
 from clip_jax.encode import joined
 from clip_jax.errors import UserError, reading
+from clip_jax.fields import brief
 from clip_jax.images import Preprocess
 from clip_jax.model import CLIP
 from clip_jax.presets import PRESETS, preset
@@ -127,10 +128,14 @@ def load(
 
     Raises: UserError, in one line, when something is absent, damaged, or does not fit the rest.
     """
+    for name, value in (("source", source), ("weights", "" if weights is None else weights)):
+        if not isinstance(value, str | os.PathLike):
+            raise UserError(f"{name} is {brief(value)}: give a path or a name")
+    _check_device()
     wanted = None if config is None else _config(config)
     if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
         raise UserError(f"image_size is {image_size!r}: it is the number of pixels of a side, pictures are square")
-    if str(source) in PRESETS and not Path(source).exists():
+    if str(source) in PRESETS and not _exists(Path(source)):
         if weights is None:
             raise UserError(f"{source} is an architecture, not weights: give load({str(source)!r}, weights=path)")
         if wanted is not None:
@@ -140,7 +145,7 @@ def load(
     if weights is not None:
         raise UserError(f"weights= is for the name of a preset (as ViT-B/32), {source} is none: leave it out")
     path = Path(source)
-    if not path.exists():
+    if not _exists(path):
         if isinstance(source, os.PathLike):  # a path, not a name: nothing to ask the hub for
             raise UserError(f"{path} holds no CLIP: there is no such file or directory")
         path = fetch(str(source))
@@ -176,6 +181,8 @@ class _Asked(NamedTuple):
 
 
 def _load_path(path: Path, asked: _Asked, part: str | None) -> LoadedCLIP:
+    if path.name in (CONFIG, WEIGHTS) and (path.parent / CONFIG).is_file():
+        path = path.parent  # one file of a directory that says the rest
     path = inner_folder(path)
     if path.is_dir() and (path / "model_index.json").is_file():
         path = part_of_pipeline(path, part)
@@ -183,6 +190,8 @@ def _load_path(path: Path, asked: _Asked, part: str | None) -> LoadedCLIP:
     if path.is_dir() and (path / CONFIG).is_file():
         data = read_json(path / CONFIG)
         if "model_type" not in data and not open_clip.matches(data):
+            if part is not None:
+                raise UserError(f"{path} is one model: part={part!r} is for files that hold several, leave it out")
             return _load_own(path, data, asked)
     return _load_published(path, clip_weights(path), asked, part)
 
@@ -283,6 +292,24 @@ def _loaded(config: CLIPConfig, flat: Mapping[str, np.ndarray], tokenizer: Any) 
 # finding things
 
 
+def _check_device() -> None:
+    """JAX fails without a word, and wherever it is first asked, when there is no device of `JAX_PLATFORMS`."""
+    try:
+        jax.devices()
+    except Exception as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX_PLATFORMS: no device of {wanted!r} can be used on this machine; unset it, or set it to cpu"
+        ) from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is longer than any
+        return False
+
+
 def _config(config: CLIPConfig | str | os.PathLike | Mapping[str, Any]) -> CLIPConfig:
     if isinstance(config, CLIPConfig):
         return config
@@ -290,6 +317,10 @@ def _config(config: CLIPConfig | str | os.PathLike | Mapping[str, Any]) -> CLIPC
         return preset(config)
     if isinstance(config, Mapping):
         return _from_json(config, "config=")
+    if not isinstance(config, str | os.PathLike):
+        raise UserError(
+            f"config= is {brief(config)}: give a CLIPConfig, a preset's name, or a JSON file or its content"
+        )
     return _from_json(read_json(Path(config)), str(config))
 
 

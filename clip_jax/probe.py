@@ -74,9 +74,10 @@ def fit_probe(
         raise UserError(f"there is a label {labels.max()}, but num_classes is {classes}")
     # About its mean the problem is far better conditioned, and the same: the shift moves into the bias.
     mean = features.mean(0)
-    weights, bias = _minimise(
-        features - mean, labels.astype(np.int32), jnp.float32(C), classes, max_iterations, tolerance
-    )
+    with jax.numpy_dtype_promotion("standard"):  # Optax's L-BFGS needs it where float64 is switched on
+        weights, bias = _minimise(
+            features - mean, labels.astype(np.int32), jnp.float32(C), classes, max_iterations, tolerance
+        )
     return Probe(weights, bias - mean @ weights)
 
 

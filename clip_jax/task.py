@@ -28,12 +28,12 @@ def drop_tokens(
     too, which then count as wrong, it slows learning. On the shapes world it did not help unseen pairs of words.
     """
     length = tokens.shape[1]
-    place, end = jnp.arange(length)[None], eot_index(tokens, eos_id)[:, None]
+    place, end = jnp.arange(length, dtype=jnp.int32)[None], eot_index(tokens, eos_id)[:, None]
     ordinary = (place > 0) & (place < end)
     keep = (place <= end) & ~(ordinary & jax.random.bernoulli(key, prob, tokens.shape))
     order = jnp.argsort(~keep, axis=-1, stable=True)  # kept tokens first, in their order
     closed = jnp.take_along_axis(tokens, order, axis=-1)
-    return jnp.where(place < keep.sum(-1, keepdims=True), closed, pad_id)
+    return jnp.where(place < keep.sum(-1, keepdims=True, dtype=jnp.int32), closed, pad_id)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
-from clip_jax.arrays import AnyArray
+from clip_jax.arrays import AnyArray, check_is_array
 from clip_jax.config import TextConfig
 from clip_jax.errors import UserError
 from clip_jax.layers import LayerNorm, Transformer, scaled_init, sinusoids
@@ -36,6 +36,7 @@ def check_tokens(tokens: Shaped[AnyArray, "*N L"], context_length: int, vocab_si
     Raises: UserError for what is no matrix of integers, rows longer than the model's positions, and ids that are not in
         the vocabulary, as far as their values are known: under `jit` they are not.
     """
+    check_is_array("tokens", tokens)
     if tokens.ndim != 2 or not tokens.shape[1]:
         raise UserError(f"tokens have the shape {list(tokens.shape)}, not [B, L]: for one text give tokens[None]")
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -101,7 +102,7 @@ class TextTransformer(nn.Module):
         else:
             positions = jnp.asarray(sinusoids(config.context_length, config.width))
 
-        place, end = jnp.arange(length)[None], eot_index(tokens, config.eos_id)  # [1, L], [B]
+        place, end = jnp.arange(length, dtype=jnp.int32)[None], eot_index(tokens, config.eos_id)  # [1, L], [B]
         seen = None
         if config.attention == "causal":
             seen = jnp.tril(jnp.ones((length, length), bool))

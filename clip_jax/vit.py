@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Num
 
-from clip_jax.arrays import AnyArray
+from clip_jax.arrays import AnyArray, check_is_array
 from clip_jax.config import ViTConfig
 from clip_jax.errors import UserError
 from clip_jax.layers import (
@@ -35,6 +35,7 @@ class ImageFeatures(NamedTuple):
 def check_images(images: Num[AnyArray, "*N H W c"], image_size: int, channels: int) -> None:
     """Raises UserError for images that are no batch, no floats, or not of the model's size."""
     size = (image_size, image_size)
+    check_is_array("images", images)
     if images.ndim != 4:
         raise UserError(
             f"images have the shape {list(images.shape)}, not [B, H, W, c]: for one image give images[None]"

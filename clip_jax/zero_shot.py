@@ -31,6 +31,8 @@ def prompts(classes: Iterable[Any], templates: Iterable[Any]) -> list[list[str]]
             raise UserError(
                 f"{argument} is one {type(value).__name__}, {value[:40]!r}: give a list, as [{value[:40]!r}]"
             )
+        if not isinstance(value, Iterable):
+            raise UserError(f"{argument}: got {type(value).__name__}: give a list of texts")
     classes, templates = list(classes), list(templates)
     if not classes or not templates:
         raise UserError("zero-shot classification needs at least one class and one template")
@@ -154,6 +156,10 @@ def accuracy(
     labels = check_labels("labels", labels, len(features))
     if not len(features):
         raise UserError("features: there are no rows, so there is no accuracy")
+    if strange := sorted(set(labels[(labels < 0) | (labels >= len(weights))].tolist())):
+        raise UserError(
+            f"labels: {strange[0]} is none of the {len(weights)} classes, which are 0 to {len(weights) - 1}"
+        )
     _, best = top_k(features, weights, max(ks))
     hits = best == np.asarray(labels)[:, None]
     return {k: float(hits[:, :k].any(1).mean()) for k in ks}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from clip_jax.errors import UserError
 from clip_jax.listing.base import Files, Listing, in_words
+from clip_jax.listing.columns import ADDRESS
 from clip_jax.listing.folders import read_folder
 from clip_jax.listing.kinds import refuse, suffixes_of_pictures
 from clip_jax.listing.tables import TABLES, read_table
@@ -35,6 +36,10 @@ def read_listing(source: str, *, data_dir: str | Path | None = None, without_pic
         from clip_jax.listing.tfds import read_tfds
 
         return read_tfds(source, data_dir)
+    if not source.strip():
+        raise UserError("the source is empty: name a folder, a table or tfds:NAME:SPLIT")
+    if ADDRESS.match(source):
+        raise UserError(f"{source} is an address, not a file: download the pictures first")
     path = Path(source)
     if path.is_dir():
         return read_folder(path)

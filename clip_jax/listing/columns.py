@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,9 +35,11 @@ CAPTION = frozenset(
 LABEL = frozenset(
     {"label", "labels", "label_name", "class", "classes", "class_name", "classname", "category", "category_name"}
 )
-ADDRESS = frozenset({"url", "urls", "image_url", "img_url", "link"})
+LINK = frozenset({"url", "urls", "image_url", "img_url", "link"})
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
+NOTHING = ("", "\\N")  # an empty cell, and how MySQL and PostgreSQL write one
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
 _LIST = re.compile(r"""\[\s*(["']).*\1\s*,?\s*\]""", re.DOTALL)
 
 
@@ -131,7 +134,7 @@ def _with_columns(
         first = first or known[keys]
         for column in first:
             value = None if column is None else row.get(column)
-            if column is not None and (value is None or (isinstance(value, str) and not value.strip())):
+            if column is not None and (value is None or (isinstance(value, str) and value.strip() in NOTHING)):
                 raise UserError(f"{where} has no {column.strip()}")
         if known[keys] != first:
             others = [name for name in known[keys] if name not in first]
@@ -142,7 +145,7 @@ def _with_columns(
 def _check_columns(columns: Columns, names: list[str], path: Path, without_pictures: bool) -> None:
     seen = some(name.strip() for name in names)
     if columns.image is None and not (without_pictures and columns.caption and len(names) == 1):
-        if addresses := [name for name in names if normal(name) in ADDRESS]:
+        if addresses := [name for name in names if normal(name) in LINK]:
             hint = f"{addresses[0]} names what has to be downloaded first"
         else:
             hint = "call it 'image'"
@@ -155,7 +158,7 @@ def _check_columns(columns: Columns, names: list[str], path: Path, without_pictu
 def _name(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{where}: the picture is {quoted(value)}, not the name of a file")
-    if _ADDRESS.match(value):
+    if ADDRESS.match(value):
         raise UserError(f"{where} names {quoted(value)}: an address, not a file; download the pictures first")
     return value.strip()
 
@@ -172,11 +175,13 @@ def _folder_with(name: str, folders: Sequence[Path]) -> Path:
 
 
 def _there(name: str, folder: Path, where: str) -> str:
-    """The name, with / for Windows' separators if it is there so only."""
+    """The name; with / for Windows' separators, or with accents as macOS writes them, if it is there so only."""
     if _exists(folder, name):
         return name
-    if "\\" in name and _exists(folder, name.replace("\\", "/")):
-        return name.replace("\\", "/")
+    slashed = name.replace("\\", "/")
+    for other in (slashed, unicodedata.normalize("NFC", slashed), unicodedata.normalize("NFD", slashed)):
+        if other != name and _exists(folder, other):
+            return other
     raise UserError(f"{where} names {folder / name}, which is not there")
 
 

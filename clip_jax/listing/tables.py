@@ -85,7 +85,8 @@ def _cells(path: Path, lines: Iterator[str], names: list[str], start: int, optio
         try:
             row = next(reader, None)
         except csv.Error as error:
-            hint = "; is a quotation mark not closed, or not doubled?" if '"' in str(error) else ""
+            quotes = '"' in str(error) or "end of data" in str(error)
+            hint = "; is a quotation mark not closed, or not doubled?" if quotes else ""
             raise UserError(f"{path}: line {line}: {error}{hint}") from None
         if row is None:
             return

@@ -4,7 +4,7 @@
 What they ask for is done, or refused by its name; a field that is not known here is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ HARMLESS = {
     "pad_token_type_id", "processor_class", "response_template", "revision", "slow_tokenizer_class",
     "spaces_between_special_tokens", "special_tokens_map_file", "stride", "token_type_ids", "tokenizer_class",
     "tokenizer_file", "transformers_version", "truncation_strategy", "use_default_system_prompt", "use_fast", "verbose",
+    "vocab_file", "merges_file",
 }  # fmt: skip
 
 # Fields that have to say what is done here anyway; None stands for the same.
@@ -64,6 +65,7 @@ class Beside:
         more: further special tokens, which have no role.
         added: tokens with ids of their own.
         fields: those of `tokenizer_config.json` whose meaning depends on the kind of the vocabulary.
+        config: the name of that file, for errors about them.
     """
 
     where: str
@@ -72,6 +74,7 @@ class Beside:
     more: tuple[str, ...] = ()
     added: Mapping[str, AddedToken] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
+    config: str = ""
 
     def check(self, kind: str, *, with_json: bool = False) -> None:
         """Raises UserError for a field that asks for what a vocabulary of this kind is not read with.
@@ -83,13 +86,13 @@ class Beside:
         for name, value in self.fields.items():
             if kind == "bert" and name in BERT_OPTIONS:
                 if not isinstance(value, bool) and (value is not None or name != "strip_accents"):
-                    raise UserError(f"{self.where}: {name} is {_short(value)}: it must be true or false")
+                    raise UserError(f"{self.config}: {name} is {_short(value)}: it must be true or false")
             elif with_json and name == "add_bos_token":
                 continue
             elif name not in fixed:
-                raise UserError(f"{self.where}: a {kind} tokenizer has no {name}: remove it if it does nothing")
+                raise UserError(f"{self.config}: a {kind} tokenizer has no {name}: remove it if it does nothing")
             elif not _is_one_of(value, fixed[name]):
-                raise UserError(f"{self.where}: {name} is {_short(value)}: only {_short(fixed[name][0])} is supported")
+                raise UserError(f"{self.config}: {name} is {_short(value)}: only {_short(fixed[name][0])} is supported")
 
     def bert_options(self) -> dict[str, Any]:
         """Options of a `WordPieceTokenizer`."""
@@ -110,8 +113,8 @@ def read_beside(folder: Path) -> Beside:
     files = {name: folder / name for name in (CONFIG, SPECIALS, ADDED) if (folder / name).is_file()}
     if not files:
         return Beside(str(folder))
-    config = read_json(files[CONFIG]) if CONFIG in files else {}
-    where = str(files.get(CONFIG, next(iter(files.values()))))
+    config, of_config = (read_json(files[CONFIG]), str(files[CONFIG])) if CONFIG in files else ({}, "")
+    where = of_config or str(next(iter(files.values())))
     specials, more = _specials(config, where)
     decoder = config.get("added_tokens_decoder")
     groups = [_decoder(decoder, where)]
@@ -124,11 +127,12 @@ def read_beside(folder: Path) -> Beside:
         groups.append(_added(read_json(files[ADDED]), str(files[ADDED]), {*specials.values(), *more}))
     return Beside(
         where,
-        _max_length(config, where),
+        _max_length(config, of_config),
         {role: token for role, token in specials.items() if token is not None},
         more,
         merged(groups, str(folder)),
-        _fields(config, where),
+        _fields(config, of_config),
+        of_config,
     )
 
 
@@ -155,7 +159,7 @@ def _fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
                 raise UserError(f"{where}: {name} is {_short(value)}: only {_short(FIXED[name][0])} is supported")
         elif name in known:
             found[name] = value
-        elif name not in apart:
+        elif name not in apart and value is not None:
             raise UserError(f"{where}: the field {_short(name)} is not known: remove it if it changes no token")
     return found
 
@@ -173,11 +177,12 @@ def _specials(
     for name, value in data.items():
         if name in NAMES:
             found[name] = None if value is None else _content(value, name, where)
-        elif name in MORE:
-            if not isinstance(value, list | None):
+        elif name in MORE and value is not None:
+            tokens = value.values() if isinstance(value, Mapping) else value  # transformers 4.46+: by their names
+            if not isinstance(tokens, Iterable) or isinstance(tokens, str):
                 raise UserError(f"{where}: {name} is {_short(value)}: it must be a list of tokens")
-            more += [_content(token, name, where) for token in value or ()]
-        elif alone:
+            more += [_content(token, name, where) for token in tokens]
+        elif alone and value is not None:
             raise UserError(f"{where}: the field {_short(name)} is not known: remove it if it changes no token")
     return found, tuple(more)
 

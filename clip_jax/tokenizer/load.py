@@ -115,14 +115,20 @@ def _read_kind(path: Path, options: dict[str, Any]) -> Tokenizer:
         return _read_json(path, _json(path), options)
     beside = read_beside(path.parent)
     if path.name == "vocab.json":
-        lines = path.with_name("merges.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
-        model = {"vocab": _json(path), "merges": lines[1:] if lines[0].startswith("#version") else lines}
-        return _clip(path, model, beside, {}, options)
+        return _clip(path, {"vocab": _json(path), "merges": _merges(path.with_name("merges.txt"))}, beside, {}, options)
     if path.name.endswith(".model"):
         return _siglip(path, path.read_bytes(), beside, {}, options)
     if path.name == "vocab.txt":
         return _bert(path, None, beside, {}, options)
     return BPETokenizer.from_openai(path, **(_length(beside) | _for_kind(options, "clip")))
+
+
+def _merges(path: Path) -> list[str]:
+    """The lines of a `merges.txt` but for its header, which is the first with "#version" in it, as OpenAI's has."""
+    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path} is empty: fetch it again")
+    return lines[1:] if "#version" in lines[0] else lines
 
 
 def _read_json(path: Path, data: Mapping[str, Any], options: dict[str, Any]) -> Tokenizer:

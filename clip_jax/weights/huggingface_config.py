@@ -91,9 +91,11 @@ HARMLESS = {
     "_name_or_path", "name_or_path", "_commit_hash", "architectures", "transformers_version", "model_type",
     "torch_dtype", "dtype", "is_composition", "processor_class", "feature_extractor_type", "tokenizer_class",
     "task_specific_params", "finetuning_task", "problem_type", "id2label", "label2id", "num_labels",
+    "_class_name", "_diffusers_version", "unsloth_version", "license",
     # how it is run, and its outputs
     "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset", "attn_implementation",
-    "_flash_attn_2_enabled", "return_dict", "output_hidden_states", "output_attentions", "output_scores",
+    "_flash_attn_2_enabled", "return_dict", "use_return_dict", "output_hidden_states", "output_attentions",
+    "output_scores", "output_past",
     "return_dict_in_generate", "torchscript", "use_bfloat16", "use_cache", "chunk_size_feed_forward",
     "gradient_checkpointing", "tf_legacy_loss", "transformers.js_config",
     # training
@@ -245,8 +247,8 @@ def _fields(settings: Settings, names: dict[str, str], defaults: dict[str, Any])
             if not isinstance(act, str) or act not in ACTIVATIONS:
                 raise settings.error(theirs, f"known are {', '.join(ACTIVATIONS)}: it is none of ours")
             found[ours] = ACTIVATIONS[act]
-        elif ours == "image_size" and isinstance(settings.get(theirs), list):
-            raise settings.error(theirs, "only square pictures are supported")
+        elif ours in ("image_size", "patch_size"):
+            found[ours] = settings.side(theirs, defaults[theirs])
         else:
             read = settings.number if isinstance(defaults[theirs], float) else settings.integer
             found[ours] = read(theirs, defaults[theirs])

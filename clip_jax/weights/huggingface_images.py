@@ -33,13 +33,14 @@ _SQUARE = {"height": 224, "width": 224}
 _CLIP = _Processor({"shortest_edge": 224}, True, False, 3, _OPENAI.mean, _OPENAI.std)
 _SIGLIP = _Processor(_SQUARE, False, None, 3, _HALF, _HALF)
 _VIT = _Processor(_SQUARE, False, True, 2, _HALF, _HALF)
-PROCESSORS = {"CLIP": _CLIP, "ChineseCLIP": _CLIP, "Siglip": _SIGLIP, "ViT": _VIT}
+PROCESSORS = {"CLIP": _CLIP, "ChineseCLIP": _CLIP, "Bit": _CLIP, "Siglip": _SIGLIP, "ViT": _VIT}
 _KINDS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 
 # Where the result is put, and who reads it: not what it is. Pictures are always brought to the model's channels.
 HARMLESS = {
     "processor_class", "_processor_class", "data_format", "input_data_format", "device", "return_tensors",
-    "disable_grouping", "image_seq_length", "_valid_processor_keys", "do_convert_rgb",
+    "disable_grouping", "image_seq_length", "_valid_processor_keys", "do_convert_rgb", "use_fast",
+    "_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype",
 }  # fmt: skip
 FIXED = {
     "do_pad": False, "pad_size": None, "size_divisor": None, "do_flip_channel_order": False, "crop_pct": None,
@@ -59,7 +60,9 @@ def preprocess_of(data: Mapping[str, Any], vision: VisionConfig, where: str) -> 
     """
     if "image_processor" in data:
         data = Settings(data, where).inner("image_processor").data
-    settings = Settings(data, where)
+    data = Settings(data, where).data
+    # transformers' fast processors write every field; null stands for what their class does.
+    settings = Settings({name: value for name, value in data.items() if value is not None}, where)
     usual = _processor(settings, vision)
     settings.fixed(FIXED)
     resize, to, side = _sizes(settings, usual)
@@ -107,15 +110,13 @@ def _sizes(settings: Settings, usual: _Processor) -> tuple[str, int | None, int]
     """(how to resize, to what side, the side in the end)."""
     square = settings.get("default_to_square", usual.square)
     edge, both = _size(settings, "size", usual.size, square)
-    crop = settings.get("crop_size", _SQUARE)
+    settings.get("crop_size")  # of no matter where nothing is cropped
     if not settings.flag("do_center_crop", usual.crop):
         if not settings.flag("do_resize", True):
             raise settings.error("do_resize", "without resizing and cropping the pictures stay of any size: set one")
         if both is None:
             raise settings.error("size", "without do_center_crop the pictures stay rectangles: give height and width")
         return "squash", both, both
-    if crop is None:
-        raise settings.error("crop_size", "do_center_crop needs it")
     cut, side = _size(settings, "crop_size", _SQUARE, True)
     if side is None:
         raise settings.error("crop_size", f"a crop has a height and a width, not a shortest_edge {cut}")
@@ -165,7 +166,6 @@ def _normalisation(settings: Settings, usual: _Processor, channels: int) -> tupl
 def _numbers(settings: Settings, name: str, default: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """One number per channel; a single one is that of all."""
     value = settings.get(name, default)
-    value = default if value is None else value
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
     if not all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < math.inf for x in values):
         raise settings.error(name, "it must be a list of numbers")

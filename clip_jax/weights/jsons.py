@@ -37,6 +37,8 @@ def read_json(path: Path) -> dict[str, Any]:
         if len(content) > MAX_HEADER:
             raise UserError(f"it has more than {MAX_HEADER} bytes, which no config has")
         data = parse_json(content)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
     except (OSError, UserError) as error:
         raise UserError(f"{path} is not JSON: {one_line(error).removeprefix('it is not JSON: ')}") from error
     if not isinstance(data, dict):

@@ -76,14 +76,14 @@ def _vision(data: Settings, activation: str) -> ViTConfig | ResNetConfig:
     layers = data.get("layers", 12)
     width = data.integer("width", 64 if isinstance(layers, list) else 768)
     head = _at_least_one(data, "head_width", 64)
-    size = _side(data, "image_size", 224)
+    size = data.side("image_size", 224)
     if isinstance(layers, list):
         data.get("patch_size")  # not a ResNet's
         data.done(TRAINING | {"mlp_ratio"})
         return ResNetConfig(image_size=size, layers=tuple(layers), width=width, heads=width * 32 // head)  # type: ignore[arg-type]
     tower = ViTConfig(
         image_size=size,
-        patch_size=_side(data, "patch_size", 16),
+        patch_size=data.side("patch_size", 16),
         width=width,
         layers=data.integer("layers", 12),
         heads=width // head,
@@ -104,8 +104,8 @@ def _eva(data: Settings) -> EVA02Config:
     data.get("eva_model_name")
     width = data.integer("width")
     tower = EVA02Config(
-        image_size=_side(data, "image_size", 224),
-        patch_size=_side(data, "patch_size", 16),
+        image_size=data.side("image_size", 224),
+        patch_size=data.side("patch_size", 16),
         width=width,
         layers=data.integer("layers"),
         heads=width // _at_least_one(data, "head_width", 64),
@@ -169,7 +169,7 @@ def _openai(data: Settings) -> CLIPConfig:
 
 def _preprocess(data: Settings, image_size: int, where: str) -> PreprocessConfig:
     default = PreprocessConfig()
-    size = _side(data, "size", image_size)
+    size = data.side("size", image_size)
     if size != image_size:
         raise UserError(f"{where}: preprocess_cfg.size is {size}, vision_cfg.image_size {image_size}: they must agree")
     interpolation, resize = data.get("interpolation", "bicubic"), data.get("resize_mode", "shortest")
@@ -195,17 +195,6 @@ def _at_least_one(data: Settings, name: str, default: int) -> int:
     if value < 1:
         raise data.error(name, "it must be an integer of at least 1")
     return value
-
-
-def _side(data: Settings, name: str, default: int) -> int:
-    """12 of 12, [12, 12], or [3, 12, 12]."""
-    value = data.get(name, default)
-    sides = list(value)[-2:] if isinstance(value, list | tuple) else [value]
-    if not sides or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
-        raise data.error(name, "it must be an integer")
-    if len(set(sides)) != 1:
-        raise data.error(name, "it is not square: only square pictures are supported")
-    return sides[0]
 
 
 def config_to_json(config: CLIPConfig) -> dict[str, Any]:

@@ -44,6 +44,16 @@ class Settings:
             raise self.error(name, "it must be an integer")
         return value
 
+    def side(self, name: str, default: int | None = None) -> int:
+        """An integer, also as both sides of a square: 12 of 12, [12, 12] or [3, 12, 12]."""
+        value = self._required(name, default)
+        sides = list(value)[-2:] if isinstance(value, list | tuple) else [value]
+        if not sides or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+            raise self.error(name, "it must be an integer")
+        if len(set(sides)) != 1:
+            raise self.error(name, "it is not square: only square pictures are supported")
+        return sides[0]
+
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number. Raises UserError when it is something else, or absent and without default."""
         value = self._required(name, default)
@@ -77,9 +87,12 @@ class Settings:
                 raise self.error(name, f"supported is {value!r}: this model needs what we lack")
 
     def done(self, harmless: Iterable[str] = ()) -> None:
-        """Raises UserError naming each field that was not read, is not `harmless`, and is set."""
+        """Raises UserError naming each field that was not read, is not `harmless`, and says something.
+
+        null, {} and [] say nothing.
+        """
         known = self._read | set(harmless)
-        left = [name for name, value in self.data.items() if name not in known and value is not None]
+        left = [name for name, value in self.data.items() if name not in known and value not in (None, {}, [])]
         if left:
             told = ", ".join(f"{name} is {brief(self.data[name], 40)}" for name in left[:4])
             more = f" and {len(left) - 4} more" if len(left) > 4 else ""

@@ -304,3 +304,36 @@ def test_openclip_cleans_alike():
     texts = ["Hello, World! it's_a", "a &lt;b&gt; &amp;amp; c", " x\t y\n", "ÜBER 'quoted' \"text\"", "café ﬁ …"]
     for name, clean in CLEANINGS.items():
         assert [clean(text) for text in texts] == [theirs.get_clean_fn(name)(text) for text in texts]
+
+
+def test_fields_that_say_nothing_are_taken(folder):
+    """transformers writes `extra_special_tokens` as an object of names, empty or not, and some fields as null."""
+    said = {"extra_special_tokens": {}, "chat_idea": None, "vocab_file": None, "additional_special_tokens": None}
+    assert load_tokenizer(write(folder, tokenizer_config=said))(["a b"]).shape == (1, 77)
+    write(folder, tokenizer_config={"extra_special_tokens": {"end": EOT}})
+    assert load_tokenizer(folder)(["a b"]).shape == (1, 77)
+    for given in ({"image": "<image>"}, "word", 3):
+        write(folder, tokenizer_config={"extra_special_tokens": given})
+        with pytest.raises(UserError, match=r"<image>|extra_special_tokens is"):
+            load_tokenizer(folder)
+
+
+def test_the_file_at_fault_is_named(folder):
+    write(folder, special_tokens_map={"pad_token": EOT})
+    for name, value in (("padding_side", "left"), ("do_lower_case", False), ("model_max_length", "x"), ("idea", 1)):
+        write(folder, tokenizer_config={name: value})
+        with pytest.raises(UserError, match=f"tokenizer_config.json: .*{name}"):
+            load_tokenizer(folder)
+
+
+def test_headers_and_ends_of_merges(folder):
+    path = folder / "merges.txt"
+    expected, (header, *lines) = load_tokenizer(folder)(["a cat, a dog"]), path.read_text().splitlines()
+    assert header == "#version: 0.2"
+    for first in ("\ufeff#version: 0.2", '"bpe_simple_vocab_16e6.txt#version: 0.2', "#version: 0.1 - Trained by x"):
+        for end in ("\n", "\r\n", "\n\n"):
+            path.write_bytes(end.join([first, *lines, ""]).encode())
+            np.testing.assert_array_equal(load_tokenizer(folder)(["a cat, a dog"]), expected)
+    path.write_text("\n")
+    with pytest.raises(UserError, match=r"merges\.txt is empty"):
+        load_tokenizer(folder)

@@ -73,6 +73,11 @@ def test_numbers_as_names_are_pointed_out():
     assert class_names((), labels_of("2", "cat")) == ["2", "cat"]
 
 
+def test_a_class_that_is_there_twice_is_told():
+    with pytest.warns(UserWarning, match="1 classes are there more than once: cat"):
+        assert class_names(("cat", "dog", "cat"), labels_of("cat")) == ["cat", "dog", "cat"]
+
+
 def test_a_file_that_names_the_labels(tmp_path):
     (tmp_path / "classes.txt").write_text("n01443537\tgoldfish\nn01440764\ttench, really\n")
     given = (str(tmp_path / "classes.txt"),)

@@ -62,6 +62,25 @@ def test_what_changes_nothing_is_taken():
     plain = read(clip())
     assert read(clip(VERBOSE | {"projection_dim": 24}, VERBOSE, VERBOSE)) == plain
     assert plain.embed_dim == 24
+    said_by_others = {"output_past": True, "use_return_dict": True, "unsloth_version": "1", "neuron": {}, "tags": []}
+    assert read(clip(said_by_others, said_by_others)) == plain
+    assert read(clip(vision={"image_size": [VISION["image_size"]] * 2})) == plain
+
+
+def test_chinese_clip_as_published():
+    """The text tower of OFA-Sys' checkpoints keeps fields of the BERT that it was made of."""
+    bert = {
+        "architectures": ["ChineseCLIPTextModel"], "directionality": "bidi", "model_type": "chinese_clip_text_model",
+        "output_past": True, "pooler_type": "first_token_transform", "vocab_size": 21128,
+    }  # fmt: skip
+    data = {
+        "model_type": "chinese_clip",
+        "projection_dim": 512,
+        "text_config": bert,
+        "vision_config": {"patch_size": 16},
+    }
+    config = read(data)
+    assert (config.embed_dim, config.text.vocab_size, config.vision.patch_size) == (512, 21128, 16)
 
 
 def test_an_older_whole_config_of_a_tower_counts_in_full():

@@ -96,6 +96,33 @@ def test_one_str_is_one_text(clip, tiny):
     assert prompts(np.array(["a", "b"]), ["{}"]) == prompts((c for c in "ab"), ["{}"]) == [["a"], ["b"]]
 
 
+def test_what_is_no_array_is_told_in_one_line(clip, tiny):
+    encode = jax.tree_util.Partial(clip.model.apply, clip.variables)
+    for given in (clip.tokenize("a star").tolist(), "a star", None):
+        with pytest.raises(UserError, match=r"tokens: got .*, not an array: give numpy\.asarray"):
+            encode(given, method="encode_text")
+        with pytest.raises(UserError, match=r"images: got .*, not an array: give numpy\.asarray"):
+            encode(given, method="encode_image")
+    with pytest.raises(UserError, match="classes: got NoneType"):
+        prompts(None, ["{}"])
+    with pytest.raises(UserError, match=r"batch_size: 1\.5 is not an integer"):
+        text_features(clip, ["a"], batch_size=1.5)
+
+
+def test_features_that_are_not_numbers_are_told():
+    eye = np.eye(3, dtype=np.float32)
+    for given, words in (
+        ([[1.0, 2.0], [3.0]], "not of one length"),
+        (eye.astype(complex), "complex128"),
+        (np.full((1, 3), 1e300), "not finite"),
+    ):
+        with pytest.raises(UserError, match=f"queries: .*{words}"):
+            nearest(given, eye, 1)
+    for labels in ([0, 1, 3], [0, -1, 2]):
+        with pytest.raises(UserError, match="none of the 3 classes"):
+            accuracy(eye, eye, labels)
+
+
 def test_wrong_images_are_told_in_one_line(clip, tiny):
     size = tiny.vision.image_size
     encode = jax.tree_util.Partial(clip.model.apply, clip.variables, method="encode_image")

@@ -41,7 +41,15 @@ MODES = {
     "strict dtypes": lambda: jax.numpy_dtype_promotion("strict"),
     "no rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "float64": lambda: jax.enable_x64(True),
+    "all of them": lambda: every_mode(),
 }
+
+
+@contextlib.contextmanager
+def every_mode():
+    """Strict promotion has something to refuse only where float64 and int64 come up."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.enable_x64(True):
+        yield
 
 
 def config(name):

@@ -11,6 +11,7 @@ from clip_jax.images import Preprocess
 from clip_jax.weights.huggingface_images import preprocess_of, preprocess_to_json
 
 VISION = ViTConfig(image_size=32, patch_size=8, width=64, layers=1, heads=1)
+LARGE = ViTConfig(image_size=224, patch_size=8, width=64, layers=1, heads=1)
 BASE = {
     "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": 32},
     "do_center_crop": True, "crop_size": {"height": 32, "width": 32}, "do_rescale": True, "rescale_factor": 1 / 255,
@@ -35,6 +36,18 @@ def test_as_published():
     older = {"image_processor_type": ..., "feature_extractor_type": "CLIPFeatureExtractor"}
     assert read(size=32, crop_size=32, **older) == read()
     assert read(image_mean=..., image_std=..., do_rescale=..., rescale_factor=..., resample=...) == read()
+
+
+def test_null_stands_for_what_the_class_does():
+    """The fast processors of transformers 4.5x write all their fields, most of them null."""
+    names = ("do_resize", "size", "do_center_crop", "do_rescale", "rescale_factor", "do_normalize", "image_mean")
+    assert preprocess_of({**BASE, "size": None, "crop_size": None}, LARGE, "x") == PreprocessConfig(crop="floor")
+    for name in {*names, "resample", "image_std", "do_pad", "data_format"} - {"size"}:
+        assert read(**{name: None}) == read(), name
+    assert read(image_processor_type="BitImageProcessor") == read()
+    square = {"image_processor_type": "SiglipImageProcessorFast", "size": {"height": 32, "width": 32}}
+    siglip = read(**square, do_center_crop=None, crop_size=None, default_to_square=True, device=None)
+    assert (siglip.resize, siglip.resize_to) == ("squash", None)
 
 
 def test_resized_larger_than_cropped():

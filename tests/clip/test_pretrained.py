@@ -72,6 +72,39 @@ def test_a_tokenizer_of_another_model_is_refused(tiny, tiny_variables, captions,
     assert not list(tmp_path.iterdir())
 
 
+def test_arguments_of_no_use_are_refused(directory):
+    for source in (None, 3, [], b"x"):
+        with pytest.raises(UserError, match="source is"):
+            clip_jax.load(source)
+    for options, words in (
+        ({"config": 3}, "config= is 3"),
+        ({"config": directory / "no.json"}, "no.json: there is no such file"),
+        ({"part": "ema"}, "is one model: part='ema'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            clip_jax.load(directory, **options)
+    with pytest.raises(UserError, match="there is no a"):
+        clip_jax.load("a" * 5000)
+
+
+def test_one_file_of_a_directory_stands_for_it(directory, captions):
+    expected = clip_jax.load(directory)
+    for name in ("weights.safetensors", "config.json"):
+        found = clip_jax.load(directory / name)
+        assert found.model.config == expected.model.config
+        np.testing.assert_array_equal(found.tokenize(captions), expected.tokenize(captions))
+
+
+def test_a_platform_that_is_not_here_is_named(directory, monkeypatch):
+    def fail():
+        raise AssertionError
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(UserError, match="JAX_PLATFORMS: no device of 'cuda'"):
+        clip_jax.load(directory)
+
+
 def test_what_is_no_clip_is_refused(directory, tmp_path):
     with pytest.raises(UserError, match="holds no CLIP"):
         clip_jax.load(tmp_path)

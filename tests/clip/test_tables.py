@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -129,6 +130,9 @@ def test_integers_are_in_their_order(here):
 
 def test_where_pictures_lie(here):
     assert read(here, "t.csv", "image,caption\nimg\\a.png,a cat\n").names == ["img/a.png"]
+    (here / "img" / "a.png").rename(here / "img" / unicodedata.normalize("NFD", "ä.png"))  # as macOS writes it
+    assert open_image(read(here, "t.csv", "image,caption\nimg/ä.png,a cat\n").pictures[0]).size == (4, 4)
+    Image.new("RGB", (4, 4)).save(here / "img" / "a.png")
     listing = read(here, "t.csv", f"image,caption\n{here / 'img' / 'a.png'},a cat\n")
     assert open_image(listing.pictures[0]).size == (4, 4)
     listing = read(here, "t.csv", "image,caption\nb.png,two dogs\na.png,a cat\n")  # only img/ has them
@@ -146,6 +150,8 @@ def test_where_pictures_lie(here):
         ("t.csv", 'image,caption\nimg/a.png,"a\ncat"\nimg/b.png, \n', "line 4 has no caption"),
         ("t.csv", 'image,caption\nimg/a.png,"a "cat" there"\n', "line 2: "),
         ("t.csv", 'image,caption\nimg/a.png,"a cat\nimg/b.png,two dogs\n', "line 2: "),
+        ("t.csv", "image,caption\nimg/a.png,\\N\n", "line 2 has no caption"),
+        ("t.csv", 'image,caption\nimg/a.png,"a cat\n', "is a quotation mark not closed"),
         ("t.csv", "picture_of,words\nx,y\n", "no column for pictures; call it 'image'; columns: picture_of, words"),
         ("t.csv", "url,caption\nhttp://x/a.png,y\n", "url names what has to be downloaded first"),
         ("t.csv", "image,caption\nhttps://x/a.png,y\n", "line 2 names 'https://x/a.png': an address, not a file"),
