@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
@@ -46,7 +47,8 @@ def check_tokens(tokens: Shaped[AnyArray, "*N L"], context_length: int, vocab_si
             f"tokens are {tokens.shape[1]} long, context_length is {context_length}: use the model's tokenize"
         )
     if tokens.size and not isinstance(tokens, jax.core.Tracer) and getattr(tokens, "is_fully_addressable", True):
-        low, high = int(tokens.min()), int(tokens.max())
+        values = np.asarray(tokens)  # a constant that a program closes over is known, and jnp would trace it
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= vocab_size:
             raise UserError(
                 f"tokens: there is an id {low if low < 0 else high}, the model has 0 to {vocab_size - 1}: "
@@ -57,8 +59,10 @@ def check_tokens(tokens: Shaped[AnyArray, "*N L"], context_length: int, vocab_si
 
 def _placed(positions: AnyArray, ids: Int[AnyArray, "#B L"]) -> Float[Array, "#B L C"]:
     """The embeddings of places. Raises UserError for places there are not, as far as their values are known."""
-    if not isinstance(ids, jax.core.Tracer) and ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(positions):
-        raise UserError(f"position_ids: there is one that is not from 0 to {len(positions) - 1}")
+    if not isinstance(ids, jax.core.Tracer) and ids.size:
+        values = np.asarray(ids)
+        if not 0 <= int(values.min()) <= int(values.max()) < len(positions):
+            raise UserError(f"position_ids: there is one that is not from 0 to {len(positions) - 1}")
     return jnp.take(positions, jnp.asarray(ids, jnp.int32), axis=0)
 
 

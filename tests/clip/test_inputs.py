@@ -205,3 +205,13 @@ def test_numbers_of_best_ones_and_labels_are_checked():
         with pytest.raises(UserError):
             call()
     assert nearest([[1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]], 5).indices.tolist() == [[1, 0]]
+
+
+def test_tokens_that_a_program_closes_over_are_known(clip):
+    """They are constants of the program, not its arguments."""
+    tokens = jnp.asarray(clip.tokenize(["a small star"]))
+
+    def embed():
+        return clip.model.apply(clip.variables, tokens, method="encode_text").embed
+
+    np.testing.assert_allclose(jax.jit(embed)(), embed(), rtol=1e-4, atol=1e-5)

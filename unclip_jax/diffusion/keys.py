@@ -84,7 +84,8 @@ def sample_keys(key: Any, indices: Any) -> Key[Array, " N"]:
         got = str(indices)[:40] if not indices.ndim else f"{indices.dtype} {list(indices.shape)}"
         raise UserError(f"indices is {got}; give those of the pictures, [N] integers: jnp.arange(4) for the first four")
     if not isinstance(indices, jax.core.Tracer) and indices.size:
-        ends = int(indices.min()), int(indices.max())
+        values = np.asarray(indices)  # within jit, jnp would trace what is known
+        ends = int(values.min()), int(values.max())
         if ends[0] < 0 or ends[1] >= LIMIT:
             raise UserError(f"indices are from {ends[0]} to {ends[1]}; give 0 to {LIMIT - 1}")
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(indices).astype(jnp.uint32))
