@@ -124,9 +124,14 @@ def lines_of(path: Path) -> list[str]:
     content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
-            return content.decode("utf-16").splitlines()
+            text = content.decode("utf-16")
         except UnicodeDecodeError:
-            raise UserError(f"{path} begins like UTF-16 and is not; save the file as UTF-8") from None
+            text = "\0"
+        if "\0" in text:  # UTF-32 begins so, too
+            raise UserError(f"{path} begins like UTF-16 and is not; save the file as UTF-8")
+        return text.splitlines()
+    if b"\0" in content:
+        raise UserError(f"{path} holds NUL characters, as UTF-16 does; save the file as UTF-8")
     lines = []
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
         try:

@@ -18,14 +18,14 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 MOST_BLOCKS = 64  # of a ResNet's stage; RN50x64 has 36
 TokenizerKind = Literal["clip", "bert", "roberta", "siglip", "siglip2", "ascii"]
 
+LARGEST_STATISTIC = 1000.0  # of a pixel / 255; the means of any data are far below
 MAX_PATCHES = 1 << 16  # of a picture: more than any CLIP has, and attention over them still fits in memory
 
 
-def _check_above_zero(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not value > 0:
-            raise UserError(f"{type(config).__name__}.{name} is {value!r}: it must be a number above 0")
+def _check_eps(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    if not 0 < value <= 1:
+        raise UserError(f"{type(config).__name__}.{name} is {value!r}: it must be a number above 0 and up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class TransformerConfig:
         check_types(self)
         if self.width % self.heads:
             raise UserError(f"{type(self).__name__}: heads {self.heads} does not divide width {self.width}")
-        _check_above_zero(self, "ln_eps")
+        _check_eps(self, "ln_eps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ class PlainResNetConfig:
 def _check_resnet(config: "ResNetConfig | PlainResNetConfig") -> None:
     _check_square(config)
     check_types(config)
-    _check_above_zero(config, "bn_eps")
+    _check_eps(config, "bn_eps")
     if max(config.layers) > MOST_BLOCKS:
         raise UserError(f"{type(config).__name__}.layers is {config.layers}: a stage has at most {MOST_BLOCKS} blocks")
 
@@ -267,6 +267,11 @@ class PreprocessConfig:
             raise UserError(
                 f"PreprocessConfig: mean {brief(self.mean)}, std {brief(self.std)}: as many numbers each as the "
                 "pictures have channels, std above 0"
+            )
+        if max(map(abs, (*self.mean, *self.std))) > LARGEST_STATISTIC:
+            raise UserError(
+                f"PreprocessConfig: mean {brief(self.mean)}, std {brief(self.std)}: give numbers up to "
+                f"{LARGEST_STATISTIC:g}, in units of a pixel / 255"
             )
 
 

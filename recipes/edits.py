@@ -113,7 +113,8 @@ def mask_of(path: Path, of: Path, loaded: LoadedUnCLIP) -> np.ndarray:
     levels = levels.resize((width, height), Image.Resampling.NEAREST)
     mask = np.asarray(ImageOps.fit(levels, (size, size), Image.Resampling.NEAREST)) >= 128
     if not mask.any():
-        raise UserError(f"--mask: {path} has no white pixel: there is nothing to draw")
+        where = f" in the square in the middle of {of}, which is what is drawn" if width != height else ""
+        raise UserError(f"--mask: {path} has no white pixel{where}: there is nothing to draw")
     return mask
 
 

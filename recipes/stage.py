@@ -132,9 +132,11 @@ def saved_steps(directory: Path) -> list[int]:
 
 
 def check_begin(begin: Begin, run: Path, stages: Sequence[str]) -> None:
-    """Raises UserError where a stage has nothing to begin from."""
+    """Raises UserError where a stage has nothing to begin from, or none of them anything to go on from."""
     other = begin.begin_from
     if other is None:
+        if begin.extend and not any(saved_steps(run / "train" / name) for name in stages):
+            raise UserError(f"extend: {run} holds no run of {', '.join(stages)} to go on with; leave --extend out")
         return
     if not other.is_dir():
         raise UserError(f"begin_from: {other} is not a directory; name the run directory of a trained run")

@@ -48,6 +48,13 @@ def test_the_stages_of_the_other_run_are_looked_for_at_once(tmp_path):
         check_begin(Begin(begin_from=other), other, ["clip"])
 
 
+def test_where_nothing_is_there_is_nothing_to_extend(tmp_path):
+    with pytest.raises(UserError, match=r"extend: .*run holds no run of clip, prior to go on with"):
+        check_begin(Begin(extend=True), tmp_path / "run", ["clip", "prior"])
+    trained(tmp_path / "run", "clip")  # interrupted before its prior
+    check_begin(Begin(extend=True), tmp_path / "run", ["clip", "prior"])
+
+
 def test_a_recipe_refuses_before_anything_is_done(tmp_path):
     config = dataclasses.replace(shapes.TINY, run=tmp_path / "run", begin_from=trained(tmp_path / "other", "clip"))
     with pytest.raises(UserError, match="no checkpoints of the prior"):

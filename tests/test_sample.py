@@ -78,7 +78,7 @@ def test_a_turned_picture_turns_its_mask(tmp_path):
     [
         (lambda: stripe((64, 64)), r"--mask: .*mask.png is 64×64 pixels and .*picture.png is 128×64: give a mask"),
         (lambda: stripe((64, 128)), "is 64×128 pixels"),
-        (lambda: Image.new("L", (128, 64)), "has no white pixel"),
+        (lambda: Image.new("L", (128, 64)), "has no white pixel in the square in the middle of .*picture.png"),
         (lambda: Image.new("RGBA", (128, 64), (255, 255, 255, 0)), "has no white pixel"),
     ],
 )
@@ -113,7 +113,13 @@ def test_prompts_are_the_lines_of_a_file_in_any_unicode(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\xef\xbb\xbf\r\n", "is empty"), (b"a\n\xff\xff\n", "line 2 is not UTF-8"), (b"\xff\xfea", "like UTF-16")],
+    [
+        (b"\xef\xbb\xbf\r\n", "is empty"),
+        (b"a\n\xff\xff\n", "line 2 is not UTF-8"),
+        (b"\xff\xfea", "like UTF-16"),
+        ("\ufeffa red star".encode("utf-32-le"), "like UTF-16 and is not"),
+        ("a red star".encode("utf-16-le"), "holds NUL characters"),
+    ],
 )
 def test_other_files_are_refused(tmp_path, content, message):
     (tmp_path / "prompts.txt").write_bytes(content)

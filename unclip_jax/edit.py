@@ -218,10 +218,10 @@ def text_diff(
       guidance_scale: as in ``decode``.
     """
     keys = inputs.picture_keys(keys)
-    count, length = len(keys), unclip.clip.text.context_length
+    count, text = len(keys), unclip.clip.text
     latent = _latents(unclip, latent, count, "latent")
-    tokens_from = inputs.prompt_tokens(tokens_from, count, length, "tokens_from")
-    tokens_to = inputs.prompt_tokens(tokens_to, count, length, "tokens_to")
+    tokens_from = inputs.prompt_tokens(tokens_from, count, text, "tokens_from")
+    tokens_to = inputs.prompt_tokens(tokens_to, count, text, "tokens_to")
     strength = inputs.weights(strength, count, "strength", 0.0, 1.0)
     before, after = (unit_norm(encode_text(unclip, params, t).embed) for t in (tokens_from, tokens_to))
     length = jnp.linalg.norm(latent.image_embed, axis=-1, keepdims=True)
@@ -356,7 +356,7 @@ def _asked(
     image_embed: Any,
 ) -> tuple[TextFeatures, Float[Array, "B D"]]:
     """Text features of a prompt and the image embedding to draw: the one given, or the prior's."""
-    text = encode_text(unclip, params, inputs.prompt_tokens(tokens, len(keys), unclip.clip.text.context_length))
+    text = encode_text(unclip, params, inputs.prompt_tokens(tokens, len(keys), unclip.clip.text))
     if image_embed is not None:
         image_embed = inputs.floats(image_embed, (len(keys), unclip.clip.embed_dim), "image_embed")
     # The decoder folds 0 and the upsamplers 1, 2, … into the keys.

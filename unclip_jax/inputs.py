@@ -30,16 +30,22 @@ def picture_keys(keys: Any) -> Key[Array, " B"]:
     return keys
 
 
-def prompt_tokens(tokens: Any, count: int, context_length: int, name: str = "tokens") -> Int[Array, "B L"]:
-    """Tokens int32 [B, L] of ``count`` pictures, from those of as many prompts or of one."""
+def prompt_tokens(tokens: Any, count: int, text: Any, name: str = "tokens") -> Int[Array, "B L"]:
+    """Tokens int32 [B, L] of ``count`` pictures, from those of as many prompts or of one; ``text``: the tower's config."""
     dtype, shape = _described(tokens)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or len(shape) != 2:
         what = type(tokens).__name__ if dtype is None else f"{dtype} {list(shape)}"
         raise UserError(f"{name} are {what}; give integers [B, L], tokenize([prompt, …])")
     if not shape[0]:
         raise UserError(f"{name} are of no prompt; give one at least")
-    if shape[1] != context_length:
-        raise UserError(f"{name} are {list(shape)}; this system reads {context_length} tokens of a prompt")
+    if shape[1] != text.context_length:
+        raise UserError(f"{name} are {list(shape)}; this system reads {text.context_length} tokens of a prompt")
+    seen = values(tokens)
+    if seen is not None and not (seen.min() >= 0 and seen.max() < text.vocab_size):
+        raise UserError(
+            f"{name} hold ids from {seen.min()} to {seen.max()}, this system knows 0 to {text.vocab_size - 1}; "
+            "make them by its own tokenize"
+        )
     return for_all(jnp.asarray(tokens).astype(jnp.int32), count, f"{name} are of {shape[0]} prompts")
 
 
@@ -50,30 +56,31 @@ def for_all(array: Array, count: int, what: str) -> Array:
     return jnp.broadcast_to(array, (count, *array.shape[1:]))
 
 
-def floats(values: Any, shape: tuple[int, ...], name: str) -> Float[Array, "..."]:
+def floats(given: Any, shape: tuple[int, ...], name: str) -> Float[Array, "..."]:
     """An array of finite floats of this shape, whose first axis may be 1."""
     try:
-        array = jnp.asarray(values)
+        array, seen = jnp.asarray(given), values(given)
     except (TypeError, ValueError):
-        raise UserError(f"{name} is {type(values).__name__}; give float {list(shape)}") from None
+        raise UserError(f"{name} is {type(given).__name__}; give float {list(shape)}") from None
     if not jnp.issubdtype(array.dtype, jnp.floating) or array.ndim != len(shape) or array.shape[1:] != shape[1:]:
         raise UserError(f"{name} is {array.dtype} {list(array.shape)}; give float {list(shape)}")
     array = for_all(array.astype(jnp.float32), shape[0], f"{name} is of {array.shape[0]} pictures")
-    if concrete(array) and not bool(jnp.isfinite(array).all()):
+    if seen is not None and not np.isfinite(seen.astype(np.float32)).all():
         raise UserError(f"{name} has numbers that are NaN or infinite; give finite ones")
     return array
 
 
-def weights(values: Any, count: int, name: str, low: float = 0.0, high: float = float("inf")) -> Float[Array, " B"]:
+def weights(given: Any, count: int, name: str, low: float = 0.0, high: float = float("inf")) -> Float[Array, " B"]:
     """Numbers [B] from one or from [B] of them, each in [low, high] where it can be seen."""
     try:
-        array = jnp.asarray(values, jnp.float32)
+        array, seen = jnp.asarray(given, jnp.float32), values(given)
     except (TypeError, ValueError):
-        raise UserError(f"{name} is {type(values).__name__}; give a number or [B] of them") from None
+        raise UserError(f"{name} is {type(given).__name__}; give a number or [B] of them") from None
     if array.shape not in ((), (1,), (count,)):
         raise UserError(f"{name} is {list(array.shape)}; give a number, or {count} of them: one per key")
-    if concrete(array) and not bool(((array >= low) & (array <= high) & jnp.isfinite(array)).all()):
-        raise UserError(f"{name} is {np.asarray(array).tolist()}; give finite numbers from {low:g} to {high:g}")
+    seen = None if seen is None else seen.astype(np.float32)
+    if seen is not None and not ((seen >= low) & (seen <= high) & np.isfinite(seen)).all():
+        raise UserError(f"{name} is {seen.tolist()}; give finite numbers from {low:g} to {high:g}")
     return jnp.broadcast_to(array, (count,))
 
 
@@ -110,15 +117,15 @@ def pictures(images: Any, sizes: tuple[int, ...], name: str = "images") -> Float
         return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1.0
     if not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(f"{name} are {dtype}; give float in [−1, 1] or uint8")
-    images = jnp.asarray(images).astype(jnp.float32)
-    if concrete(images):
-        low, high = float(images.min()), float(images.max())
+    seen = values(images)
+    if seen is not None:
+        low, high = float(seen.min()), float(seen.max())
         if not (low >= -1.01 and high <= 1.01):  # NaN is in no range; a network's rounding is
             raise UserError(
                 f"{name} are from {low:g} to {high:g}; give float in [−1, 1] or uint8, unclip_jax.to_signed makes one "
                 "of the other"
             )
-    return images
+    return jnp.asarray(images).astype(jnp.float32)
 
 
 def free_pixels(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Bool[Array, "B H W 1"]:
@@ -135,9 +142,15 @@ def free_pixels(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Bool[A
     return jnp.broadcast_to(mask[..., None], (batch, height, width, 1))
 
 
-def concrete(array: Any) -> bool:
-    """Whether the values of an array can be seen: it is not one that a program is being traced with."""
-    return not isinstance(array, jax.core.Tracer)
+def values(array: Any) -> np.ndarray | None:
+    """The values of an array, on the host; None where a program is being traced with it, or other hosts hold a part.
+
+    Within ``jit`` an operation of JAX on a known array gives an unknown one, so checks are of numpy.
+    """
+    leaves = jax.tree.leaves(array)
+    if any(isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+        return None
+    return np.asarray(array)
 
 
 def _described(array: Any) -> tuple[Any, tuple[int, ...]]:

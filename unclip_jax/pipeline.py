@@ -207,7 +207,7 @@ def generate(
 def _checked(unclip: UnCLIP, tokens: Any, keys: Any, image_embed: Any, guidance: Guidance) -> tuple[Any, Any, Any]:
     """(keys, tokens, image_embed) of one batch, see ``generate``."""
     keys = inputs.picture_keys(keys)
-    tokens = inputs.prompt_tokens(tokens, len(keys), unclip.clip.text.context_length)
+    tokens = inputs.prompt_tokens(tokens, len(keys), unclip.clip.text)
     if image_embed is not None:
         image_embed = inputs.floats(image_embed, (len(keys), unclip.clip.embed_dim), "image_embed")
     if not isinstance(guidance, Guidance):

@@ -26,7 +26,7 @@ from unclip_jax import priors
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond, drop
 from unclip_jax.degrade import BSRConfig, DegradeConfig, add_level, box_reduce, degrade, random_crops
-from unclip_jax.inputs import concrete
+from unclip_jax.inputs import values
 from unclip_jax.models.unet import enlarge
 from unclip_jax.priors import ARStage, OneStepStage
 from unclip_jax.settings import standard_settings
@@ -52,7 +52,8 @@ def to_uint8(images: Float[Array, "*B"]) -> UInt8[Array, "*B"]:
     Raises:
       UserError: numbers that are NaN or infinite, outside of ``jit``: they would be black pictures.
     """
-    if concrete(images) and not bool(jnp.isfinite(images).all()):
+    seen = values(images)
+    if seen is not None and not np.isfinite(seen).all():
         raise UserError("images have numbers that are NaN or infinite: they are no pictures")
     return jnp.round(jnp.clip((images + 1.0) * 127.5, 0.0, 255.0)).astype(jnp.uint8)
 

@@ -26,6 +26,9 @@ def test_survives_json(name):
         (lambda: TextConfig(**TEXT | {"eos_id": 600}), ["eos_id 600", "vocab_size 600"]),
         (lambda: PreprocessConfig(resize="stretch"), ["stretch", "squash"]),
         (lambda: PreprocessConfig(std=(1.0, 0.0, 1.0)), ["std"]),
+        (lambda: ViTConfig(**VIT | {"ln_eps": 1e9}), ["ln_eps", "up to 1"]),
+        (lambda: PreprocessConfig(std=(1.0, 1e9, 1.0)), ["std", "1000"]),
+        (lambda: PreprocessConfig(mean=(0.0, -1e300, 0.0)), ["mean", "1000"]),
         (lambda: preset("ViT-B/31"), ["ViT-B/31", "ViT-B/32"]),
     ],
 )

@@ -175,7 +175,7 @@ MUTANTS = (
         "11",
         "a generator of numpy decides, once for all compiled calls",
         "unclip_jax/degrade.py",
-        "std = jax.random.uniform(keys[2], (batch, 1, 1, 1), maxval=config.noise_std)",
+        "std = jax.random.uniform(keys[2], (batch, 1, 1, 1), jnp.float32, maxval=config.noise_std)",
         "std = config.noise_std * np.random.default_rng(0).random((batch, 1, 1, 1))",
         f"{FAULTS}::test_11_chance_is_drawn_on_the_device_for_each_sample",
     ),
@@ -233,7 +233,7 @@ MUTANTS = (
     Mutant(
         "15",
         "what a config says and no one knows is ignored",
-        "unclip_jax/pipeline.py",
+        "unclip_jax/stage_files.py",
         "dacite.Config(strict=True, cast",
         "dacite.Config(cast",
         f"{FAULTS}::TestFault15::test_a_config_from_a_later_version_is_refused",
@@ -266,8 +266,8 @@ MUTANTS = (
         "seed 4",
         "one time for the whole batch",
         "unclip_jax/diffusion/losses.py",
-        "jax.random.uniform(key_t) + jnp.arange(batch_size) / batch_size",
-        "jax.random.uniform(key_t) + jnp.zeros(batch_size)",
+        "jax.random.uniform(key_t, (), jnp.float32) + jnp.arange(batch_size) / batch_size",
+        "jax.random.uniform(key_t, (), jnp.float32) + jnp.zeros(batch_size)",
         f"{FAULTS}::test_seed_4_times_and_noise_differ_between_samples",
     ),
     Mutant(

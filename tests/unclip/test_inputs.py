@@ -1,6 +1,7 @@
 """What drawing and editing are given: made into one batch, or refused in a line that names the argument."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,7 +29,30 @@ def test_one_prompt_stands_for_all_keys(tiny_system):
     unclip, params, tokenize = tiny_system
     drawn = jax.eval_shape(lambda p: generate(unclip, p, tokenize(["a red star"]), KEYS), params)
     assert drawn.images.shape == (4, 32, 32, 3)
-    np.testing.assert_array_equal(inputs.prompt_tokens(tokenize(["a"]), 4, L), tokenize(["a"] * 4))
+    np.testing.assert_array_equal(inputs.prompt_tokens(tokenize(["a"]), 4, unclip.clip.text), tokenize(["a"] * 4))
+
+
+@pytest.mark.parametrize("odd", [-1, 10**6])
+def test_ids_that_are_no_tokens_are_refused(tiny_system, odd):
+    """Under ``jit`` the last row of the table would stand in for them."""
+    unclip, params, tokenize = tiny_system
+    tokens = np.array(tokenize(["a red star"]))
+    tokens[0, 1] = odd
+    with pytest.raises(UserError, match=f"tokens hold ids from .*{odd}"):
+        generate_jit(unclip, params, tokens, KEYS)
+
+
+def test_known_arrays_within_a_traced_program_are_checked_and_taken(tiny_system):
+    unclip, params, _ = tiny_system
+    picture, embed = jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 16))
+    scale = Guidance(decoder=jnp.float32(2.0))
+    tokens = jnp.asarray(TOKENS)
+    drawn = jax.eval_shape(lambda p: generate(unclip, p, tokens, KEYS, image_embed=embed, guidance=scale), params)
+    assert drawn.images.shape == (4, 32, 32, 3)
+    assert shapes("inpaint", tiny_system, picture, MASK, tokens, KEYS, image_embed=embed) == (4, 32, 32, 3)
+    nan = embed * jnp.nan
+    with pytest.raises(UserError, match="image_embed has numbers that are NaN"):
+        jax.eval_shape(lambda p: generate(unclip, p, tokens, KEYS, image_embed=nan), params)
 
 
 TOGETHER = {
