@@ -71,9 +71,9 @@ def test_frozen(tiny):
     [
         ({"vision": [1]}, "vision"),
         ({"text": "x"}, "text"),
-        ({"text": {"type": ["TextConfig"]}}, "describe"),
-        ({"preprocess": [1]}, "describe"),
-        ({"preprocess": {"mean": 3}}, "describe"),
+        ({"text": {"type": ["TextConfig"]}}, "text.type"),
+        ({"preprocess": [1]}, "reprocess"),
+        ({"preprocess": {"mean": 3}}, "PreprocessConfig.mean"),
         ({"embed_dim": 10**25}, "embed_dim"),
     ],
 )
