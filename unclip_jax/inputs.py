@@ -31,7 +31,7 @@ def picture_keys(keys: Any) -> Key[Array, " B"]:
 
 
 def prompt_tokens(tokens: Any, count: int, text: Any, name: str = "tokens") -> Int[Array, "B L"]:
-    """Tokens int32 [B, L] of ``count`` pictures, from those of as many prompts or one; ``text`` is the tower's config."""
+    """Tokens int32 [B, L] of ``count`` pictures, from as many prompts or one; ``text`` is the tower's config."""
     dtype, shape = _described(tokens)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or len(shape) != 2:
         what = type(tokens).__name__ if dtype is None else f"{dtype} {list(shape)}"
