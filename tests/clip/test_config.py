@@ -71,9 +71,9 @@ def test_frozen(tiny):
     [
         ({"vision": [1]}, "vision"),
         ({"text": "x"}, "text"),
-        ({"text": {"type": ["TextConfig"]}}, "text.type"),
+        ({"text": {"type": ["TextConfig"]}}, r"text\.type"),
         ({"preprocess": [1]}, "preprocess is"),
-        ({"preprocess": {"mean": 3}}, "PreprocessConfig.mean"),
+        ({"preprocess": {"mean": 3}}, r"PreprocessConfig\.mean"),
         ({"embed_dim": 10**25}, "embed_dim"),
     ],
 )
