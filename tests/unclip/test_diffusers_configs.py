@@ -43,3 +43,14 @@ def test_wrong_types(tmp_path, read, data, changes, word):
     assert word in str(error.value), error.value
     assert ".json" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_counts_for_others_alone_is_taken(tmp_path):
+    """Kandinsky's scheduler says of options that are off how they would be, and other schedulers read the same file."""
+    scheduler = {
+        "_class_name": "DDPMScheduler", "beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012,
+        "clip_sample": True, "clip_sample_range": 2.0, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 2.0,
+        "set_alpha_to_one": False, "steps_offset": 0, "thresholding": False, "num_train_timesteps": 1000,
+    }  # fmt: skip
+    (tmp_path / configs.SCHEDULER).write_text(json.dumps(scheduler))
+    assert configs.schedule(tmp_path, {})

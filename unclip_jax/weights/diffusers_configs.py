@@ -124,7 +124,7 @@ def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
     if ddpm:
         used |= {"beta_start": 0.0001, "beta_end": 0.02, "timestep_spacing": "leading"}
         # These count only with thresholding, which is refused, and for other schedulers that read the same files.
-        used |= dict.fromkeys(("dynamic_thresholding_ratio", "sample_max_value", "set_alpha_to_one"))
+        used |= {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0, "set_alpha_to_one": True}
         fixed = {"steps_offset": 0}
     said = settings(file, "DDPMScheduler" if ddpm else "UnCLIPScheduler", used, fixed)
     noise = said["beta_schedule"]
@@ -325,7 +325,11 @@ def movq_config(folder: Path) -> MoVQConfig:
             "latent_channels": 3,
             "vq_embed_dim": None,
             # Of the encoder, the quantisation, and scales that Kandinsky does not apply:
-            **dict.fromkeys(("in_channels", "down_block_types", "sample_size", "num_vq_embeddings", "scaling_factor")),
+            "in_channels": 3,
+            "down_block_types": ("DownEncoderBlock2D",),
+            "sample_size": None,
+            "num_vq_embeddings": 256,
+            "scaling_factor": 0.18215,
         },
         {"act_fn": "silu", "norm_num_groups": 32, "norm_type": "spatial", "mid_block_add_attention": True},
     )
