@@ -1,6 +1,7 @@
 """Features of very many pictures or texts: damaged pictures are left out and counted, and a killed run continues."""
 
 import hashlib
+import io
 import json
 import math
 import warnings
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -88,7 +89,7 @@ class Parts:
     def __init__(self, path: Path, key: str):
         self.path, self.count = path, 0
         try:
-            self._file: IO[bytes] = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
+            self._file: io.BufferedRandom = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
         _lock(self._file, path)
@@ -257,7 +258,7 @@ def key_of(clip: LoadedCLIP, listing: Listing, batch_size: int) -> str:
     return digest.hexdigest()
 
 
-def _lock(file: IO[bytes], path: Path) -> None:
+def _lock(file: io.BufferedRandom, path: Path) -> None:
     try:
         import fcntl
     except ImportError:  # Windows

@@ -10,7 +10,7 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -157,7 +157,7 @@ def _rest_of(file: Any) -> bytes:
     return bytes(data)
 
 
-def _decode_file(file: IO[bytes]) -> Image.Image:
+def _decode_file(file: io.BufferedIOBase) -> Image.Image:
     try:
         return _load(file)
     except Image.DecompressionBombError:
@@ -173,9 +173,10 @@ def _decode_file(file: IO[bytes]) -> Image.Image:
         return _load(io.BytesIO(_without_text(file.read())))
 
 
-def _load(file: IO[bytes]) -> Image.Image:
+def _load(file: io.BufferedIOBase) -> Image.Image:
     Image.init()
-    image = Image.open(file, formats=[name for name in Image.ID if name not in NOT_DECODED])
+    formats = [name for name in Image.ID if name not in NOT_DECODED]
+    image = Image.open(file, formats=formats)  # type: ignore[arg-type] # it wants IO[bytes]
     _check_pixels(image)
     image.load()
     _check_pixels(image)  # the pictures in an icon have sizes of their own

@@ -9,9 +9,10 @@ transparency shows white, palettes and bilevel pictures are resampled in colour 
 16 bits become 8 by scaling and not by clipping.
 """
 
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, get_args
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,7 @@ from clip_jax.errors import UserError
 
 __all__ = ["Picture", "Preprocess", "normalise", "open_image", "plain", "resize_and_crop"]
 
-Picture = str | os.PathLike | bytes | bytearray | memoryview | IO[bytes] | Image.Image | AnyArray
+Picture = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase | Image.Image | AnyArray
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels of the network's input
 MOST_PIXELS = 100_000_000  # of a resized picture; a strip of 1 × 100,000 pixels would fill the memory

@@ -79,7 +79,7 @@ class CLIP(nn.Module):
 
     def encode_image(
         self,
-        images: Num[AnyArray, "*N H W c"],
+        images: Num[AnyArray, "*N H W c"] | Any,
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
@@ -89,7 +89,7 @@ class CLIP(nn.Module):
 
     def image_states(
         self,
-        images: Num[AnyArray, "*N H W c"],
+        images: Num[AnyArray, "*N H W c"] | Any,
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
@@ -101,7 +101,7 @@ class CLIP(nn.Module):
         return self.visual(images, keep_patches, train=train, hidden_states=hidden_states)
 
     def encode_text(
-        self, tokens: Shaped[AnyArray, "*N L"], *, hidden_states: bool = False, **positions_and_mask: Any
+        self, tokens: Shaped[AnyArray, "*N L"] | Any, *, hidden_states: bool = False, **positions_and_mask: Any
     ) -> TextFeatures:
         """Text embeddings (not normalised), per-token states and their mask; the states of all layers on request.
 
@@ -113,7 +113,7 @@ class CLIP(nn.Module):
 
     def __call__(
         self,
-        images: Num[AnyArray, "*N H W c"],
+        images: Num[AnyArray, "*N H W c"] | Any,
         tokens: Shaped[AnyArray, "*M L"],
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,

@@ -6,10 +6,11 @@ one has the opcodes that data need: it makes plain Python values and the frozen 
 functions its caller hands out, and its work and its memory are bounded by the length of the program.
 """
 
+import io
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from clip_jax.errors import printable
 
@@ -57,7 +58,7 @@ class Names:
 class Bounded:
     """A file of which no more than `limit` bytes can be read, whatever a program claims."""
 
-    def __init__(self, file: BinaryIO, limit: int = MAX_PROGRAM):
+    def __init__(self, file: io.BufferedIOBase, limit: int = MAX_PROGRAM):
         self._file, self._left = file, limit
 
     def read(self, count: int) -> bytes:
@@ -73,7 +74,7 @@ class Bounded:
         return content
 
 
-def read_pickle(file: BinaryIO | Bounded, names: Names) -> Any:
+def read_pickle(file: io.BufferedIOBase | Bounded, names: Names) -> Any:
     """The value of one pickle, which begins where the file stands; the file is left behind its end.
 
     Returns: None, numbers, texts, tuples, lists, dicts, `Object`, and whatever the functions of `names` return. Lists

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -202,7 +202,9 @@ def _plain(source: Bounded) -> Any:
     return read_pickle(source, Names(refuse, refuse))
 
 
-def _places(file: BinaryIO, keys: Any, storages: Mapping[str, Storage], size: int) -> dict[str, tuple[int, int]]:
+def _places(
+    file: io.BufferedIOBase, keys: Any, storages: Mapping[str, Storage], size: int
+) -> dict[str, tuple[int, int]]:
     """Where the bytes of each storage lie in a legacy file: (begin, number of bytes)."""
     if type(keys) is not list or not all(type(key) is str for key in keys) or {*keys} != storages.keys():
         raise PickleError("the storages it lists are not those of its tensors")
