@@ -100,10 +100,10 @@ class VisionModelWithProjectionOutput(_Output):
 class CLIPModelOutput(_Output):
     """Of `FlaxCLIPModel`."""
 
-    logits_per_image: Float[Array, "B T"]
-    logits_per_text: Float[Array, "T B"]
-    text_embeds: Float[Array, "T D"]  # unit norm
-    image_embeds: Float[Array, "B D"]  # unit norm
+    logits_per_image: Float[Array, "B T"] | Any
+    logits_per_text: Float[Array, "T B"] | Any
+    text_embeds: Float[Array, "T D"] | Any  # unit norm
+    image_embeds: Float[Array, "B D"] | Any  # unit norm
 
 
 class Config:

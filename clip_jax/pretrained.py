@@ -97,13 +97,13 @@ def save(
 
 
 def load(
-    source: str | os.PathLike,
+    source: str | os.PathLike | Any,  # what is no such thing is refused in a line, as everywhere below
     *,
     weights: str | os.PathLike | None = None,
-    config: CLIPConfig | str | os.PathLike | Mapping[str, Any] | None = None,
+    config: CLIPConfig | str | os.PathLike | Mapping[str, Any] | Any = None,
     vocab: str | os.PathLike | None = None,
     part: str | None = None,
-    image_size: int | None = None,
+    image_size: int | Any = None,
 ) -> LoadedCLIP:
     """A CLIP from a directory, a weights file, the name of a preset with its weights, or the hub.
 

@@ -13,6 +13,7 @@ from tests.test_cli import write_captions
 from tests.train.idx import write_idx
 from tests.unclip.conftest import tiny_run
 from train_jax.errors import UserError
+from unclip_jax.presets import preset
 
 untrained_run = tiny_run  # a fixture: a run directory with random weights
 
@@ -188,7 +189,7 @@ def test_statistics_of_a_sorted_table_are_those_of_all_of_it(untrained_run):
 
     config, params = clip.model.config, clip.variables["params"]
     drawn = drawn_examples(Sorted(), 100, seed=0)
-    std = unclip.prior_task(None, config, params, drawn, "prior").embed_std
+    std = unclip.prior_task(preset("tiny-captions-prior"), config, params, drawn, "prior").embed_std
     embeds = np.asarray(jax.jit(lambda i: clip_jax.encode_images(config, params, i))(pictures))
     whole = np.concatenate([np.repeat(embeds[:1], 181, axis=0), embeds[1:]]).std(0)
     assert 0.5 < np.median(std / whole) < 2

@@ -214,7 +214,7 @@ BERT = ["train.py", "tiny-resnet-bert", "--data.source", "pictures/captions.csv"
         ([*BERT, "--vocab", "few.txt"], "few.txt: this WordPiece vocabulary has no [CLS], [SEP], [PAD], [UNK]"),
         ([*BERT, "--model", "tiny"], "model: tiny is no CLIP with a BERT; use resnet50_bert_base"),
         ([*BERT, "--context-length", 1], "context_length: 1 is not between 2 and 32"),
-        ([*BERT, "--batch-size", 16], "data: it has 9 examples, fewer than one batch of 16"),
+        ([*BERT, "--batch-size", 16], "batch_size: 16 is more than the 9 examples there are"),
         ([*BERT, "--text-weights", "nowhere.bin"], "cannot read weights from nowhere.bin"),
         (["sample.py"], "prompt: none was given"),
         (["sample.py", "a star", "--num", -1], "--num: -1 is less than 1"),

@@ -116,7 +116,7 @@ def encode(
 def decode(
     unclip: UnCLIP,
     params: Params,
-    latent: Latent,
+    latent: Latent | Any,
     keys: Any,
     *,
     eta: float = 0.0,
@@ -151,7 +151,7 @@ def decode(
 def variations(
     unclip: UnCLIP,
     params: Params,
-    latent: Latent,
+    latent: Latent | Any,
     keys: Any,
     *,
     eta: float = 1.0,
@@ -168,8 +168,8 @@ def variations(
 def interpolate(
     unclip: UnCLIP,
     params: Params,
-    first: Latent,
-    second: Latent,
+    first: Latent | Any,
+    second: Latent | Any,
     weights: Any,
     keys: Any,
     *,
@@ -197,7 +197,7 @@ def interpolate(
 def text_diff(
     unclip: UnCLIP,
     params: Params,
-    latent: Latent,
+    latent: Latent | Any,
     tokens_from: Any,
     tokens_to: Any,
     strength: Any,

@@ -180,7 +180,7 @@ def generate(
     keys: Any,
     *,
     image_embed: Any = None,
-    guidance: Guidance = Guidance(),
+    guidance: Guidance | Any = Guidance(),
 ) -> Generation:
     """From prompts to pictures.
 
@@ -204,7 +204,7 @@ def generate(
     return Generation(text, image_embed, images)
 
 
-def _checked(unclip: UnCLIP, tokens: Any, keys: Any, image_embed: Any, guidance: Guidance) -> tuple[Any, Any, Any]:
+def _checked(unclip: UnCLIP, tokens: Any, keys: Any, image_embed: Any, guidance: Any) -> tuple[Any, Any, Any]:
     """(keys, tokens, image_embed) of one batch, see ``generate``."""
     keys = inputs.picture_keys(keys)
     tokens = inputs.prompt_tokens(tokens, len(keys), unclip.clip.text)
@@ -227,7 +227,7 @@ def generate_jit(
     keys: Any,
     *,
     image_embed: Any = None,
-    guidance: Guidance = Guidance(),
+    guidance: Guidance | Any = Guidance(),
 ) -> Generation:
     """``generate`` compiled once per architecture, batch size and which of the guidance scales are given."""
     keys, tokens, image_embed = _checked(unclip, tokens, keys, image_embed, guidance)

@@ -1,5 +1,7 @@
 """Classes of a command line and labels of pictures: by name or by index, never by order."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from clip_jax.listing.base import Files, Listing, labelled
 
 def labels_of(*words):
     labels, classes = labelled(words)
-    return Listing([], Files("", []), labels=labels, classes=classes)
+    return Listing([], Files(Path(), []), labels=labels, classes=classes)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def test_other_classes_altogether_are_told():
         assert same_classes(labels_of("2023", "2024"), ["cat", "dog"]) is None
     with pytest.warns(UserWarning, match="Hund"):
         assert same_classes(labels_of("Hund", "Katze"), ["cat", "dog"]) is None
-    assert same_classes(Listing([], Files("", [])), ["cat"]) is None
+    assert same_classes(Listing([], Files(Path(), [])), ["cat"]) is None
 
 
 def test_classes_that_no_picture_has_do_not_matter():

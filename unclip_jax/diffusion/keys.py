@@ -21,7 +21,7 @@ IMPL = "threefry2x32"
 LIMIT = 2**32  # seeds and indices are 32 bits: larger ones would be those of others again
 
 
-def seed_key(seed: int) -> Key[Array, ""]:
+def seed_key(seed: int | Any) -> Key[Array, ""]:
     """The key of a seed, 0 to 4294967295, whatever generator JAX is set to.
 
     Raises:
