@@ -122,7 +122,7 @@ class BertTower(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Shaped[AnyArray, "*N L"], *, hidden_states: bool = False) -> TextFeatures:
+    def __call__(self, tokens: Shaped[AnyArray, "*N L"] | Any, *, hidden_states: bool = False) -> TextFeatures:
         config, dtype = self.config, self.dtype
         tokens = check_tokens(tokens, config.context_length, config.vocab_size)
         mask = tokens != config.pad_id

@@ -104,7 +104,7 @@ class EVAVisionTransformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Num[AnyArray, "*N H W c"],
+        images: Num[AnyArray, "*N H W c"] | Any,
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,

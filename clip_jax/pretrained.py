@@ -310,7 +310,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _config(config: CLIPConfig | str | os.PathLike | Mapping[str, Any]) -> CLIPConfig:
+def _config(config: Any) -> CLIPConfig:
     if isinstance(config, CLIPConfig):
         return config
     if isinstance(config, str) and config in PRESETS:

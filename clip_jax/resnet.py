@@ -166,7 +166,7 @@ class ModifiedResNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Num[AnyArray, "*N H W c"],
+        images: Num[AnyArray, "*N H W c"] | Any,
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
@@ -204,7 +204,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Num[AnyArray, "*N H W c"],
+        images: Num[AnyArray, "*N H W c"] | Any,
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,

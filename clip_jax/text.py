@@ -31,7 +31,7 @@ def eot_index(tokens: Int[AnyArray, "B L"], eos_id: int | None) -> Int[AnyArray,
     return (tokens if eos_id is None else tokens == eos_id).argmax(-1).astype(jnp.int32)
 
 
-def check_tokens(tokens: Shaped[AnyArray, "*N L"], context_length: int, vocab_size: int) -> Int[Array, "B L"]:
+def check_tokens(tokens: Shaped[AnyArray, "*N L"] | Any, context_length: int, vocab_size: int) -> Int[Array, "B L"]:
     """The tokens as int32.
 
     Raises: UserError for what is no matrix of integers, rows longer than the model's positions, and ids that are not in
@@ -80,7 +80,7 @@ class TextTransformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Shaped[AnyArray, "*N L"],
+        tokens: Shaped[AnyArray, "*N L"] | Any,
         *,
         hidden_states: bool = False,
         attention_mask: Num[AnyArray, "B L"] | Bool[AnyArray, "B L"] | None = None,

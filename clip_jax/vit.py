@@ -32,7 +32,7 @@ class ImageFeatures(NamedTuple):
     # the output of each, before the last norm (ResNets: [B, H, W, C], the stem's and each stage's)
 
 
-def check_images(images: Num[AnyArray, "*N H W c"], image_size: int, channels: int) -> None:
+def check_images(images: Num[AnyArray, "*N H W c"] | Any, image_size: int, channels: int) -> None:
     """Raises UserError for images that are no batch, no floats, or not of the model's size."""
     size = (image_size, image_size)
     check_is_array("images", images)
@@ -129,7 +129,7 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Num[AnyArray, "*N H W c"],
+        images: Num[AnyArray, "*N H W c"] | Any,
         keep_patches: Int[AnyArray, "B K"] | None = None,
         *,
         train: bool = False,
