@@ -33,7 +33,7 @@ def image_features(
     clip: LoadedCLIP,
     pictures: Picture | Iterable[Picture],
     *,
-    batch_size: int = 64,
+    batch_size: int | Any = 64,
     threads: int = 8,
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "N D"]:
@@ -59,7 +59,7 @@ def features_of_prepared(
 
 
 def text_features(
-    clip: LoadedCLIP, texts: str | Iterable[str], *, batch_size: int = 256, progress: Progress | None = None
+    clip: LoadedCLIP, texts: str | Iterable[str], *, batch_size: int | Any = 256, progress: Progress | None = None
 ) -> Float[np.ndarray, "N D"]:
     """Unit-norm float32 features of any number of texts; a str is one text. Raises UserError for what is not text."""
     encode = partial(_encode_text, clip.model, clip.variables)
@@ -70,7 +70,7 @@ def _in_batches(
     encode: Callable[[np.ndarray], Array],
     prepare: Callable[[list[Any]], np.ndarray],
     items: Iterable[Any],
-    batch_size: int,
+    batch_size: int | Any,
     progress: Progress | None,
 ) -> np.ndarray:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
@@ -80,7 +80,7 @@ def _in_batches(
     if isinstance(items, Sequence):
         batch_size = min(batch_size, max(1, len(items)))
     rows: list[np.ndarray] = []
-    for batch in _batched(items, batch_size):
+    for batch in _batched(items, int(batch_size)):
         inputs = prepare(batch)
         # The last batch is filled up, so that one program serves them all.
         inputs = np.concatenate([inputs, np.repeat(inputs[-1:], batch_size - len(batch), axis=0)])

@@ -20,7 +20,7 @@ from clip_jax.prompts import TEMPLATES
 ClassName = str | Sequence[str]  # several names of one class are averaged, as OpenAI does for FER 2013
 
 
-def prompts(classes: Iterable[Any], templates: Iterable[Any]) -> list[list[str]]:
+def prompts(classes: Iterable[Any] | Any, templates: Iterable[Any]) -> list[list[str]]:
     """The prompts of each class: every template with every name of it.
 
     Raises: UserError when there is no class, a name is empty, or a template has no place for a name; also for one str
