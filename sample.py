@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from recipes import edits
 from train_jax.cli import enable_compilation_cache, run_main, tune_cpu
 from train_jax.errors import UserError
 from train_jax.flags import parse
+from unclip_jax.commands import edits
 
 if __name__ == "__main__":
     tune_cpu(training=False)

@@ -23,7 +23,8 @@ from train_jax.cli import choose, enable_compilation_cache, run_main, tune_cpu
 if __name__ == "__main__":
     tune_cpu(training=True)
 
-from recipes import distill, image_captions, mini_fashion, shapes, unclip
+from train_recipes import clip as image_captions
+from train_recipes import distill, mini_fashion, shapes, unclip
 
 RECIPES: tuple[Any, ...] = (shapes, distill, unclip, mini_fashion, image_captions)
 PRESETS = {name: row for recipe in RECIPES for name, row in recipe.PRESETS.items()}

@@ -24,9 +24,9 @@ from clip_jax.model import CLIP, CLIPOutput, init, unit_norm
 from clip_jax.presets import PRESETS, available_models, preset
 from clip_jax.pretrained import LoadedCLIP, export, load, save
 from clip_jax.task import CLIPTask
-from clip_jax.text import TextFeatures
 from clip_jax.tokenizer import BPETokenizer, Tokenizer, TruncationWarning, load_tokenizer, train_bpe
-from clip_jax.vit import ImageFeatures
+from clip_jax.towers.text import TextFeatures
+from clip_jax.towers.vit import ImageFeatures
 
 __all__ = [
     "CLIP",

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import numpy as np
 import tyro
 
-from clip_jax.classes import class_names, same_classes, templates
 from clip_jax.errors import UserError, printable
 from clip_jax.flags import parse
-from clip_jax.results import check_output, check_space, write
+from clip_jax.uses.classes import class_names, same_classes, templates
+from clip_jax.uses.results import check_output, check_space, write
 
 if TYPE_CHECKING:
-    from clip_jax.bulk import Parts
-    from clip_jax.listing import Listing
     from clip_jax.pretrained import LoadedCLIP
+    from clip_jax.uses.bulk import Parts
+    from image_text.source import Listing
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Embed(Pictures):
 
     Started again after it was killed, it goes on where it was, by OUT.part, which is removed at the end. Columns: name,
     image_features, caption, text_features, label. In .npz, texts of very different lengths are NAME_utf8 and NAME_ends
-    instead of NAME; clip_jax.results.read_texts reads both.
+    instead of NAME; clip_jax.uses.results.read_texts reads both.
     """
 
     out: Path = Path("embeds.npz")
@@ -88,7 +88,7 @@ class Verify(Pictures):
     """Compares the accuracy (of labelled pictures) or recall (of captioned ones) with what was published."""
 
     name: str = ""
-    """The published model that --model should be, as in clip_jax.published, e.g. ViT-B/32."""
+    """The published model that --model should be, as in clip_jax.uses.published, e.g. ViT-B/32."""
     dataset: str = "imagenet"
     """imagenet, flickr30k or coco."""
     published: float | None = None
@@ -106,7 +106,7 @@ COMMANDS: dict[str, type[Pictures]] = {"embed": Embed, "classify": Classify, "re
 
 def embed(options: Embed) -> str:
     """Runs the command and returns its outcome in one line, as the three below do."""
-    from clip_jax.bulk import Parts, encode_texts, key_of
+    from clip_jax.uses.bulk import Parts, encode_texts, key_of
 
     check_output(options.out)
     clip, listing = load(options, without_pictures=True)
@@ -134,7 +134,7 @@ def embed(options: Embed) -> str:
 
 
 def classify(options: Classify) -> str:
-    from clip_jax.zero_shot import accuracy, rank
+    from clip_jax.uses.zero_shot import accuracy, rank
 
     if options.out is not None:
         check_output(options.out)
@@ -156,8 +156,8 @@ def classify(options: Classify) -> str:
 
 
 def retrieve(options: Retrieve) -> str:
-    from clip_jax.embed import text_features
-    from clip_jax.retrieval import nearest
+    from clip_jax.uses.embed import text_features
+    from clip_jax.uses.retrieval import nearest
 
     check(options, "k")
     clip, listing = load(options)
@@ -176,8 +176,8 @@ def retrieve(options: Retrieve) -> str:
 
 
 def verify(options: Verify) -> str:
-    from clip_jax.published import IMAGENET, RETRIEVAL
-    from clip_jax.zero_shot import accuracy
+    from clip_jax.uses.published import IMAGENET, RETRIEVAL
+    from clip_jax.uses.zero_shot import accuracy
 
     for name in ("published", "tolerance"):
         value = getattr(options, name)
@@ -226,7 +226,7 @@ def load(options: Pictures, *, without_pictures: bool = False) -> tuple[LoadedCL
     check(options, "batch_size", "threads")
     if not 0 <= options.max_bad_fraction <= 1:
         raise UserError(f"--max-bad-fraction: {options.max_bad_fraction} is not between 0 and 1")
-    from clip_jax.listing import read_listing
+    from image_text.source import read_listing
 
     listing = read_listing(options.source, data_dir=options.data_dir, without_pictures=without_pictures)
     import clip_jax
@@ -246,7 +246,7 @@ def encode(
     """The rows whose pictures can be read, and their features. A picture of several rows is encoded once."""
     from tqdm import tqdm
 
-    from clip_jax.bulk import BadPictures, encode_pictures
+    from clip_jax.uses.bulk import BadPictures, encode_pictures
 
     firsts: dict[str, int] = {}
     for i, name in enumerate(listing.names):
@@ -277,16 +277,16 @@ def encode(
 
 
 def weights_of(clip: LoadedCLIP, classes: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
-    from clip_jax.embed import text_features
-    from clip_jax.zero_shot import classifier_weights
+    from clip_jax.uses.embed import text_features
+    from clip_jax.uses.zero_shot import classifier_weights
 
     return classifier_weights(lambda texts: text_features(clip, texts), classes, prompts)
 
 
 def both_recalls(clip: LoadedCLIP, listing: Listing, features: np.ndarray) -> dict[str, dict[int, float]]:
     """Rows of the same picture are one picture with several captions."""
-    from clip_jax.embed import text_features
-    from clip_jax.retrieval import both_directions
+    from clip_jax.uses.embed import text_features
+    from clip_jax.uses.retrieval import both_directions
 
     assert listing.captions is not None
     places: dict[str, int] = {}

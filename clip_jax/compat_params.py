@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
-from clip_jax.layers import stack_layers, unstack_layers
+from clip_jax.towers.layers import stack_layers, unstack_layers
 
 Tree = Mapping[str, Any]
 

@@ -14,8 +14,8 @@ from clip_jax.arrays import AnyArray
 from clip_jax.config import CLIPConfig
 from clip_jax.images import normalise
 from clip_jax.model import CLIP
-from clip_jax.text import TextFeatures
-from clip_jax.vit import ImageFeatures
+from clip_jax.towers.text import TextFeatures
+from clip_jax.towers.vit import ImageFeatures
 
 BATCH_STATS = "batch_stats"
 LUMA = (19595, 38470, 7471)  # of 65536: Pillow's weights of red, green and blue

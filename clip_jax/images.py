@@ -21,8 +21,8 @@ from PIL import Image
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import Interpolation, PreprocessConfig
-from clip_jax.decode import decode, is_one, naming, open_image, plain
 from clip_jax.errors import UserError
+from image_text.decode import decode, is_one, naming, open_image, plain
 
 __all__ = ["Picture", "Preprocess", "normalise", "open_image", "plain", "resize_and_crop"]
 

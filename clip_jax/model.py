@@ -8,7 +8,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Num, Shaped
 
 from clip_jax.arrays import AnyArray
-from clip_jax.bert import BertTower
 from clip_jax.config import (
     BertConfig,
     CLIPConfig,
@@ -19,10 +18,11 @@ from clip_jax.config import (
     ViTConfig,
 )
 from clip_jax.errors import UserError
-from clip_jax.eva import EVAVisionTransformer
-from clip_jax.resnet import ModifiedResNet, ResNet
-from clip_jax.text import TextFeatures, TextTransformer
-from clip_jax.vit import ImageFeatures, VisionTransformer
+from clip_jax.towers.bert import BertTower
+from clip_jax.towers.eva import EVAVisionTransformer
+from clip_jax.towers.resnet import ModifiedResNet, ResNet
+from clip_jax.towers.text import TextFeatures, TextTransformer
+from clip_jax.towers.vit import ImageFeatures, VisionTransformer
 
 VISION_TOWERS: dict[type, type[nn.Module]] = {
     ViTConfig: VisionTransformer,

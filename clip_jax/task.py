@@ -15,7 +15,7 @@ from clip_jax.errors import UserError
 from clip_jax.images import normalise
 from clip_jax.losses import Direction, clip_loss, same_rows, sigmoid_loss
 from clip_jax.model import CLIP, init
-from clip_jax.text import eot_index
+from clip_jax.towers.text import eot_index
 from clip_jax.weights.rules import flat_variables, nested_variables
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.clip.parity import CASES, MAX_ABS, MAX_COSINE_ERROR, Case  # noqa: E402
-from tests.unclip import parity as unclip  # noqa: E402
+from tests.support import unclip_parity as unclip  # noqa: E402
+from tests.support.clip_parity import CASES, MAX_ABS, MAX_COSINE_ERROR, Case  # noqa: E402
 
 FILE, SECOND = ROOT / "docs" / "parity.md", "## unCLIP"
 HEADER = f"""# Parity
@@ -28,7 +28,7 @@ of the reference, `1 − cos` the worst angle between vectors. Allowed are {MAX_
 
 The rows "golden" compare with outputs of the original projects' own code, the others with transformers
 {version("transformers")} and torch {version("torch").split("+")[0]}; OpenAI's ResNet of full size with the same
-network written in torch (`tests/clip/torch_resnet.py`). jax {version("jax")}, flax {version("flax")}.
+network written in torch (`tests/support/torch_resnet.py`). jax {version("jax")}, flax {version("flax")}.
 `python docs/parity.py` writes this file, `pytest -m parity` holds every row to the tolerances.
 
 | family | size | compared | max \\|Δ\\| | largest | 1 − cos |
@@ -41,12 +41,12 @@ UNCLIP_HEADER = f"""{SECOND}
 The networks and whole systems of diffusers {version("diffusers")}: random weights saved by `save_pretrained` and read
 by `unclip_jax.load`; for pictures, the noise that we draw is put into their schedulers, at the published settings
 (Karlo: 25 steps of the prior, 25 of the decoder with guidance 8, 6 + 1 of the upsampler; Kandinsky 2.2: 25 and 100);
-the last layers are smaller than random ones, see `damped` in `tests/unclip/parity.py`. Published systems have a
+the last layers are smaller than random ones, see `damped` in `tests/support/unclip_parity.py`. Published systems have a
 schedule in float32 arithmetic (`Float32Schedule`), rounded as theirs is: with an exact one Karlo's pictures differ by
 4e-4 to 6e-3.
 Allowed are {unclip.MAX_ABS:.0e} for a network and {unclip.MAX_PIXEL:.0e} for pictures between 0 and 1.
 Rows of full width have Karlo's real widths and depths, one forward pass of each network (`python
-tests/unclip/full_width.py`), with the peak of memory of both copies together.
+tests/support/full_width.py`), with the peak of memory of both copies together.
 
 | system | size | compared | max \\|Δ\\| | largest |
 |---|---|---|---|---|
@@ -57,7 +57,7 @@ ROUNDING_HEADER = """
 
 Without smaller last layers, Karlo's pictures at guidance 8 depend on the order of sums: diffusers draws others on one
 thread, without oneDNN, or with channels last. What they differ by from diffusers' own of before, and ours from the same
-(`python tests/unclip/rounding.py`):
+(`python tests/support/rounding.py`):
 
 """
 

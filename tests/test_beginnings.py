@@ -10,12 +10,13 @@ from PIL import Image
 import train
 from clip_jax.config import PreprocessConfig
 from clip_jax.images import Preprocess
-from recipes import image_captions, shapes, unclip
-from recipes.stage import FIXED, Plan, check_begin, stage_directory, train_stage
 from train_jax.begin import Begin
 from train_jax.cli import choose
 from train_jax.data import batches
 from train_jax.errors import UserError
+from train_recipes import clip as image_captions
+from train_recipes import shapes, unclip
+from train_recipes.engine import FIXED, Plan, check_begin, stage_directory, train_stage
 
 
 def trained(run, *stages, step=4):

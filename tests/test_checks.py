@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import clip_jax
-from recipes import distill, image_captions, mini_fashion, shapes, unclip
-from recipes.draw import drawn_examples, drawn_indices
-from tests.test_cli import write_captions
-from tests.train.idx import write_idx
-from tests.unclip.conftest import tiny_run
+from tests.support.captions import write_captions
+from tests.support.idx import write_idx
+from tests.support.tiny import tiny_run
 from train_jax.errors import UserError
+from train_recipes import clip as image_captions
+from train_recipes import distill, mini_fashion, shapes, unclip
+from train_recipes.draw import drawn_examples, drawn_indices
 from unclip_jax.presets import preset
 
 untrained_run = tiny_run  # a fixture: a run directory with random weights

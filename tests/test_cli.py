@@ -23,11 +23,12 @@ import pytest
 from PIL import Image
 
 import shapes_world
-from recipes.shapes import TINY
-from tests.train.idx import idx, write_idx
-from tests.unclip.conftest import tiny_run
-from train_jax.datasets import fashion_mnist
-from train_jax.datasets.shapes import prepare
+from image_text import fashion_mnist
+from image_text.shapes import prepare
+from tests.support.captions import write_captions
+from tests.support.idx import idx, write_idx
+from tests.support.tiny import tiny_run
+from train_recipes.shapes import TINY
 from unclip_jax import pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,20 +59,6 @@ def listing(directory):
 def weights(run_directory):
     files = sorted(run_directory.glob("*/weights.safetensors"))
     return {path.parent.name: path.read_bytes() for path in files}
-
-
-def write_captions(directory, red="red"):
-    """(a table of 9 pictures of one colour each, a vocabulary for their captions, the captions)."""
-    directory.mkdir(parents=True, exist_ok=True)
-    words = (red, "green", "blue")
-    (directory / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "square", *words]) + "\n")
-    captions = [f"a {words[i % 3]} square" for i in range(9)]
-    for i in range(9):
-        colour = tuple(80 + 20 * i if channel == i % 3 else 0 for channel in range(3))
-        Image.new("RGB", (40, 32), colour).save(directory / f"{i}.png")
-    rows = [f"{i}.png,{caption}" for i, caption in enumerate(captions)]
-    (directory / "captions.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
-    return directory / "captions.csv", directory / "vocab.txt", captions
 
 
 @pytest.fixture(scope="session")
@@ -328,7 +315,7 @@ def test_odd_prompts_stay_in_the_directory(command, untrained_run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("split", "every", "least"), [("train", 8, 0.9), ("heldout", 2, 0.65)])
 def test_the_shipped_weights_draw_what_is_asked_for(tmp_path, split, every, least):
-    """Notices weights gone bad; `unclip_jax.evaluate` measures, see benchmarks/results."""
+    """Notices weights gone bad; `unclip_jax.evaluation.shapes` measures, see benchmarks/results."""
     asked = shapes_world.combinations(split)[::every]
     ended = run("sample.py", *map(shapes_world.caption, asked), "--num", 1, "--out", tmp_path)
     assert ended.code == 0, ended.err
@@ -511,7 +498,7 @@ def test_another_prior_beside_the_first(trained_run, data, tmp_path, name):
         drawn.append(next(out.glob("000-*.png")).read_bytes())
     assert drawn[0] != drawn[1]
     argv = ["--run", directory, "--prior", folder, "--num", 2, "--controls", "cosines"]
-    ended = run("-m", "unclip_jax.evaluate", *argv)
+    ended = run("-m", "unclip_jax.evaluation.shapes", *argv)
     assert ended.code == 0, ended.err
     assert json.loads((directory / "evaluation.json").read_text())["settings"]["prior"] == folder
 

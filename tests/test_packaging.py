@@ -7,7 +7,7 @@ from importlib.metadata import packages_distributions
 import pytest
 from packaging.requirements import Requirement
 
-from tests.test_floors import ARROWS, ROOT, imports, modules, roof
+from tests.support.floors import ARROWS, ROOT, imports, modules, roof
 
 UNSEEN = {"array-record", "importlib-resources"}  # imported by tensorflow-datasets, which does not ask for them
 
@@ -30,7 +30,7 @@ def project():
 def test_every_import_is_required_and_every_requirement_imported(project):
     paths = [*roof(), *(path for package in ARROWS for path in modules(package))]
     imported = {name for path in paths for _, name in imports(path.read_text(), "")} - {""}
-    outside = imported - ARROWS.keys() - {"recipes"} - sys.stdlib_module_names
+    outside = imported - ARROWS.keys() - sys.stdlib_module_names
     homes = packages_distributions()
     required = requirements("requirements.txt").keys()
     # What an extra asks for is imported where it is used, and need not be there.

@@ -14,19 +14,20 @@ import pytest
 from PIL import Image
 
 import clip_jax
-from clip_jax.embed import image_features, text_features
 from clip_jax.encode import joined
 from clip_jax.losses import clip_loss, same_rows
 from clip_jax.presets import PRESETS
-from recipes import distill, image_captions, mini_fashion, shapes, unclip
-from recipes.draw import drawn_examples
-from recipes.stage import architecture, fitted
-from tests.test_cli import write_captions
-from tests.train.idx import write_idx
-from tests.unclip.conftest import tiny_run
-from train_jax.datasets.fashion_mnist import CAPTIONS
+from clip_jax.uses.embed import image_features, text_features
+from image_text.fashion_mnist import CAPTIONS
+from tests.support.captions import write_captions
+from tests.support.idx import write_idx
+from tests.support.tiny import tiny_run
 from train_jax.errors import UserError
 from train_jax.state import TrainState
+from train_recipes import clip as image_captions
+from train_recipes import distill, mini_fashion, shapes, unclip
+from train_recipes.draw import drawn_examples
+from train_recipes.engine import architecture, fitted
 from unclip_jax import pipeline
 from unclip_jax import presets as stage_presets
 from unclip_jax.degrade import BSRConfig, DegradeConfig
@@ -185,7 +186,7 @@ def test_classes_become_captions(tmp_path):
     for name in ("red_box", "blue_box"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
-    from clip_jax.listing import read_listing
+    from image_text.source import read_listing
 
     found = image_captions.captions_of(read_listing(str(tmp_path)), str(tmp_path))
     assert found == ["a photo of a blue box.", "a photo of a red box."]

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import sample
-from recipes import edits
 from train_jax.errors import UserError
+from unclip_jax.commands import edits
 from unclip_jax.pictures import holds_other, save_png
 from unclip_jax.pipeline import UnCLIP
 from unclip_jax.presets import preset

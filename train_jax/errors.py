@@ -6,11 +6,9 @@ traceback and exits with 2, 1, or 128 + the signal's number.
 
 import signal
 
+from image_text.errors import UserError
+
 __all__ = ["Preempted", "RunError", "UserError"]
-
-
-class UserError(ValueError):
-    """Bad input, found before anything expensive starts."""
 
 
 class RunError(RuntimeError):

@@ -7,22 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from image_text.locks import locked
 from train_jax.errors import UserError
-from train_jax.locks import locked
 
-__all__ = ["expanded", "hold", "write_atomically"]
-
-
-def expanded(path: Path | str) -> Path:
-    """The path with `~` as the user's home.
-
-    Raises:
-        UserError: the user has none.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # a uid without an entry in passwd, and no HOME
-        raise UserError(f"{path}: this user has no home directory; set HOME, or name another place") from None
+__all__ = ["hold", "write_atomically"]
 
 
 def write_atomically(path: Path, text: str) -> None:

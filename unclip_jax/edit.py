@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 from clip_jax.encode import encode_images
 from clip_jax.errors import UserError
 from clip_jax.model import unit_norm
-from clip_jax.text import TextFeatures
+from clip_jax.towers.text import TextFeatures
 from unclip_jax import inputs
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond

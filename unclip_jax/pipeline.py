@@ -23,8 +23,8 @@ import clip_jax
 from clip_jax.config import CLIPConfig
 from clip_jax.encode import encode_texts, joined
 from clip_jax.errors import UserError
-from clip_jax.text import TextFeatures
 from clip_jax.tokenizer import Tokenizer
+from clip_jax.towers.text import TextFeatures
 from unclip_jax import inputs, priors
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond

@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from clip_jax.config import BertConfig, CLIPConfig, ResNetConfig
 from clip_jax.errors import UserError
-from clip_jax.layers import unstack_layers
 from clip_jax.model import CLIP
 from clip_jax.tokenizer import Tokenizer
+from clip_jax.towers.layers import unstack_layers
 from clip_jax.weights import huggingface_config, native, open_clip, openai
 from clip_jax.weights.agree import check_tokenizer, equal, fields
 from clip_jax.weights.find import CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR

@@ -6,11 +6,11 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import UserError
-from clip_jax.bulk import BadPictures, Parts, TooManyBadPictures, encode_pictures, encode_texts, key_of
-from clip_jax.embed import image_features, text_features
 from clip_jax.images import Preprocess
-from clip_jax.listing import read_listing
 from clip_jax.pretrained import LoadedCLIP
+from clip_jax.uses.bulk import BadPictures, Parts, TooManyBadPictures, encode_pictures, encode_texts, key_of
+from clip_jax.uses.embed import image_features, text_features
+from image_text.source import read_listing
 
 
 @pytest.fixture(scope="module")

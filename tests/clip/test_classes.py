@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from clip_jax import UserError
-from clip_jax.classes import class_names, same_classes, templates
-from clip_jax.listing.base import Files, Listing, labelled
+from clip_jax.uses.classes import class_names, same_classes, templates
+from image_text.base import Files, Listing, labelled
 
 
 def labels_of(*words):

@@ -13,8 +13,8 @@ import pytest
 
 import clip_jax
 from clip_jax import cli
-from clip_jax.embed import image_features, text_features
-from tests.clip.test_listing import save
+from clip_jax.uses.embed import image_features, text_features
+from tests.support.pictures import save
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -145,7 +145,7 @@ def test_embed_goes_on_after_it_was_stopped(command, tmp_path, monkeypatch):
         assert command("embed", "captions.csv", "--out", "e.npz", "--batch-size", 1)[0] == 130
     assert (tmp_path / "e.npz.part").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("clip_jax.bulk.features_of_prepared", lambda *_: pytest.fail("encoded again"))
+        patch.setattr("clip_jax.uses.bulk.features_of_prepared", lambda *_: pytest.fail("encoded again"))
         assert command("embed", "captions.csv", "--out", "e.npz", "--batch-size", 1)[0] == 0
     whole, found = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "e.npz")
     for name in whole:

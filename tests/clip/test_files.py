@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from clip_jax import UserError
 from clip_jax.weights.files import read_checkpoint
-from tests.clip.torch_files import Call, Global, Module, View, write_torch, write_torchscript
+from tests.support.torch_files import Call, Global, Module, View, write_torch, write_torchscript
 
 RNG = np.random.default_rng(0)
 STATE = {

@@ -11,7 +11,7 @@ import clip_jax
 from clip_jax import UserError
 from clip_jax.weights.find import weights_file
 from clip_jax.weights.hub import is_hub_name
-from tests.clip.checkpoints import CONFIG, huggingface, random_variables, same_weights
+from tests.support.checkpoints import CONFIG, huggingface, random_variables, same_weights
 
 
 def sharded(folder, shard, index):

@@ -11,7 +11,7 @@ from flax import serialization, traverse_util
 import clip_jax
 from clip_jax import CLIPConfig, UserError
 from clip_jax.weights.flax_msgpack import read_flax
-from tests.clip.checkpoints import CONFIG, huggingface, same_weights, state_of
+from tests.support.checkpoints import CONFIG, huggingface, same_weights, state_of
 
 
 def as_flax(state):

@@ -12,8 +12,8 @@ import clip_jax
 from clip_jax import CLIPConfig, TextConfig, UserError
 from clip_jax.weights import huggingface, open_clip
 from clip_jax.weights.rules import expected, flat_variables
-from tests.clip.checkpoints import CONFIG, SIZES, edited, same_weights, state_of
-from tests.clip.checkpoints import huggingface as written
+from tests.support.checkpoints import CONFIG, SIZES, edited, same_weights, state_of
+from tests.support.checkpoints import huggingface as written
 
 TEXT = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 256, "vocab_size": 60,

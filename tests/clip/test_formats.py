@@ -18,7 +18,7 @@ from clip_jax.pretrained import export
 from clip_jax.weights.formats import FORMATS
 from clip_jax.weights.rules import export as to_format
 from clip_jax.weights.rules import flat_variables
-from tests.clip.torch_files import Module, write_torch, write_torchscript
+from tests.support.torch_files import Module, write_torch, write_torchscript
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 HALF = PreprocessConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize="squash")
@@ -251,7 +251,7 @@ def test_a_scanned_model_is_exported_layer_by_layer(tmp_path):
     stacked = {
         **params,
         **{
-            n: {**params[n], "transformer": clip_jax.layers.stack_layers(params[n]["transformer"])}
+            n: {**params[n], "transformer": clip_jax.towers.layers.stack_layers(params[n]["transformer"])}
             for n in ("visual", "text")
         },
     }

@@ -16,13 +16,13 @@ from safetensors.numpy import save_file
 
 import clip_jax
 from clip_jax import pretrained
-from clip_jax.listing import read_listing
 from clip_jax.tokenizer import load_tokenizer
 from clip_jax.weights import huggingface, open_clip
 from clip_jax.weights.files import read_checkpoint, read_json
-from tests.clip import mutants
-from tests.clip.mutants import COUNTS, fuzz
-from tests.clip.torch_files import Call, Global, Module, View, write_legacy, write_torch, write_torchscript
+from image_text.source import read_listing
+from tests.support import fuzz as mutants
+from tests.support.fuzz import COUNTS, fuzz
+from tests.support.torch_files import Call, Global, Module, View, write_legacy, write_torch, write_torchscript
 
 RNG = np.random.default_rng(0)
 STATE = {

@@ -10,12 +10,12 @@ import pytest
 
 import clip_jax
 from clip_jax import BPETokenizer, UserError
-from clip_jax.embed import text_features
 from clip_jax.images import Preprocess
-from clip_jax.probe import Probe
-from clip_jax.retrieval import both_directions, nearest, recall
 from clip_jax.tokenizer import SigLIPTokenizer
-from clip_jax.zero_shot import accuracy, classifier_weights, prompts, top_k
+from clip_jax.uses.embed import text_features
+from clip_jax.uses.probe import Probe
+from clip_jax.uses.retrieval import both_directions, nearest, recall
+from clip_jax.uses.zero_shot import accuracy, classifier_weights, prompts, top_k
 
 GEMMA = {
     "added_tokens": [{"id": i, "content": c, "special": True} for i, c in enumerate(("<pad>", "<eos>", "<unk>"))],

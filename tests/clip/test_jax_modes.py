@@ -17,9 +17,9 @@ from clip_jax import (
     TextConfig,
     ViTConfig,
 )
-from clip_jax.probe import fit_probe
-from clip_jax.retrieval import nearest, recall
-from clip_jax.zero_shot import accuracy, top_k
+from clip_jax.uses.probe import fit_probe
+from clip_jax.uses.retrieval import nearest, recall
+from clip_jax.uses.zero_shot import accuracy, top_k
 
 TEXT = TextConfig(vocab_size=40, context_length=6, width=16, layers=1, heads=2)
 SIGLIP = TextConfig(vocab_size=40, context_length=6, width=16, layers=1, heads=2, attention="full", pool="last")

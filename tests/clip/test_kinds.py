@@ -18,7 +18,7 @@ import clip_jax
 from clip_jax import UserError
 from clip_jax.weights.files import inner_folder, read_checkpoint
 from clip_jax.weights.jsons import read_json
-from tests.clip.torch_files import Call, Global, Module, View, write_legacy, write_torch
+from tests.support.torch_files import Call, Global, Module, View, write_legacy, write_torch
 
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
 STATE = {"a.weight": W, "a.bias": np.arange(3, dtype=np.float16)}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clip_jax.config import TransformerConfig
-from clip_jax.layers import (
+from clip_jax.towers.layers import (
     ACTIVATIONS,
     Attention,
     LayerNorm,

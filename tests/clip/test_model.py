@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 import clip_jax
 from clip_jax import CLIP, CLIPConfig, TextConfig, ViTConfig
 from clip_jax.images import normalise
-from clip_jax.text import TextTransformer, eot_index
+from clip_jax.towers.text import TextTransformer, eot_index
 from clip_jax.weights.native import unflatten
 
 

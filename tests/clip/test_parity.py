@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.clip.parity import CASES, MAX_ABS, MAX_COSINE_ERROR
+from tests.support.clip_parity import CASES, MAX_ABS, MAX_COSINE_ERROR
 
 
 def cases():

@@ -9,7 +9,7 @@ from clip_jax import UserError
 from clip_jax.weights.formats import recognise
 from clip_jax.weights.prefixes import prefixes
 from clip_jax.weights.rules import Entry
-from tests.clip.checkpoints import same_weights, state_of
+from tests.support.checkpoints import same_weights, state_of
 
 STATE = state_of("openai")
 HUGGING = state_of("huggingface")

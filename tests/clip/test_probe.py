@@ -3,7 +3,7 @@ import pytest
 from scipy.optimize import minimize
 
 from clip_jax import UserError
-from clip_jax.probe import best_c, few_shot, fit_probe
+from clip_jax.uses.probe import best_c, few_shot, fit_probe
 
 
 def data(n=120, d=6, k=4, seed=0):

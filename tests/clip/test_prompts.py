@@ -1,4 +1,4 @@
-from clip_jax.prompts import IMAGENET, IMAGENET_7, TEMPLATES
+from clip_jax.uses.prompts import IMAGENET, IMAGENET_7, TEMPLATES
 
 
 def test_counts_are_the_published_ones():

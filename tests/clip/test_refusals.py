@@ -13,7 +13,7 @@ from clip_jax import CLIPConfig, PreprocessConfig, TextConfig, UserError, ViTCon
 from clip_jax.weights.formats import FORMATS
 from clip_jax.weights.rules import export as to_format
 from clip_jax.weights.rules import flat_variables
-from tests.clip.torch_files import Call, Global, write_torch
+from tests.support.torch_files import Call, Global, write_torch
 
 SIZES = {"width": 64, "layers": 1, "heads": 1}
 CONFIG = CLIPConfig(

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clip_jax import CLIP, CLIPConfig, CLIPTask, PlainResNetConfig, ResNetConfig, TextConfig, UserError, init
-from clip_jax.resnet import BatchNorm
+from clip_jax.towers.resnet import BatchNorm
 
 TEXT = TextConfig(vocab_size=600, context_length=8, width=16, layers=1, heads=2)
 CONFIG = CLIPConfig(embed_dim=8, vision=ResNetConfig(image_size=32, layers=(1, 1, 1, 1), width=4, heads=2), text=TEXT)

@@ -8,7 +8,7 @@ import pytest
 import clip_jax
 from clip_jax import CLIPConfig, EVA02Config, PreprocessConfig, ResNetConfig, TextConfig, UserError
 from clip_jax.weights.resolution import at_resolution, bicubic, interpolated
-from tests.clip.checkpoints import CONFIG, huggingface, random_variables
+from tests.support.checkpoints import CONFIG, huggingface, random_variables
 
 LARGER = dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, image_size=32))
 

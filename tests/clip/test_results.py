@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clip_jax import UserError
-from clip_jax.results import check_output, check_space, read_texts, text_arrays, write
+from clip_jax.uses.results import check_output, check_space, read_texts, text_arrays, write
 from clip_jax.weights.native import atomic_path
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from clip_jax import UserError
-from clip_jax.retrieval import both_directions, nearest, recall
+from clip_jax.uses.retrieval import both_directions, nearest, recall
 
 
 def unit(rng, n, d=8):

@@ -9,7 +9,7 @@ import pytest
 from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
 from clip_jax.presets import preset
-from clip_jax.vit import ConvStem, VisionTransformer
+from clip_jax.towers.vit import ConvStem, VisionTransformer
 
 TINY = dataclasses.replace(preset("tiny").vision, stem=(6, 10))
 

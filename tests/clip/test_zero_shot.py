@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from clip_jax import CLIP, LoadedCLIP, UserError, unit_norm
-from clip_jax.embed import image_features, text_features
 from clip_jax.images import Preprocess
-from clip_jax.zero_shot import accuracy, classifier_weights, classify, prompts, scale_and_bias, top_k
+from clip_jax.uses.embed import image_features, text_features
+from clip_jax.uses.zero_shot import accuracy, classifier_weights, classify, prompts, scale_and_bias, top_k
 
 
 @pytest.fixture(scope="module")

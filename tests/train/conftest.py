@@ -1,13 +1,8 @@
 """`toy_run` is both a module for these tests and a command for those that kill it."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import toy_run
+from tests.support import toy_run
 
 
 @pytest.fixture

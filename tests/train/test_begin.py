@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from toy_run import prints
 
+from tests.support.toy_run import prints
 from train_jax.begin import kept_config, write_config
 from train_jax.errors import UserError
 from train_jax.loop import fit

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from toy_run import ToyTask, prints
 
+from tests.support.toy_run import ToyTask, prints
 from train_jax.checkpoint import WEIGHTS, Checkpoints, _digest
 from train_jax.errors import RunError, UserError
 from train_jax.optim import OptimConfig, make_optimizer

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
+from image_text.building import expanded
 from train_jax.errors import UserError
-from train_jax.files import expanded, hold, write_atomically
+from train_jax.files import hold, write_atomically
 
 
 def test_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):

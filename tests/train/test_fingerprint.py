@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from toy_run import prints
 
+from tests.support.toy_run import prints
 from train_jax.fingerprint import fingerprints
 from train_jax.sharding import make_mesh
 

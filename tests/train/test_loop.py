@@ -12,9 +12,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import toy_run
-from toy_run import ToyTask, prints
 
+from tests.support import toy_run
+from tests.support.toy_run import ToyTask, prints
 from train_jax.errors import Preempted, RunError, UserError
 from train_jax.files import hold
 from train_jax.loop import Run, fit

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_run import prints, source
 
+from tests.support.toy_run import prints, source
 from train_jax.errors import RunError
 from train_jax.loop import fit
 from train_jax.optim import OptimConfig, make_optimizer

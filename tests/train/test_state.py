@@ -1,8 +1,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from toy_run import ToyTask, prints
 
+from tests.support.toy_run import ToyTask, prints
 from train_jax.optim import OptimConfig, make_optimizer
 from train_jax.state import ema_update, init_state
 

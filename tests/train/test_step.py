@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from toy_run import ToyTask, prints, source
 
+from tests.support.toy_run import ToyTask, prints, source
 from train_jax.optim import OptimConfig, make_optimizer
 from train_jax.sharding import make_mesh, state_shardings
 from train_jax.state import init_state

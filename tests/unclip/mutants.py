@@ -273,7 +273,7 @@ MUTANTS = (
     Mutant(
         "seed 4",
         "the prior is left out and its control does not show it",
-        "unclip_jax/evaluate.py",
+        "unclip_jax/evaluation/shapes.py",
         '"text_embed_no_text": Control("text", False,',
         '"text_embed_no_text": Control("prior", False,',
         "tests/unclip/test_evaluate.py::test_controls_take_the_embedding_they_name",

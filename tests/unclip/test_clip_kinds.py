@@ -11,7 +11,7 @@ import clip_jax
 from clip_jax.encode import joined
 from clip_jax.images import normalise
 from clip_jax.tokenizer import WordPieceTokenizer
-from tests.unclip.conftest import random_params
+from tests.support.tiny import random_params
 from unclip_jax import edit, pipeline, priors
 from unclip_jax.presets import preset
 from unclip_jax.tasks import DecoderTask, PriorTask, blank_statistics, encode

@@ -3,9 +3,10 @@ import json
 
 import pytest
 
-from unclip_jax import compare, pipeline
-from unclip_jax.compare import Options, evaluations, variants
-from unclip_jax.evaluate import command
+from unclip_jax import pipeline
+from unclip_jax.evaluation import compare
+from unclip_jax.evaluation.compare import Options, evaluations, variants
+from unclip_jax.evaluation.shapes import command
 
 
 def run(*arguments):

@@ -10,13 +10,13 @@ import pytest
 
 import clip_jax
 import shapes_world
-from clip_jax.text import TextFeatures
-from unclip_jax import evaluate as module
+from clip_jax.towers.text import TextFeatures
 from unclip_jax import pipeline
-from unclip_jax.evaluate import CONTROLS, DIFFERENCES, SECTIONS, Options, command, evaluate, retrieval
+from unclip_jax.evaluation import shapes as module
+from unclip_jax.evaluation.report import table
+from unclip_jax.evaluation.shapes import CONTROLS, DIFFERENCES, SECTIONS, Options, command, evaluate, retrieval
+from unclip_jax.evaluation.system import System
 from unclip_jax.presets import preset
-from unclip_jax.report import table
-from unclip_jax.system import System
 
 SPLITS = ("test", "heldout")
 
@@ -262,6 +262,6 @@ def test_another_prior_can_be_measured(tiny_run, name):
 
 def test_importing_is_light():
     heavy = "tyro", "train_jax", "tensorflow_datasets", "grain", "orbax"
-    code = f"import unclip_jax.evaluate, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    code = f"import unclip_jax.evaluation.shapes, sys; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,8 +7,8 @@ import jax
 import pytest
 
 import unclip_jax
-from tests.clip import mutants
-from tests.clip.mutants import COUNTS, fuzz
+from tests.support import fuzz as mutants
+from tests.support.fuzz import COUNTS, fuzz
 from unclip_jax import pipeline, priors
 
 SHIPPED = Path(unclip_jax.__file__).parent / "shipped"

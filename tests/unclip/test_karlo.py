@@ -12,8 +12,8 @@ import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.weights.native import flatten
-from tests.unclip import parity
-from tests.unclip.published import (
+from tests.support import unclip_parity as parity
+from tests.support.published import (
     DECODER,
     DIM,
     PRIOR,

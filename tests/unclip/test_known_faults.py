@@ -28,7 +28,7 @@ import pytest
 
 import unclip_jax
 from clip_jax.errors import UserError
-from tests.unclip.test_pipeline import equations
+from tests.support.jaxprs import equations
 from unclip_jax import pipeline, tasks
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond

@@ -11,8 +11,9 @@ import pytest
 
 import clip_jax
 from clip_jax.errors import UserError
-from recipes.shapes import LONG
-from recipes.stage import fitted
+from tests.support.jaxprs import equations, scans
+from train_recipes.engine import fitted
+from train_recipes.shapes import LONG
 from unclip_jax import pipeline
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
@@ -62,21 +63,6 @@ def text(tiny_system):
 
 
 OTHER_PRIORS = {"ar_prior": "tiny-ar-prior", "one_step_prior": "tiny-one-step-prior"}
-
-
-def equations(jaxpr):
-    """All equations of a jaxpr and of the jaxprs inside it."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for value in eqn.params.values():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns"):
-                    yield from equations(inner)
-
-
-def scans(found):
-    return [eqn.params["length"] for eqn in found if eqn.primitive.name == "scan"]
 
 
 class TestOneProgram:

@@ -3,11 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.text import TextFeatures
-from unclip_jax import pipeline, system
+from clip_jax.towers.text import TextFeatures
+from unclip_jax import pipeline
 from unclip_jax.diffusion.samplers import sample_keys
-from unclip_jax.evaluate import ask
-from unclip_jax.system import System
+from unclip_jax.evaluation import system
+from unclip_jax.evaluation.shapes import ask
+from unclip_jax.evaluation.system import System
 from unclip_jax.tasks import to_uint8
 
 

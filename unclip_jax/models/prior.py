@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.config import TransformerConfig
 from clip_jax.errors import UserError
-from clip_jax.layers import LayerNorm, Memory, Transformer, empty_memory, scaled_init
+from clip_jax.towers.layers import LayerNorm, Memory, Transformer, empty_memory, scaled_init
 from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
 from unclip_jax.models.embeddings import TimestepMLP
 from unclip_jax.ranges import DEPTH, WIDTH, check_dtype, check_ranges

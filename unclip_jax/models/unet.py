@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.errors import UserError
-from clip_jax.layers import LayerNorm
+from clip_jax.towers.layers import LayerNorm
 from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
 from unclip_jax.models.embeddings import TimestepMLP
 from unclip_jax.ranges import DEPTH, SIDE, WIDTH, check_dtype, check_ranges

@@ -1,0 +1,1 @@
+"""The towers: image and text networks, one module per architecture."""

@@ -1,0 +1,140 @@
+"""The text tower of Chinese-CLIP and of the ResNet50+BERT CLIP: BERT (Devlin et al. 2018), RoBERTa (Liu et al. 2019).
+
+Post-norm and bidirectional; padding is not looked at. Parameters carry the names of Hugging Face's checkpoints.
+"""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from clip_jax.arrays import AnyArray
+from clip_jax.config import BertConfig
+from clip_jax.towers.layers import ACTIVATIONS, LayerNorm, attend, run_blocks, split_heads
+from clip_jax.towers.text import TextFeatures, check_tokens
+
+NORMAL = nn.initializers.normal(0.02)
+
+
+class Embeddings(nn.Module):
+    """Word + position + type 0, normalised."""
+
+    config: BertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Int[AnyArray, "B L"]) -> Float[Array, "B L C"]:
+        config = self.config
+
+        def embed(name: str, size: int, ids: AnyArray) -> Array:
+            return nn.Embed(size, config.width, embedding_init=NORMAL, name=f"{name}_embeddings")(ids)
+
+        places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        if config.positions == "roberta":  # counted over the text only; padding sits at pad_id
+            text = (tokens != config.pad_id).astype(jnp.int32)
+            places = text.cumsum(-1) * text + config.pad_id
+        x = embed("word", config.vocab_size, tokens) + embed("position", config.max_positions, places)
+        x = x + embed("token_type", config.type_vocab_size, jnp.zeros_like(places))
+        return LayerNorm(config.ln_eps, name="LayerNorm")(x).astype(self.dtype)
+
+
+class SelfAttention(nn.Module):
+    config: BertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
+        def project(name: str) -> Array:
+            y = nn.Dense(self.config.width, kernel_init=NORMAL, dtype=self.dtype, name=name)(x)
+            return split_heads(y, self.config.heads)
+
+        return attend(project("query"), project("key"), project("value"), mask)
+
+
+class Output(nn.Module):
+    """LayerNorm(x + dense(h))."""
+
+    config: BertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "B L H"], x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
+        h = nn.Dense(self.config.width, kernel_init=NORMAL, dtype=self.dtype, name="dense")(h)
+        return LayerNorm(self.config.ln_eps, name="LayerNorm")(x + h)
+
+
+class AttentionLayer(nn.Module):
+    config: BertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
+        h = SelfAttention(self.config, self.dtype, name="self")(x, mask)
+        return Output(self.config, self.dtype, name="output")(h, x)
+
+
+class Dense(nn.Module):
+    """activation(dense(x)): `intermediate` and `pooler`."""
+
+    width: int
+    activation: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B H"]:
+        return self.activation(nn.Dense(self.width, kernel_init=NORMAL, dtype=self.dtype, name="dense")(x))
+
+
+class Layer(nn.Module):
+    config: BertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
+        config, dtype = self.config, self.dtype
+        x = AttentionLayer(config, dtype, name="attention")(x, mask)
+        activation = ACTIVATIONS[config.activation]
+        h = Dense(config.mlp_width or 4 * config.width, activation, dtype, name="intermediate")(x)
+        return Output(config, dtype, name="output")(h, x)
+
+
+class Encoder(nn.Module):
+    """All states, the input first, with `hidden_states`; else the last one alone."""
+
+    config: BertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"], *, hidden_states: bool
+    ) -> tuple[Float[Array, "B L C"], ...]:
+        layer = functools.partial(nn.remat(Layer) if self.config.remat else Layer, self.config, self.dtype)
+        return run_blocks(layer, "layer", self.config, x, mask, hidden_states=hidden_states)
+
+
+class BertTower(nn.Module):
+    """Tokens -> `TextFeatures`; the `mask` is True for all that is not padding."""
+
+    config: BertConfig
+    embed_dim: int | None  # None: no projection
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Shaped[AnyArray, "*N L"] | Any, *, hidden_states: bool = False) -> TextFeatures:
+        config, dtype = self.config, self.dtype
+        tokens = check_tokens(tokens, config.context_length, config.vocab_size)
+        mask = tokens != config.pad_id
+        x = Embeddings(config, dtype, name="embeddings")(tokens)
+        states = Encoder(config, dtype, name="encoder")(x, mask[:, None, None], hidden_states=hidden_states)
+        embed = states[-1][:, 0]
+        if config.pool == "pooler":
+            embed = Dense(config.width, jnp.tanh, dtype, name="pooler")(embed)
+        if self.embed_dim is not None:
+            init = nn.initializers.normal(config.width**-0.5)
+            projection = nn.Dense(
+                self.embed_dim, use_bias=config.projection_bias, kernel_init=init, dtype=dtype, name="text_projection"
+            )
+            embed = projection(embed)
+        return TextFeatures(embed, states[-1], mask, states if hidden_states else None)

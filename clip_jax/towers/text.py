@@ -1,0 +1,136 @@
+"""The text tower of CLIP: a causal transformer whose output at the end-of-text token is the sentence
+(Radford et al. 2021 §2.4), and its relatives, which differ in what a token sees and in where they pool.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped
+
+from clip_jax.arrays import AnyArray, check_is_array
+from clip_jax.config import TextConfig
+from clip_jax.errors import UserError
+from clip_jax.towers.layers import LayerNorm, Transformer, scaled_init, sinusoids
+
+
+class TextFeatures(NamedTuple):
+    """What the text tower knows about a batch of prompts."""
+
+    embed: Float[Array, "B D"]  # in the joint space, not normalised
+    encodings: Float[Array, "B L C"]  # per-token states after the last norm
+    mask: Bool[AnyArray, "B L"]  # True where there is text: up to and including the end-of-text token
+    hidden_states: tuple[Float[Array, "B L C"], ...] | None = None  # on request: the input of the first block, then
+    # the output of each, before the last norm: layers + 1 of them, in the order of Hugging Face
+
+
+def eot_index(tokens: Int[AnyArray, "B L"], eos_id: int | None) -> Int[AnyArray, " B"]:
+    """Position of the first end-of-text token; with `eos_id` None, of the highest id (the same in CLIP's layout)."""
+    return (tokens if eos_id is None else tokens == eos_id).argmax(-1).astype(jnp.int32)
+
+
+def check_tokens(tokens: Shaped[AnyArray, "*N L"] | Any, context_length: int, vocab_size: int) -> Int[Array, "B L"]:
+    """The tokens as int32.
+
+    Raises: UserError for what is no matrix of integers, rows longer than the model's positions, and ids that are not in
+        the vocabulary, as far as their values are known: under `jit` they are not.
+    """
+    check_is_array("tokens", tokens)
+    if tokens.ndim != 2 or not tokens.shape[1]:
+        raise UserError(f"tokens have the shape {list(tokens.shape)}, not [B, L]: for one text give tokens[None]")
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise UserError(f"tokens are {tokens.dtype}: they must be integers, as tokenize gives them")
+    if tokens.shape[1] > context_length:
+        raise UserError(
+            f"tokens are {tokens.shape[1]} long, context_length is {context_length}: use the model's tokenize"
+        )
+    if tokens.size and not isinstance(tokens, jax.core.Tracer) and getattr(tokens, "is_fully_addressable", True):
+        values = np.asarray(tokens)  # a constant that a program closes over is known, and jnp would trace it
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= vocab_size:
+            raise UserError(
+                f"tokens: there is an id {low if low < 0 else high}, the model has 0 to {vocab_size - 1}: "
+                "use the model's tokenize"
+            )
+    return jnp.asarray(tokens, jnp.int32)
+
+
+def _placed(positions: AnyArray, ids: Int[AnyArray, "#B L"]) -> Float[Array, "#B L C"]:
+    """The embeddings of places. Raises UserError for places there are not, as far as their values are known."""
+    if not isinstance(ids, jax.core.Tracer) and ids.size:
+        values = np.asarray(ids)
+        if not 0 <= int(values.min()) <= int(values.max()) < len(positions):
+            raise UserError(f"position_ids: there is one that is not from 0 to {len(positions) - 1}")
+    return jnp.take(positions, jnp.asarray(ids, jnp.int32), axis=0)
+
+
+class TextTransformer(nn.Module):
+    """Tokens -> `TextFeatures`. Rows may be shorter than `context_length`, but for pooling at the last position.
+
+    CLIP has no padding mask: causality already hides everything after the end-of-text token from the pooled output,
+    and the states behind it are marked by `mask`. SigLIP has none either: there padding is part of what is pooled.
+    """
+
+    config: TextConfig
+    embed_dim: int | None  # None: no projection
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Shaped[AnyArray, "*N L"] | Any,
+        *,
+        hidden_states: bool = False,
+        attention_mask: Num[AnyArray, "B L"] | Bool[AnyArray, "B L"] | None = None,
+        position_ids: Int[AnyArray, "#B L"] | None = None,
+    ) -> TextFeatures:
+        """As the class says.
+
+        Args:
+            hidden_states: whether to return the states of all layers.
+            attention_mask: not 0 at tokens that others may look at, as transformers has it. None: at all of them; CLIP
+                was trained so.
+            position_ids: the place of each token. None: in order.
+        """
+        config = self.config
+        tokens = check_tokens(tokens, config.context_length, config.vocab_size)
+        length = tokens.shape[1]
+        normal = nn.initializers.normal
+        embedding = nn.Embed(config.vocab_size, config.width, embedding_init=normal(0.02), name="token_embedding")
+        if config.positions == "learned":
+            positions = self.param(
+                "positional_embedding", normal(0.01), (config.context_length, config.width), jnp.float32
+            )
+        else:
+            positions = jnp.asarray(sinusoids(config.context_length, config.width))
+
+        place, end = jnp.arange(length, dtype=jnp.int32)[None], eot_index(tokens, config.eos_id)  # [1, L], [B]
+        seen = None
+        if config.attention == "causal":
+            seen = jnp.tril(jnp.ones((length, length), bool))
+        elif config.attention == "text":
+            seen = (place <= end[:, None])[:, None, None]  # [B, 1, 1, L]
+        if attention_mask is not None:
+            visible = (jnp.asarray(attention_mask) != 0)[:, None, None]  # [B, 1, 1, L]
+            seen = visible if seen is None else visible & seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
+        placed = positions[None, :length] if position_ids is None else _placed(positions, position_ids)
+        x = (embedding(tokens) + placed).astype(self.dtype)
+        transformer = Transformer(config, scaled_init(config), self.dtype, name="transformer")
+        states = transformer(x, seen, hidden_states=True) if hidden_states else (transformer(x, seen),)
+        encodings = LayerNorm(config.ln_eps, name="ln_final")(states[-1])
+
+        if config.pool == "last":
+            pooled, mask = encodings[:, -1], tokens != config.pad_id
+        else:
+            pooled, mask = jnp.take_along_axis(encodings, end[:, None, None], axis=1)[:, 0], place <= end[:, None]
+        if self.embed_dim is not None:
+            projection = self.param(
+                "text_projection", normal(config.width**-0.5), (config.width, self.embed_dim), jnp.float32
+            )
+            pooled = pooled @ projection.astype(self.dtype)
+        if self.embed_dim is not None and config.projection_bias:
+            bias = self.param("text_projection_bias", nn.initializers.zeros, (self.embed_dim,), jnp.float32)
+            pooled = pooled + bias[None].astype(self.dtype)
+        return TextFeatures(pooled, encodings, mask, states if hidden_states else None)

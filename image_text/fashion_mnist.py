@@ -1,0 +1,274 @@
+"""Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747) as a TFDS dataset that needs no TensorFlow.
+
+    train = source("train", data_dir="data", files="fashion")  # from the four idx files in fashion/
+    train = source("train", data_dir="data")  # TFDS's fashion_mnist if it is prepared there, else downloaded
+    train[0]  # {"image": uint8 [28, 28, 1], "label": 9, "caption": "An image of an ankle boot"}
+
+The files are those of github.com/zalandoresearch/fashion-mnist, packed (.gz) or not. What TFDS prepared with TensorFlow
+is read as it is, if it was written as array_record, and what is downloaded here is laid out as TFDS would.
+"""
+
+import gzip
+import hashlib
+import io
+import math
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from image_text.building import LocalBuilder, Records, expanded, open_directory, prepared, quiet_tfds, stored
+from image_text.errors import UserError
+
+__all__ = ["CAPTIONS", "CLASSES", "FashionMnist", "FashionSource", "prepare", "read_idx", "source"]
+
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+CAPTIONS = (
+    "An image of a t-shirt/top",
+    "An image of trousers",
+    "An image of a pullover",
+    "An image of a dress",
+    "An image of a coat",
+    "An image of a sandal",
+    "An image of a shirt",
+    "An image of a sneaker",
+    "An image of a bag",
+    "An image of an ankle boot",
+)
+SIDE = 28
+URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # TFDS knows the checksums of what is there
+FILES = {  # split: images, labels
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+IMAGES, LABELS = 0x803, 0x801  # idx's magic numbers: bytes (8) in 3 axes, bytes in 1
+PROBE_SECONDS = 5
+# How the labels of MNIST begin. Its files have the same names, sizes and headers, and captions about garments would
+# teach nothing about digits.
+DIGITS = bytes([5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 3, 6, 1, 7, 2, 8, 6, 9])
+
+
+class Split(NamedTuple):
+    """A split in memory."""
+
+    images: np.ndarray  # uint8 [N, 28, 28]
+    labels: np.ndarray  # uint8 [N], 0 to 9
+
+
+Splits = Mapping[str, Split]
+
+
+class FilesConfig(tfds.core.BuilderConfig):
+    """What was in the files of a directory, named by its digest: other files, other data beside it."""
+
+    def __init__(self, splits: Splits):
+        digest = hashlib.sha256()
+        for split in splits.values():
+            digest.update(split.labels.tobytes() + split.images.tobytes())
+        super().__init__(name=f"files-{digest.hexdigest()[:12]}")
+
+
+class FashionMnist(LocalBuilder, skip_registration=True):  # type: ignore[call-arg] # TFDS has registered its own
+    """Articles of clothing of ten classes, 28 × 28 pixels, grey.
+
+    In the layout of TFDS's own `fashion_mnist`, whose name and version it has.
+    """
+
+    name = "fashion_mnist"
+    VERSION = tfds.core.Version("3.0.1")
+
+    def __init__(self, splits: Splits, **options: Any):
+        self._splits = splits
+        super().__init__(**options)
+
+    @property
+    def split_sizes(self) -> Mapping[str, int]:
+        return {name: len(split.labels) for name, split in self._splits.items()}
+
+    @property
+    def activity(self) -> str:
+        return "preparing fashion_mnist"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(SIDE, SIDE, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(names=CLASSES),
+                }
+            ),
+            homepage="https://github.com/zalandoresearch/fashion-mnist",
+            disable_shuffling=True,  # so record i is example i of the files
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {name: self.counted(self._generate_examples(split)) for name, split in self._splits.items()}
+
+    def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            # As a PIL image: TFDS would encode an array with TensorFlow.
+            yield index, {"image": Image.fromarray(image), "label": int(label)}
+
+
+class FashionSource(Records):
+    """A split as a random-access source of dicts: image uint8 [28, 28, 1], label int, caption str."""
+
+    def example(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        label = int(record["label"])
+        image = np.asarray(Image.open(io.BytesIO(record["image"])).convert("L"))
+        return {"image": image[..., None], "label": label, "caption": CAPTIONS[label]}
+
+
+def source(split: str, *, data_dir: str | Path, files: str | Path | None = None) -> FashionSource:
+    """The examples of a split, prepared first if they are not.
+
+    Args:
+        split: "train" or "test", or a part of one as TFDS writes it, e.g. "train[:10%]".
+        files: the directory with the four idx files; None: as `prepare` says.
+
+    Raises:
+        UserError: there is no such split; and as `prepare`.
+    """
+    if split.partition("[")[0] not in FILES:
+        raise UserError(f"split: fashion_mnist has no {split!r}; choose from {', '.join(FILES)}")
+    builder = prepare(data_dir, files=files)
+    return FashionSource(stored(builder, split), f"{builder.data_dir}, {split}")
+
+
+def prepare(data_dir: str | Path, *, files: str | Path | None = None) -> tfds.core.DatasetBuilder:
+    """A builder of Fashion-MNIST, its data on disk under `data_dir`.
+
+    With `files`, of the four idx files in that directory; they are read and checked before anything is written.
+    Without, of TFDS's `fashion_mnist` in `data_dir`, which is downloaded (31 MB) where it is not yet.
+
+    Raises:
+        UserError: a file is missing, damaged or of something else; TFDS's data is there in a format that needs
+            TensorFlow; there is no network; or the directory cannot be written.
+    """
+    data_dir = expanded(data_dir)
+    if files is not None:
+        splits = read_idx(files)
+        return _prepared(splits, data_dir, config=FilesConfig(splits))
+    return _open(data_dir) or _prepared(_download(data_dir), data_dir)
+
+
+def _prepared(splits: Splits, data_dir: Path, **config: Any) -> FashionMnist:
+    return prepared(partial(FashionMnist, splits, data_dir=data_dir, file_format="array_record", **config), data_dir)
+
+
+def _open(data_dir: Path) -> tfds.core.DatasetBuilder | None:
+    """What TFDS, or an earlier call, has prepared in `data_dir`."""
+    directory = data_dir / FashionMnist.name / str(FashionMnist.VERSION)
+    if not (directory / "dataset_info.json").is_file():
+        return None
+    builder = open_directory(directory)
+    files = [Path(path) for split in builder.info.splits.values() for path in split.filepaths]
+    if missing := [path for path in files if not path.is_file()]:
+        raise UserError(f"{missing[0]} is missing; remove {directory}, and it is prepared anew")
+    if not builder.info.file_format.value == "array_record":
+        raise UserError(
+            f"{directory} is written as {builder.info.file_format.value}, which only TensorFlow reads; "
+            "name another data directory, or prepare it with file_format='array_record'"
+        )
+    return builder
+
+
+def _download(data_dir: Path) -> Splits:
+    """The published files, through TFDS, which checks their digests. Nothing of it stays on disk."""
+    instead = f"download the four files of {URL} elsewhere and name their directory by --data.files"
+    try:
+        probe = urllib.request.Request(f"{URL}{FILES['test'][1]}.gz", method="HEAD")
+        urllib.request.urlopen(probe, timeout=PROBE_SECONDS).close()  # TFDS would try for minutes
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fashion_mnist-", dir=data_dir) as directory, quiet_tfds():
+            manager = tfds.download.DownloadManager(download_dir=directory, dataset_name=FashionMnist.name)
+            # One after the other: when one of several fails, the others would go on writing while all is removed.
+            names = [name for names in FILES.values() for name in names]
+            return _splits({name: Path(manager.download(f"{URL}{name}.gz")) for name in names})
+    except (FileExistsError, NotADirectoryError, PermissionError):
+        raise UserError(f"{data_dir}: no data can go there; choose another directory") from None
+    except (OSError, tfds.download.DownloadError) as error:
+        reason = " ".join(str(error).strip("<>").split())[:200]
+        raise UserError(f"fashion_mnist is not in {data_dir} and cannot be downloaded ({reason}); {instead}") from None
+
+
+def read_idx(directory: str | Path) -> dict[str, Split]:
+    """The four idx files of a directory, each packed (.gz) or not.
+
+    Raises:
+        UserError: one is missing, or damaged, or does not go with the others; or they are MNIST's digits.
+    """
+    directory = expanded(directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory; name the one with the four idx files of Fashion-MNIST")
+    found = {}
+    for name in (name for names in FILES.values() for name in names):
+        paths = [path for path in (directory / name, directory / f"{name}.gz") if path.is_file()]
+        if not paths:
+            raise UserError(f"{directory / name}.gz: there is no such file; put the four files of {URL} there")
+        found[name] = paths[0]
+    return _splits(found)
+
+
+def _splits(paths: Mapping[str, Path]) -> dict[str, Split]:
+    splits = {}
+    for split, (images, labels) in FILES.items():
+        splits[split] = Split(_array(paths[images], IMAGES), _array(paths[labels], LABELS))
+        _check(splits[split], paths[images], paths[labels])
+    return splits
+
+
+def _array(path: Path, magic: int) -> np.ndarray:
+    """The bytes of an idx file: its magic number, a size for each axis (all big-endian, 4 bytes), the values."""
+    try:
+        data = path.read_bytes()
+        if data.startswith(b"\x1f\x8b"):  # not by its name: browsers unpack what is called .gz, and do not rename it
+            data = gzip.decompress(data)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}); download it again") from None
+    axes = magic & 0xFF
+    header = np.frombuffer(data[: 4 * (1 + axes)], ">u4") if len(data) >= 4 * (1 + axes) else np.zeros(0, ">u4")
+    if not header.size or header[0] != magic:
+        what, begins = "images" if axes == 3 else "labels", data[:4].hex() or "nothing"
+        raise UserError(f"{path} is no idx file of {what}: it begins with {begins}, not {magic:08x}; download it again")
+    shape = tuple(int(size) for size in header[1:])
+    wanted, there = math.prod(shape), len(data) - 4 * (1 + axes)
+    if there != wanted:
+        fault = "truncated" if there < wanted else "too long"
+        raise UserError(f"{path} is {fault}: {list(shape)} are {wanted} bytes, it has {there}; download it again")
+    return np.frombuffer(data, np.uint8, offset=4 * (1 + axes)).reshape(shape)
+
+
+def _check(split: Split, images: Path, labels: Path) -> None:
+    if not len(split.images):
+        raise UserError(f"{images} has no images; download it again")
+    if split.images.shape[1:] != (SIDE, SIDE):
+        height, width = split.images.shape[1:]
+        raise UserError(f"{images} has images of {height} × {width} pixels, Fashion-MNIST's are {SIDE} × {SIDE}")
+    if len(split.images) != len(split.labels):
+        sizes = f"{len(split.labels)} labels for {len(split.images)} images of {images.name}"
+        raise UserError(f"{labels} has {sizes}; take both from one place")
+    if split.labels.max() >= len(CLASSES):
+        raise UserError(f"{labels} has the label {split.labels.max()}, Fashion-MNIST's are 0 to {len(CLASSES) - 1}")
+    if split.labels[: len(DIGITS)].tobytes() == DIGITS:
+        raise UserError(f"{labels} is of MNIST, the handwritten digits; take the file of the same name of {URL}")

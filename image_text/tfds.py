@@ -1,0 +1,224 @@
+"""Splits of TFDS that are prepared already, read without TensorFlow."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from image_text.base import LazySequence, Listing, some, stamp_of
+from image_text.columns import CAPTION, LABEL, normal
+from image_text.decode import NamedBytes
+from image_text.errors import UserError, printable
+
+Key = tuple[str, ...]  # where a feature lies: ("captions", "text")
+
+
+class _Records(LazySequence):
+    """The pictures of a split, encoded, by name; what cannot be read is one line that names the record."""
+
+    def __init__(self, records: Any, field: str, split: str, shards: Any):
+        self._records, self._field, self._split = records, field, split
+        # A shard that is read to its end says so by -1.
+        taken = [shard.take if shard.take >= 0 else shard.examples_in_shard - shard.skip for shard in shards]
+        self._ends = np.cumsum(taken)
+        self._files = [os.fspath(shard.filename) for shard in shards]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def item(self, index: int) -> NamedBytes:
+        """The picture at `index`."""
+        return NamedBytes(self.record(index)[self._field], f"{self._split}/{index}")
+
+    def record(self, index: int) -> Any:
+        """The whole record at `index`."""
+        try:
+            return self._records[index]
+        except Exception as error:  # of ArrayRecord (a flipped bit, a shard cut off) or of TFDS's parsers
+            raise UserError(
+                f"{self._file(index)}: cannot read the record {self._split}/{index}: {_line(error)}"
+            ) from error
+
+    def stamp(self, index: int) -> list[Any] | None:
+        """The path, size and time of the shard with the record at `index`."""
+        return stamp_of(self._file(index))
+
+    def _file(self, index: int) -> str:
+        return self._files[int(np.searchsorted(self._ends, index, side="right"))]
+
+
+def read_tfds(source: str, data_dir: str | Path | None) -> Listing:
+    """The listing of `tfds:NAME:SPLIT`.
+
+    The picture is the feature `image` or the only one. Captions are the text that is called so, in a sequence too
+    (COCO's `captions/text`, of which each is a row); labels are the class label that is called so or the only one.
+
+    Args:
+        source: as in tfds:cifar10:test or tfds:coco_captions:val[:10%].
+        data_dir: where TFDS keeps its data; None: where it usually does.
+
+    Raises:
+        UserError: it is not prepared, names code outside TFDS, has no such split or no pictures, or a record of it
+            cannot be read.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise UserError(f"{source} needs the package tensorflow-datasets: pip install tensorflow-datasets") from None
+    name, _, split = source.partition(":")[2].partition(":")
+    if not name or not split:
+        raise UserError(f"{source}: write tfds:NAME:SPLIT, as in tfds:cifar10:test")
+    where = str(data_dir or tfds.core.constants.DATA_DIR)
+    _check_code(source, Path(where).expanduser(), name)
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except Exception as error:  # of several kinds, one per way not to be there
+        if not isinstance(error, tfds.core.DatasetNotFoundError):
+            raise UserError(f"{source}: cannot read {name} in {where}: {_line(error)}") from error
+        raise UserError(
+            f"{source}: {name} is not prepared in {where}; prepare it with tfds once, or name its folder by --data-dir"
+        ) from error
+    if split.partition("[")[0] not in builder.info.splits:
+        raise UserError(f"{source}: {name} has no split {split!r}; choose one of {', '.join(builder.info.splits)}")
+    _check_shards(builder, split)
+    image, caption, label = _features(source, builder.info.features, tfds)
+    try:
+        # Encoded: TFDS's own decoding leaves palettes and transparency as they are.
+        records = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+    except Exception as error:  # a file that is no ArrayRecord, a slice that is none, another file format
+        raise UserError(f"{source}: cannot read {builder.data_dir}: {_line(error)}") from error
+    pictures = _Records(records, image, split, builder.info.splits[split].file_instructions)
+    return _listing(pictures, split, caption, label, builder.info.features)
+
+
+def _listing(pictures: _Records, split: str, caption: Key | None, label: str | None, features: Any) -> Listing:
+    rows: list[int] = []
+    captions: list[str] = []
+    labels: list[int] = []
+    for i in range(len(pictures)) if caption or label else ():
+        record = pictures.record(i)
+        texts = _texts(record, caption, f"{split}/{i}") if caption else [""]
+        captions += texts
+        rows += [i] * len(texts)
+        if label:
+            labels += [int(record[label])] * len(texts)
+    listing = Listing([f"{split}/{i}" for i in range(len(pictures))], pictures)
+    if rows and (len(rows) != len(pictures)):
+        listing = listing.take(rows)
+    return listing._replace(
+        captions=captions if caption else None,
+        labels=np.array(labels, np.int64) if label else None,
+        classes=[word.replace("_", " ") for word in features[label].names] if label else None,
+    )
+
+
+def _texts(record: Any, key: Key | None, where: str) -> list[str]:
+    value: Any = record
+    for part in key or ():
+        value = value[part]
+    values = [value] if isinstance(value, str | bytes) else list(value)
+    try:
+        texts = [text.decode() if isinstance(text, bytes) else str(text) for text in values]
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: the caption is not UTF-8") from None
+    if not texts or not all(text.strip() for text in texts):
+        raise UserError(f"{where} has no caption, or an empty one")
+    return texts
+
+
+def _features(source: str, features: Any, tfds: Any) -> tuple[str, Key | None, str | None]:
+    """(the picture, the caption, the label) by their keys."""
+    keys = sorted(features)  # TFDS itself keeps no order
+    images = [key for key in keys if isinstance(features[key], tfds.features.Image)]
+    if not images:
+        raise UserError(f"{source} has no pictures; its features: {some(features)}")
+    if "image" not in images and len(images) > 1:
+        raise UserError(f"{source}: {some(images)} are pictures, and none is called image")
+    texts = list(_text_keys(features, tfds))
+    captions = [key for key in texts if any(normal(part) in CAPTION for part in key)]
+    # Nobody can rename a column of TFDS, so what is called a caption goes before what is called a title.
+    captions = [key for key in captions if {"caption", "captions"} & set(map(normal, key))] or captions
+    if len(captions) > 1:
+        raise UserError(f"{source}: {some('/'.join(key) for key in captions)} could each be the caption")
+    labels = [key for key in keys if isinstance(features[key], tfds.features.ClassLabel)]
+    named = [key for key in labels if normal(key) in LABEL]
+    label = named[0] if len(named) == 1 else labels[0] if labels else None
+    if len(labels) > 1 and len(named) != 1:
+        warnings.warn(
+            f"{source}: {some(labels)} are class labels and none is called label; {label} is taken", stacklevel=2
+        )
+    if texts and not captions and not labels:
+        listed = some("/".join(key) for key in texts)
+        warnings.warn(f"{source}: no feature is called caption, so there are none; its texts: {listed}", stacklevel=2)
+    return "image" if "image" in images else images[0], captions[0] if captions else None, label
+
+
+def _text_keys(features: Any, tfds: Any, above: Key = ()) -> Iterator[Key]:
+    for key in sorted(features):
+        feature = features[key]
+        if isinstance(feature, tfds.features.Sequence):
+            feature = feature.feature
+        if isinstance(feature, tfds.features.FeaturesDict):
+            yield from _text_keys(feature, tfds, (*above, key))
+        elif isinstance(feature, tfds.features.Text) or (
+            type(feature) in (tfds.features.Tensor, tfds.features.Scalar)
+            and feature.shape == ()
+            and tfds.core.utils.dtype_utils.is_string(feature.np_dtype)
+        ):
+            yield (*above, key)
+
+
+def _check_code(source: str, data_dir: Path, name: str) -> None:
+    """TFDS imports the modules that `features.json` names; a directory of data must not choose which."""
+    root = data_dir / name.partition("/")[0].partition(":")[0]
+    for path in sorted(root.rglob("features.json")) if root.is_dir() else ():
+        try:
+            description = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            raise UserError(f"{path} is not JSON: the dataset is damaged, prepare it again") from None
+        for module in _classes_in(description):
+            if not module.startswith("tensorflow_datasets."):
+                raise UserError(f"{source}: {path} names code outside TFDS, {printable(module, 80)!r}: it is not run")
+
+
+def _classes_in(description: Any) -> Iterator[str]:
+    pending = [description]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            named = (node.get(key) for key in ("pythonClassName", "python_class_name", "type"))
+            yield from (name for name in named if isinstance(name, str))
+        pending += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+
+
+def _check_shards(builder: Any, split: str) -> None:
+    """Every file of the split is there and can be opened: ArrayRecord's own errors do not name it."""
+    info = builder.info.splits[split.partition("[")[0]]
+    opened = _reader() if builder.info.file_format.value == "array_record" else None
+    for path in map(os.fspath, info.filepaths):
+        if not os.path.isfile(path):
+            raise UserError(f"{path} is missing: prepare the dataset again")
+        try:
+            if opened is not None:
+                opened(path)
+        except Exception as error:
+            raise UserError(f"{path} is damaged or cut off ({_line(error)}): prepare the dataset again") from error
+
+
+def _reader() -> Callable[[str], Any]:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    def look(path: str) -> None:
+        reader = ArrayRecordReader(path)
+        reader.num_records()
+        reader.close()
+
+    return look
+
+
+def _line(error: Exception) -> str:
+    return printable(" ".join(str(error).split()) or type(error).__name__, 160)

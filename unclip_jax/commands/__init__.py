@@ -1,0 +1,1 @@
+"""The commands of `sample.py`, a module each."""
