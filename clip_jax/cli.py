@@ -5,6 +5,7 @@ Bad input ends in one line on stderr and exit code 2, and leaves no file behind.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 import warnings
@@ -25,7 +26,7 @@ from clip_jax.uses.results import check_output, check_space, write
 if TYPE_CHECKING:
     from clip_jax.pretrained import LoadedCLIP
     from clip_jax.uses.bulk import Parts
-    from image_text.source import Listing
+    from image_text.source import Source
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def classify(options: Classify) -> str:
     check(options, "k")
     clip, listing = load(options)
     classes = class_names(options.classes, listing)
-    listing = listing._replace(labels=same_classes(listing, classes, options.classes), classes=classes)
+    listing = dataclasses.replace(listing, labels=same_classes(listing, classes, options.classes), classes=classes)
     weights = weights_of(clip, classes, templates(options.templates))
     listing, features = encode(options, clip, listing)
     found = rank(clip, features, weights, options.k)
@@ -199,7 +200,7 @@ def verify(options: Verify) -> str:
         ]
     else:
         classes = class_names(options.classes, listing)
-        listing = listing._replace(labels=same_classes(listing, classes, options.classes), classes=classes)
+        listing = dataclasses.replace(listing, labels=same_classes(listing, classes, options.classes), classes=classes)
         if listing.labels is None:
             raise UserError(f"{options.source} has no labels to verify an accuracy with")
         weights = weights_of(clip, classes, templates(options.templates))
@@ -221,14 +222,14 @@ class Unequal(Exception):
 # What the commands share
 
 
-def load(options: Pictures, *, without_pictures: bool = False) -> tuple[LoadedCLIP, Listing]:
+def load(options: Pictures, *, without_pictures: bool = False) -> tuple[LoadedCLIP, Source]:
     """The pictures first: they are what is mistyped, and cost nothing to look for."""
     check(options, "batch_size", "threads")
     if not 0 <= options.max_bad_fraction <= 1:
         raise UserError(f"--max-bad-fraction: {options.max_bad_fraction} is not between 0 and 1")
-    from image_text.source import read_listing
+    from image_text.source import open_source
 
-    listing = read_listing(options.source, data_dir=options.data_dir, without_pictures=without_pictures)
+    listing = open_source(options.source, data_dir=options.data_dir, without_pictures=without_pictures)
     import clip_jax
 
     return clip_jax.load(options.model), listing
@@ -241,8 +242,8 @@ def check(options: Any, *names: str) -> None:
 
 
 def encode(
-    options: Pictures, clip: LoadedCLIP, listing: Listing, parts: Parts | None = None
-) -> tuple[Listing, np.ndarray]:
+    options: Pictures, clip: LoadedCLIP, listing: Source, parts: Parts | None = None
+) -> tuple[Source, np.ndarray]:
     """The rows whose pictures can be read, and their features. A picture of several rows is encoded once."""
     from tqdm import tqdm
 
@@ -283,7 +284,7 @@ def weights_of(clip: LoadedCLIP, classes: Sequence[str], prompts: Sequence[str])
     return classifier_weights(lambda texts: text_features(clip, texts), classes, prompts)
 
 
-def both_recalls(clip: LoadedCLIP, listing: Listing, features: np.ndarray) -> dict[str, dict[int, float]]:
+def both_recalls(clip: LoadedCLIP, listing: Source, features: np.ndarray) -> dict[str, dict[int, float]]:
     """Rows of the same picture are one picture with several captions."""
     from clip_jax.uses.embed import text_features
     from clip_jax.uses.retrieval import both_directions
@@ -295,7 +296,7 @@ def both_recalls(clip: LoadedCLIP, listing: Listing, features: np.ndarray) -> di
     return both_directions(features[first], text_features(clip, listing.captions), image_of_text)
 
 
-def recalls(clip: LoadedCLIP, listing: Listing, features: np.ndarray) -> str:
+def recalls(clip: LoadedCLIP, listing: Source, features: np.ndarray) -> str:
     parts = []
     for direction, recall in both_recalls(clip, listing, features).items():
         values = ", ".join(f"R@{k} {100 * value:.2f} %" for k, value in recall.items())

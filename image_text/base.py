@@ -3,8 +3,9 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -14,22 +15,42 @@ INTEGER = re.compile(r"[+-]?[0-9]{1,18}(\.0+)?")
 IN_A_LINE = 80  # characters of a name or value that an error quotes
 
 
-class Listing(NamedTuple):
-    """Pictures are opened when they are asked for. `labels` index `classes`; both are None where there are none.
+@dataclass(frozen=True)
+class Source:
+    """Pictures with captions or labels, read at random: `len(source)`, `source[i]`.
 
     A picture with several captions has a row, and its name, for each of them. Names can be printed and written as
     UTF-8: bytes of a file name that are not are spelled out (`caf\\xe9.png`).
+
+    Attributes:
+        names: what each picture is called, N of them.
+        pictures: what `image_text.decode.open_image` takes, N of them; a file is opened when it is asked for.
+        captions: N texts, or None.
+        labels: int [N], indices into `classes`, or None.
+        classes: names of the classes, or None.
     """
 
     names: list[str]
-    pictures: "LazySequence"  # of what `image_text.decode.open_image` takes
+    pictures: "LazySequence"
     captions: list[str] | None = None
-    labels: np.ndarray | None = None  # int [N]
+    labels: np.ndarray | None = None
     classes: list[str] | None = None
 
-    def take(self, rows: Sequence[int]) -> "Listing":
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The example at `index`: "name", "image" and, where there are some, "caption" and "label"."""
+        example = {"name": self.names[index], "image": self.pictures[index]}
+        if self.captions is not None:
+            example["caption"] = self.captions[index]
+        if self.labels is not None:
+            example["label"] = int(self.labels[index])
+        return example
+
+    def take(self, rows: Sequence[int]) -> "Source":
         """These rows alone. The classes stay."""
-        return Listing(
+        return Source(
             [self.names[i] for i in rows],
             _Taken(self.pictures, rows),
             None if self.captions is None else [self.captions[i] for i in rows],

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from image_text.base import Files, Listing, as_file_name, labelled, quoted, some
+from image_text.base import Files, Source, as_file_name, labelled, quoted, some
 from image_text.errors import UserError
 
 # What people call the columns; upper and lower case, spaces, hyphens and underscores make no difference.
@@ -78,7 +78,7 @@ def read_rows(
     folders: Sequence[Path],
     unit: str = "line",
     without_pictures: bool = False,
-) -> Listing:
+) -> Source:
     """The listing of a table.
 
     Args:
@@ -115,7 +115,7 @@ def read_rows(
     if first is None:
         raise UserError(f"{path}: it has no rows")
     labels, classes = labelled(words) if first.label else (None, None)
-    return Listing(names, Files(folder, names), captions if first.caption else None, labels, classes)
+    return Source(names, Files(folder, names), captions if first.caption else None, labels, classes)
 
 
 def _with_columns(

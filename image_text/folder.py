@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from image_text.base import Files, Listing, in_words, labelled, some
+from image_text.base import Files, Source, in_words, labelled, some
 from image_text.errors import UserError
 from image_text.kinds import OTHER_PICTURES, suffixes_of_pictures
 from image_text.lines import words_of
@@ -39,7 +39,7 @@ class Found(NamedTuple):
     tables: list[str]  # in the folder itself, which nobody has asked for
 
 
-def read_folder(folder: Path) -> Listing:
+def read_folder(folder: Path) -> Source:
     """The pictures of a folder.
 
     Captions are those of a `metadata.csv` (or .tsv, .jsonl) in the folder or a subfolder, of the pictures beside it;
@@ -66,7 +66,7 @@ def read_folder(folder: Path) -> Listing:
         raise UserError(f"{folder}: there is no picture in it ({', '.join(kinds)} and others that Pillow reads)")
     if found.captions:
         return _with_sidecars(folder, found)
-    return Listing(_printable(found.pictures), Files(folder, found.pictures), None, *_classes(found.pictures))
+    return Source(_printable(found.pictures), Files(folder, found.pictures), None, *_classes(found.pictures))
 
 
 def _walk(folder: Path) -> Found:
@@ -142,7 +142,7 @@ def _classes(names: list[str]) -> tuple[np.ndarray | None, list[str] | None]:
     return labels, [in_words(name).replace("_", " ") for name in folders]
 
 
-def _with_sidecars(folder: Path, found: Found) -> Listing:
+def _with_sidecars(folder: Path, found: Found) -> Source:
     without = [name for name in found.pictures if os.path.splitext(name)[0] not in found.captions]
     if without:
         raise UserError(
@@ -158,10 +158,10 @@ def _with_sidecars(folder: Path, found: Found) -> Listing:
             raise UserError(f"{path}: it holds numbers, no caption (boxes?): move such files away")
         captions += lines
         names += [name] * len(lines)
-    return Listing(_printable(names), Files(folder, names), captions, *_classes(names))
+    return Source(_printable(names), Files(folder, names), captions, *_classes(names))
 
 
-def _with_metadata(folder: Path, found: Found) -> Listing:
+def _with_metadata(folder: Path, found: Found) -> Source:
     """The tables of the folder and its subfolders, one after the other."""
     places = [os.path.dirname(name) for name in found.metadata]
     if len(set(places)) < len(places):
@@ -189,4 +189,4 @@ def _with_metadata(folder: Path, found: Found) -> Listing:
         if part.labels is not None and part.classes is not None:
             words += [part.classes[label] for label in part.labels]
     labels, classes = labelled(words) if words else (None, None)
-    return Listing(_printable(names), Files(folder, names), captions or None, labels, classes)
+    return Source(_printable(names), Files(folder, names), captions or None, labels, classes)

@@ -11,17 +11,17 @@ tfds:cifar10:test     a split that is prepared already, read without TensorFlow
 
 from pathlib import Path
 
-from image_text.base import Files, Listing, in_words
+from image_text.base import Files, Source, in_words
 from image_text.columns import ADDRESS
 from image_text.errors import UserError
 from image_text.folder import read_folder
 from image_text.kinds import refuse, suffixes_of_pictures
 from image_text.table import TABLES, read_table
 
-__all__ = ["Listing", "read_listing"]
+__all__ = ["Source", "open_source"]
 
 
-def read_listing(source: str, *, data_dir: str | Path | None = None, without_pictures: bool = False) -> Listing:
+def open_source(source: str, *, data_dir: str | Path | None = None, without_pictures: bool = False) -> Source:
     """The pictures of `source`, as the module says.
 
     Args:
@@ -46,7 +46,7 @@ def read_listing(source: str, *, data_dir: str | Path | None = None, without_pic
     if not path.is_file():
         raise UserError(f"{source}: there is no such file or folder")
     if path.suffix.lower() in suffixes_of_pictures():
-        return Listing([in_words(path.name)], Files(path.parent, [path.name]))
+        return Source([in_words(path.name)], Files(path.parent, [path.name]))
     if path.suffix.lower() in TABLES:
         return read_table(path, without_pictures=without_pictures)
     raise refuse(path)

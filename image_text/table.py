@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from image_text.base import Listing, quoted, some
+from image_text.base import Source, quoted, some
 from image_text.columns import CAPTION, IMAGE, LABEL, normal, read_rows
 from image_text.errors import UserError
 from image_text.kinds import refuse, what_it_is
@@ -23,7 +23,7 @@ _TOKEN = re.compile(r"(?P<name>[^\t]+)#[0-9]+\t(?P<caption>.*)", re.DOTALL)  # F
 _SEPARATORS = "\t;|,"
 
 
-def read_table(path: Path, *, without_pictures: bool = False) -> Listing:
+def read_table(path: Path, *, without_pictures: bool = False) -> Source:
     """The listing of a table.
 
     Its rows are read one by one. Pictures are named relative to the table, or lie in the one folder beside it that has

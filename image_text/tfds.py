@@ -1,5 +1,6 @@
 """Splits of TFDS that are prepared already, read without TensorFlow."""
 
+import dataclasses
 import json
 import os
 import warnings
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from image_text.base import LazySequence, Listing, some, stamp_of
+from image_text.base import LazySequence, Source, some, stamp_of
 from image_text.columns import CAPTION, LABEL, normal
 from image_text.decode import NamedBytes
 from image_text.errors import UserError, printable
@@ -51,7 +52,7 @@ class _Records(LazySequence):
         return self._files[int(np.searchsorted(self._ends, index, side="right"))]
 
 
-def read_tfds(source: str, data_dir: str | Path | None) -> Listing:
+def read_tfds(source: str, data_dir: str | Path | None) -> Source:
     """The listing of `tfds:NAME:SPLIT`.
 
     The picture is the feature `image` or the only one. Captions are the text that is called so, in a sequence too
@@ -95,7 +96,7 @@ def read_tfds(source: str, data_dir: str | Path | None) -> Listing:
     return _listing(pictures, split, caption, label, builder.info.features)
 
 
-def _listing(pictures: _Records, split: str, caption: Key | None, label: str | None, features: Any) -> Listing:
+def _listing(pictures: _Records, split: str, caption: Key | None, label: str | None, features: Any) -> Source:
     rows: list[int] = []
     captions: list[str] = []
     labels: list[int] = []
@@ -106,10 +107,11 @@ def _listing(pictures: _Records, split: str, caption: Key | None, label: str | N
         rows += [i] * len(texts)
         if label:
             labels += [int(record[label])] * len(texts)
-    listing = Listing([f"{split}/{i}" for i in range(len(pictures))], pictures)
+    listing = Source([f"{split}/{i}" for i in range(len(pictures))], pictures)
     if rows and (len(rows) != len(pictures)):
         listing = listing.take(rows)
-    return listing._replace(
+    return dataclasses.replace(
+        listing,
         captions=captions if caption else None,
         labels=np.array(labels, np.int64) if label else None,
         classes=[word.replace("_", " ") for word in features[label].names] if label else None,

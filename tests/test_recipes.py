@@ -186,9 +186,9 @@ def test_classes_become_captions(tmp_path):
     for name in ("red_box", "blue_box"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
-    from image_text.source import read_listing
+    from image_text.source import open_source
 
-    found = image_captions.captions_of(read_listing(str(tmp_path)), str(tmp_path))
+    found = image_captions.captions_of(open_source(str(tmp_path)), str(tmp_path))
     assert found == ["a photo of a blue box.", "a photo of a red box."]
 
 

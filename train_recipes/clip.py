@@ -83,7 +83,7 @@ PRESETS = {
 def check(name: str, config: ImageCaptions) -> None:
     """Refuses what can be seen to be wrong before anything is prepared or written."""
     import clip_jax
-    from image_text.source import read_listing
+    from image_text.source import open_source
 
     check_settings({"": config}, config.seed)
     check_directories(config.run)
@@ -96,7 +96,7 @@ def check(name: str, config: ImageCaptions) -> None:
     tokenize = tokenizer(config)
     clip = architecture(config, tokenize)
     check_average(clip, config)
-    listing = read_listing(config.data.source, data_dir=config.data.directory)
+    listing = open_source(config.data.source, data_dir=config.data.directory)
     captions_of(listing, config.data.source)
     check_examples({"": config}, len(listing.names))
     size = clip.vision.image_size
@@ -116,12 +116,12 @@ def train(name: str, config: ImageCaptions) -> None:
     import clip_jax
     from clip_jax.images import Preprocess
     from clip_jax.task import StartedTask
-    from image_text.source import read_listing
+    from image_text.source import open_source
     from train_jax.data import batches
 
     tokenize = tokenizer(config)
     clip = architecture(config, tokenize)
-    listing = read_listing(config.data.source, data_dir=config.data.directory)
+    listing = open_source(config.data.source, data_dir=config.data.directory)
     captions = captions_of(listing, config.data.source)
     tokens = tokenize(captions)
     pairs = Pairs(listing.pictures, tokens, Preprocess(clip.preprocess, clip.vision.image_size))

@@ -249,9 +249,9 @@ def train(name: str, config: Cascade | OneStage) -> None:
 
 def read_captions(config: Cascade | OneStage) -> tuple[Any, list[str]]:
     """(what the source lists, a caption for each of its pictures)."""
-    from image_text.source import read_listing
+    from image_text.source import open_source
 
-    listing = read_listing(config.data.source, data_dir=config.data.directory)
+    listing = open_source(config.data.source, data_dir=config.data.directory)
     return listing, captions_of(listing, config.data.source)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from clip_jax.errors import UserError
 from clip_jax.pretrained import LoadedCLIP
 from clip_jax.uses.embed import Progress, features_of_prepared, text_features
-from image_text.source import Listing
+from image_text.source import Source
 
 ALWAYS_ALLOWED = 2  # damaged pictures in a small set, of which 1 % would be none
 NAMED = 5  # in the word that is given about them
@@ -235,7 +235,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return rows
 
 
-def key_of(clip: LoadedCLIP, listing: Listing, batch_size: int) -> str:
+def key_of(clip: LoadedCLIP, listing: Source, batch_size: int) -> str:
     """A digest of what features depend on: the weights and config, the pictures' files and the captions, the batch."""
     digest = hashlib.blake2b(digest_size=16)
 

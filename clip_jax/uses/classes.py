@@ -11,13 +11,13 @@ import numpy as np
 from clip_jax.errors import UserError
 from image_text.base import integer_of, quoted, some
 from image_text.lines import words_of
-from image_text.source import Listing
+from image_text.source import Source
 
 _FILE = re.compile(r"\.(txt|csv|tsv|json|jsonl|names)$")
 LONGEST_NAME = 1000  # characters; what is longer is no name, and would be written once per picture
 
 
-def class_names(given: tuple[str, ...], listing: Listing) -> list[str]:
+def class_names(given: tuple[str, ...], listing: Source) -> list[str]:
     """The names of the classes: those given, or in the one file given, or else those of the pictures."""
     names = [name for _, name in _given(given)] or listing.classes
     if not names:
@@ -35,7 +35,7 @@ def class_names(given: tuple[str, ...], listing: Listing) -> list[str]:
     return names
 
 
-def same_classes(listing: Listing, classes: list[str], given: tuple[str, ...] = ()) -> np.ndarray | None:
+def same_classes(listing: Source, classes: list[str], given: tuple[str, ...] = ()) -> np.ndarray | None:
     """The labels of the pictures as indices of `classes`; None when they have none, or all of other classes.
 
     Classes are the same if their names are, but for upper and lower case and `_` for a space. Labels that are integers

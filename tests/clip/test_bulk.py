@@ -1,5 +1,7 @@
 """Very many pictures: damaged ones are left out and counted, and a run that was stopped continues."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +12,7 @@ from clip_jax.images import Preprocess
 from clip_jax.pretrained import LoadedCLIP
 from clip_jax.uses.bulk import BadPictures, Parts, TooManyBadPictures, encode_pictures, encode_texts, key_of
 from clip_jax.uses.embed import image_features, text_features
-from image_text.source import read_listing
+from image_text.source import open_source
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def folder(tmp_path):
 
 
 def encode(clip, folder, **options):
-    pictures = read_listing(str(folder)).pictures
+    pictures = open_source(str(folder)).pictures
     bad = BadPictures(len(pictures), options.pop("fraction", 0.2))
     return encode_pictures(clip, pictures, bad=bad, batch_size=4, **options), bad
 
@@ -130,14 +132,14 @@ def test_what_is_damaged_or_of_another_run_is_not_taken(tmp_path):
 
 
 def test_the_key_is_of_all_that_features_depend_on(clip, folder):
-    listing = read_listing(str(folder))
+    listing = open_source(str(folder))
     keys = [key_of(clip, listing, 4), key_of(clip, listing, 8)]
-    keys.append(key_of(clip, listing._replace(captions=["a"] * 11), 4))
+    keys.append(key_of(clip, replace(listing, captions=["a"] * 11), 4))
     keys.append(key_of(clip._replace(preprocess=Preprocess(clip.preprocess.config, 9)), listing, 4))
     (folder / "00.png").write_bytes(b"other")
     keys.append(key_of(clip, listing, 4))
     assert len(set(keys)) == len(keys)
-    assert key_of(clip, read_listing(str(folder)), 4) == keys[-1]
+    assert key_of(clip, open_source(str(folder)), 4) == keys[-1]
 
 
 def test_one_picture_is_not_several(clip, folder):

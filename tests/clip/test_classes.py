@@ -1,5 +1,6 @@
 """Classes of a command line and labels of pictures: by name or by index, never by order."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,12 @@ import pytest
 
 from clip_jax import UserError
 from clip_jax.uses.classes import class_names, same_classes, templates
-from image_text.base import Files, Listing, labelled
+from image_text.base import Files, Source, labelled
 
 
 def labels_of(*words):
     labels, classes = labelled(words)
-    return Listing([], Files(Path(), []), labels=labels, classes=classes)
+    return Source([], Files(Path(), []), labels=labels, classes=classes)
 
 
 @pytest.mark.parametrize(
@@ -50,11 +51,11 @@ def test_other_classes_altogether_are_told():
         assert same_classes(labels_of("2023", "2024"), ["cat", "dog"]) is None
     with pytest.warns(UserWarning, match="Hund"):
         assert same_classes(labels_of("Hund", "Katze"), ["cat", "dog"]) is None
-    assert same_classes(Listing([], Files(Path(), [])), ["cat"]) is None
+    assert same_classes(Source([], Files(Path(), [])), ["cat"]) is None
 
 
 def test_classes_that_no_picture_has_do_not_matter():
-    listing = labels_of("cat", "dog", "emu")._replace(labels=np.array([0, 1]))
+    listing = replace(labels_of("cat", "dog", "emu"), labels=np.array([0, 1]))
     assert same_classes(listing, ["dog", "cat"]).tolist() == [1, 0]
 
 

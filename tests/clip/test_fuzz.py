@@ -19,7 +19,7 @@ from clip_jax import pretrained
 from clip_jax.tokenizer import load_tokenizer
 from clip_jax.weights import huggingface, open_clip
 from clip_jax.weights.files import read_checkpoint, read_json
-from image_text.source import read_listing
+from image_text.source import open_source
 from tests.support import fuzz as mutants
 from tests.support.fuzz import COUNTS, fuzz
 from tests.support.torch_files import Call, Global, Module, View, write_legacy, write_torch, write_torchscript
@@ -322,4 +322,4 @@ def test_tables(tmp_path, count):
         chosen["path"] = tmp_path / f"table{suffix}"
         chosen["path"].write_bytes(mutants.of_lines(rng, TABLES[suffix]))
 
-    fuzz(count, make, lambda: read_listing(str(chosen["path"])))
+    fuzz(count, make, lambda: open_source(str(chosen["path"])))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from clip_jax import UserError
 from image_text.decode import open_image
-from image_text.source import read_listing
+from image_text.source import open_source
 
 
 def save(*paths: Path) -> None:
@@ -32,7 +32,7 @@ def test_what_programs_leave_behind_is_no_data(tmp_path):
     save(here / "__MACOSX" / "cat" / "._a.png", here / "cat" / "._a.png", here / "@eaDir" / "a.png", here / ".b.png")
     for name in ("Thumbs.db", ".DS_Store", "desktop.ini"):
         (here / "cat" / name).write_bytes(b"x")
-    listing = read_listing(str(here))
+    listing = open_source(str(here))
     assert listing.names == ["cat/a.png", "dog/b.PNG"]
     assert listing.classes == ["cat", "dog"]
 
@@ -47,7 +47,7 @@ def test_every_suffix_that_pillow_decodes(tmp_path):
         ("BMP", "DIB"),
     ]:
         Image.new("RGB", (4, 4)).save(tmp_path / f"{suffix}.{suffix}", kind)
-    listing = read_listing(str(tmp_path))
+    listing = open_source(str(tmp_path))
     assert len(listing.names) == 6
     assert {open_image(picture).size for picture in listing.pictures} == {(4, 4)}
 
@@ -55,12 +55,12 @@ def test_every_suffix_that_pillow_decodes(tmp_path):
 def test_pictures_that_pillow_does_not_read_are_counted(tmp_path):
     save(tmp_path / "a.png", tmp_path / "b.heic", tmp_path / "c.HEIC", tmp_path / "d.svg", tmp_path / "e.eps")
     with pytest.warns(UserWarning, match=r"left out.*: 1 \.eps, 2 \.heic, 1 \.svg"):
-        assert read_listing(str(tmp_path)).names == ["a.png"]
+        assert open_source(str(tmp_path)).names == ["a.png"]
 
 
 def test_one_picture(tmp_path):
     save(tmp_path / "a.JPG")
-    listing = read_listing(str(tmp_path / "a.JPG"))
+    listing = open_source(str(tmp_path / "a.JPG"))
     assert listing.names == ["a.JPG"]
     assert open_image(listing.pictures[0]).size == (4, 4)
 
@@ -72,7 +72,7 @@ def test_links_are_followed(tmp_path):
     (here / "dog").symlink_to(tmp_path / "all" / "dog")
     (here / "cat").symlink_to(tmp_path / "all" / "cat")
     (here / "nowhere.png").symlink_to(tmp_path / "none.png")
-    listing = read_listing(str(here))
+    listing = open_source(str(here))
     assert (listing.names, listing.classes) == (["cat/a.png", "dog/b.png"], ["cat", "dog"])
 
 
@@ -80,11 +80,11 @@ def test_links_in_a_circle_are_refused(tmp_path):
     save(tmp_path / "cat" / "a.png")
     (tmp_path / "cat" / "up").symlink_to(tmp_path)
     with pytest.raises(UserError, match="up: this link goes in a circle"):
-        read_listing(str(tmp_path))
+        open_source(str(tmp_path))
     (tmp_path / "cat" / "up").unlink()
     (tmp_path / "self").symlink_to(tmp_path / "self")
     with pytest.raises(UserError, match="self: "):
-        read_listing(str(tmp_path))
+        open_source(str(tmp_path))
 
 
 def test_links_that_double_are_refused(tmp_path):
@@ -94,24 +94,24 @@ def test_links_that_double_are_refused(tmp_path):
             (tmp_path / f"{i}" / side).symlink_to(tmp_path / f"{i + 1}")
     save(tmp_path / "30" / "a.png")
     with pytest.raises(UserError, match="more than 100 links"):
-        read_listing(str(tmp_path / "0"))
+        open_source(str(tmp_path / "0"))
 
 
 def test_integers_and_splits(tmp_path):
     save(*(tmp_path / "digits" / str(i) / "a.png" for i in range(12)))
-    listing = read_listing(str(tmp_path / "digits"))
+    listing = open_source(str(tmp_path / "digits"))
     assert listing.classes == [str(i) for i in range(12)]
     assert [int(name.split("/")[0]) for name in listing.names] == listing.labels.tolist()
     save(tmp_path / "set" / "train" / "cat" / "a.png", tmp_path / "set" / "val" / "dog" / "b.png")
-    assert read_listing(str(tmp_path / "set")).classes == ["cat", "dog"]
+    assert open_source(str(tmp_path / "set")).classes == ["cat", "dog"]
     save(tmp_path / "flat" / "train" / "a.png", tmp_path / "flat" / "test" / "b.png")
-    assert read_listing(str(tmp_path / "flat")).classes is None
+    assert open_source(str(tmp_path / "flat")).classes is None
 
 
 def test_a_name_that_is_not_utf8_can_be_written(tmp_path):
     save(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
-    listing = read_listing(str(tmp_path))
+    listing = open_source(str(tmp_path))
     assert listing.names == ["caf\\xe9.png"]
     assert open_image(listing.pictures[0]).size == (4, 4)
     assert open_image(listing.take([0]).pictures[0]).size == (4, 4)
@@ -129,26 +129,26 @@ def test_metadata_as_in_an_imagefolder(tmp_path, suffix):
         else:
             text = "".join(f'{{"file_name": "{name}", "text": "{text}"}}\n' for name, text in rows)
         (tmp_path / part / f"metadata.{suffix}").write_text(text)
-    listing = read_listing(str(tmp_path))
+    listing = open_source(str(tmp_path))
     assert dict(zip(listing.names, listing.captions, strict=True)) == expected
     assert open_image(listing.pictures[3]).size == (4, 4)
     save(tmp_path / "train" / "x.png")
     with pytest.warns(UserWarning, match=r"1 pictures that .* does not name are left out, the first train/x\.png"):
-        assert len(read_listing(str(tmp_path)).names) == 4
+        assert len(open_source(str(tmp_path)).names) == 4
     (tmp_path / "train" / "metadata.tsv").write_text("file_name\ttext\n0.png\tx\n")
     with pytest.raises(UserError, match="beside each other"):
-        read_listing(str(tmp_path))
+        open_source(str(tmp_path))
 
 
 def test_a_damaged_metadata_file_is_named(tmp_path):
     save(tmp_path / "a.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\nb.png,x\n")
     with pytest.raises(UserError, match=r"metadata\.csv: line 2 names .*b\.png"):
-        read_listing(str(tmp_path))
+        open_source(str(tmp_path))
     (tmp_path / "metadata.csv").rename(tmp_path / "metadata.parquet")
     (tmp_path / "metadata.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="Parquet"):
-        read_listing(str(tmp_path))
+        open_source(str(tmp_path))
 
 
 def test_texts_beside_the_pictures(tmp_path):
@@ -156,31 +156,31 @@ def test_texts_beside_the_pictures(tmp_path):
         save(tmp_path / "10_sks dog" / f"{name}.png")
         (tmp_path / "10_sks dog" / f"{name}.txt").write_bytes(text.encode())
     (tmp_path / "10_sks dog" / "README.txt").write_text("of no picture")
-    listing = read_listing(str(tmp_path))
+    listing = open_source(str(tmp_path))
     assert listing.captions == ["one", "two", "three"]
     assert listing.names == [f"10_sks dog/{name}.png" for name in "abb"]
     save(tmp_path / "10_sks dog" / "c.png")
     with pytest.raises(UserError, match=r"1 of 3 pictures have no text beside them .* c\.png|dog/c\.png"):
-        read_listing(str(tmp_path))
+        open_source(str(tmp_path))
     (tmp_path / "10_sks dog" / "c.txt").write_text(" \n")
     with pytest.raises(UserError, match=r"c\.txt is empty"):
-        read_listing(str(tmp_path))
+        open_source(str(tmp_path))
     (tmp_path / "10_sks dog" / "c.txt").write_text("0 0.5 0.5 0.25 0.25\n")
     with pytest.raises(UserError, match="numbers, no caption"):
-        read_listing(str(tmp_path))
+        open_source(str(tmp_path))
 
 
 def test_a_table_in_the_folder_is_pointed_out(tmp_path):
     save(tmp_path / "Images" / "a.png")
     (tmp_path / "captions.txt").write_text("image,caption\na.png,a cat\n")
     with pytest.warns(UserWarning, match=r"captions\.txt in it is not read"):
-        read_listing(str(tmp_path))
-    assert read_listing(str(tmp_path / "captions.txt")).captions == ["a cat"]
+        open_source(str(tmp_path))
+    assert open_source(str(tmp_path / "captions.txt")).captions == ["a cat"]
 
 
 def test_rows_can_be_taken(tmp_path):
     save(*(tmp_path / name / "a.png" for name in ("cat", "dog", "emu")))
-    taken = read_listing(str(tmp_path)).take([2, 0])
+    taken = open_source(str(tmp_path)).take([2, 0])
     assert taken.names == ["emu/a.png", "cat/a.png"]
     assert taken.pictures[:] == [tmp_path / "emu" / "a.png", tmp_path / "cat" / "a.png"]
     np.testing.assert_array_equal(taken.labels, [2, 0])

@@ -5,13 +5,13 @@ import pytest
 
 from clip_jax import UserError
 from clip_jax.images import open_image
-from image_text.source import read_listing
+from image_text.source import open_source
 from tests.support.pictures import save
 
 
 def test_a_folder(tmp_path):
     save(tmp_path / "b.png"), save(tmp_path / "sub" / "a.JPG"), (tmp_path / "note.txt").write_text("")
-    listing = read_listing(str(tmp_path))
+    listing = open_source(str(tmp_path))
     assert listing.names == ["b.png", "sub/a.JPG"]
     assert listing.labels is listing.captions is None
 
@@ -19,7 +19,7 @@ def test_a_folder(tmp_path):
 def test_subfolders_are_classes(tmp_path):
     for name in ("red_fox/1.png", "cat/2.png", "red_fox/deep/3.png"):
         save(tmp_path / name)
-    listing = read_listing(str(tmp_path))
+    listing = open_source(str(tmp_path))
     assert listing.names == ["cat/2.png", "red_fox/1.png", "red_fox/deep/3.png"]
     assert listing.classes == ["cat", "red fox"]
     assert listing.labels.tolist() == [0, 1, 1]
@@ -37,7 +37,7 @@ def test_a_table(tmp_path, suffix):
         between = "," if suffix == "csv" else "\t"
         quoted = [between.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
         table.write_text("\ufeff" + "\n".join([between.join(("image", "caption", "label")), *quoted]), encoding="utf-8")
-    listing = read_listing(str(table))
+    listing = open_source(str(table))
     assert listing.names == [row[0] for row in rows]
     assert listing.captions == [row[1] for row in rows]
     assert (listing.classes, listing.labels.tolist()) == (["blue", "red"], [1, 0])
@@ -64,7 +64,7 @@ def test_a_bad_table_is_refused(tmp_path, name, content, words):
     save(tmp_path / "a.png")
     (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError) as error:
-        read_listing(str(tmp_path / name))
+        open_source(str(tmp_path / name))
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -77,14 +77,14 @@ def test_what_is_not_there_is_refused(tmp_path):
         ("tfds:cifar10:test", "not prepared in"),
     ]:
         with pytest.raises(UserError, match=words):
-            read_listing(source, data_dir=tmp_path)
+            open_source(source, data_dir=tmp_path)
 
 
 def test_a_tfds_split(tmp_path):
     from image_text import shapes
 
     builder = shapes.prepare(tmp_path, resolution=16, split_sizes={"train": 6})
-    listing = read_listing(f"tfds:shapes/{builder.settings.name}:train[:4]", data_dir=tmp_path)
+    listing = open_source(f"tfds:shapes/{builder.settings.name}:train[:4]", data_dir=tmp_path)
     source = shapes.source("train[:4]", data_dir=tmp_path, resolution=16, split_sizes={"train": 6})
     assert len(listing.pictures) == len(listing.names) == 4
     assert listing.captions == [example["caption"] for example in source]
@@ -92,4 +92,4 @@ def test_a_tfds_split(tmp_path):
         np.testing.assert_array_equal(np.asarray(open_image(picture)), example["image"])
     assert listing.labels is not None
     with pytest.raises(UserError, match="no split 'test'; choose one of train"):
-        read_listing(f"tfds:shapes/{builder.settings.name}:test", data_dir=tmp_path)
+        open_source(f"tfds:shapes/{builder.settings.name}:test", data_dir=tmp_path)

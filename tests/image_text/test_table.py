@@ -10,7 +10,7 @@ from PIL import Image
 
 from clip_jax import UserError
 from image_text.decode import open_image
-from image_text.source import read_listing
+from image_text.source import open_source
 
 TWO = ["a cat", "two dogs"]
 
@@ -26,7 +26,7 @@ def here(tmp_path):
 def read(here, name, content, encoding="utf-8"):
     data = content if isinstance(content, bytes) else content.encode(encoding, "surrogateescape")
     (here / name).write_bytes(data)
-    return read_listing(str(here / name))
+    return open_source(str(here / name))
 
 
 @pytest.mark.parametrize(
@@ -209,10 +209,10 @@ def test_columns_that_mean_nothing_here_are_told(here):
 
 def test_captions_alone(here):
     (here / "t.csv").write_text("caption\na cat\ntwo dogs\n")
-    listing = read_listing(str(here / "t.csv"), without_pictures=True)
+    listing = open_source(str(here / "t.csv"), without_pictures=True)
     assert (listing.captions, listing.names, len(listing.pictures)) == (TWO, [], 0)
     with pytest.raises(UserError, match="no column for pictures"):
-        read_listing(str(here / "t.csv"))
+        open_source(str(here / "t.csv"))
 
 
 @pytest.mark.slow

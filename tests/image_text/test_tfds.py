@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clip_jax import UserError
-from image_text.source import read_listing
+from image_text.source import open_source
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -46,7 +46,7 @@ def data(tmp_path):
 
 
 def test_captions_in_a_sequence(data):
-    listing = read_listing(NAME, data_dir=data)
+    listing = open_source(NAME, data_dir=data)
     assert listing.captions == [f"caption {i}.{j}" for i in range(3) for j in range(i + 1)]
     assert listing.names == ["train/0"] + ["train/1"] * 2 + ["train/2"] * 3
     assert listing.pictures[5].name == "train/2"
@@ -60,13 +60,13 @@ def test_code_outside_tfds_is_not_run(data, monkeypatch):
     for old in ("text_feature.Text", "features_dict.FeaturesDict", "sequence_feature.Sequence"):
         path.write_text(original.replace(f"tensorflow_datasets.core.features.{old}", "evil.Feature"))
         with pytest.raises(UserError, match=r"features\.json names code outside TFDS, 'evil\.Feature': it is not run"):
-            read_listing(NAME, data_dir=data)
+            open_source(NAME, data_dir=data)
     path.write_text(json.dumps({"type": "evil.Feature", "content": {}}))
     with pytest.raises(UserError, match="code outside TFDS"):
-        read_listing(NAME, data_dir=data)
+        open_source(NAME, data_dir=data)
     path.write_text("{")
     with pytest.raises(UserError, match=r"features\.json is not JSON"):
-        read_listing(NAME, data_dir=data)
+        open_source(NAME, data_dir=data)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_damaged_shard_is_named(data, damage, words):
     else:
         shard.write_bytes(damage(shard.read_bytes()))
     with pytest.raises(UserError) as error:
-        read_listing(NAME, data_dir=data)
+        open_source(NAME, data_dir=data)
     assert str(error.value).startswith(str(shard))
     assert words in str(error.value)
     assert "\n" not in str(error.value)
@@ -96,5 +96,5 @@ def test_a_damaged_description_is_one_line(data):
     (path,) = data.rglob("dataset_info.json")
     path.write_text("{")
     with pytest.raises(UserError, match="coco_like") as error:
-        read_listing(NAME, data_dir=data)
+        open_source(NAME, data_dir=data)
     assert "\n" not in str(error.value)
