@@ -7,7 +7,7 @@ from importlib.metadata import packages_distributions
 import pytest
 from packaging.requirements import Requirement
 
-from tests.support.floors import ARROWS, ROOT, imports, modules, roof
+from tests.support.floors import PACKAGES, ROOT, imports, module_name, modules, roof
 
 UNSEEN = {"array-record", "importlib-resources"}  # imported by tensorflow-datasets, which does not ask for them
 
@@ -28,7 +28,7 @@ def project():
 
 
 def test_every_import_is_required_and_every_requirement_imported(project):
-    paths = [*roof(), *(path for package in ARROWS for path in modules(package))]
+    paths = [*roof(), *(path for package in PACKAGES for path in modules(package))]
     imported = {name for path in paths for _, name in imports(path.read_text(), "")} - {""}
     outside = imported - ARROWS.keys() - sys.stdlib_module_names
     homes = packages_distributions()
