@@ -42,6 +42,8 @@ ONLY_IN_TRAIN_JAX = {"grain", "orbax", "tensorboardX", "tensorstore"}
 # What the ground floor may import beside the standard library and optional packages, so that it costs nothing.
 ON_THE_GROUND = {"shapes_world": {"numpy"}, "image_text": {"PIL", "numpy", "tqdm", "tyro"}}
 
+COMPUTED = "(computed)"  # the name of an import whose module is known at run time only
+
 MODEL_WORDS = {"clip", "diffusion", "unclip"}
 OTHER_CLIPS = {"clip_by_global_norm", "clip_norm"}  # gradients are clipped too
 
@@ -100,7 +102,7 @@ def imports(source: str, module: str) -> Iterator[Import]:
                 yield from (Import(node.lineno, f"{origin}.{alias.name}", late) for alias in node.names)
             case ast.Call(func=ast.Name("import_module" | "__import__") | ast.Attribute(attr="import_module")):
                 constant = bool(node.args) and isinstance(node.args[0], ast.Constant)
-                yield Import(node.lineno, str(node.args[0].value) if constant else "(computed)", late)
+                yield Import(node.lineno, str(node.args[0].value) if constant else COMPUTED, late)
 
 
 def wrong_arrows(module: str | None, source: str) -> list[str]:
