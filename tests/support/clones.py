@@ -26,7 +26,10 @@ class Line(NamedTuple):
 
 
 def code_lines(path: Path) -> list[Line]:
-    """The lines of a file that are code: no blank lines, comments, docstrings, imports or `__all__`."""
+    """The lines of a file that are code: no blank lines, comments, docstrings, imports, `__all__` or signatures.
+
+    Signatures are equal where functions are used alike: that is what a protocol asks for.
+    """
     source = path.read_text()
     left_out: set[int] = set()
     for node in ast.walk(ast.parse(source)):
@@ -34,6 +37,8 @@ def code_lines(path: Path) -> list[Line]:
         names = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
         if text or names or isinstance(node, ast.Import | ast.ImportFrom):
             left_out.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            left_out.update(range(node.lineno, node.body[0].lineno))
     lines = (Line(line.strip(), path, number) for number, line in enumerate(source.splitlines(), 1))
     return [line for line in lines if line.text and line.text[0] != "#" and line.number not in left_out]
 
