@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -47,6 +47,10 @@ class Source:
         if self.labels is not None:
             example["label"] = int(self.labels[index])
         return example
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The examples in their order."""
+        return (self[index] for index in range(len(self)))
 
     def take(self, rows: Sequence[int]) -> "Source":
         """These rows alone. The classes stay."""

@@ -14,12 +14,11 @@ import unclip_jax
 
 
 def features(directory: str) -> np.ndarray:
-    """Similarities of the pictures of a folder and a caption, [N, 1]."""
-    model, variables, tokenize, preprocess = clip_jax.load(directory)
+    """Embeddings of the pictures of a folder, [N, D]."""
+    model, variables, _, preprocess = clip_jax.load(directory)
     source = image_text.open_source("photos/")
     images = preprocess([example["image"] for example in source])
-    out = model.apply(variables, images, tokenize(["a photo of a dog"]))
-    return np.asarray(out.image_features @ out.text_features.T)
+    return np.asarray(model.apply(variables, images, method="encode_image"))
 
 
 def pictures() -> np.ndarray:
