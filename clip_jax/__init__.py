@@ -27,6 +27,7 @@ from clip_jax.task import CLIPTask
 from clip_jax.tokenizer import BPETokenizer, Tokenizer, TruncationWarning, load_tokenizer, train_bpe
 from clip_jax.towers.text import TextFeatures
 from clip_jax.towers.vit import ImageFeatures
+from image_text import __version__
 
 __all__ = [
     "CLIP",
@@ -48,6 +49,7 @@ __all__ = [
     "TruncationWarning",
     "UserError",
     "ViTConfig",
+    "__version__",
     "available_models",
     "clip_loss",
     "distillation_loss",

@@ -7,5 +7,6 @@ from image_text.base import Source
 from image_text.decode import open_image
 from image_text.errors import UserError
 from image_text.source import open_source
+from shapes_world.version import __version__
 
-__all__ = ["Source", "UserError", "open_image", "open_source"]
+__all__ = ["Source", "UserError", "__version__", "open_image", "open_source"]

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -17,10 +17,10 @@ IN_A_LINE = 80  # characters of a name or value that an error quotes
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures with captions or labels, read at random: `len(source)`, `source[i]`.
+    r"""Pictures with captions or labels, read at random: `len(source)`, `source[i]`.
 
     A picture with several captions has a row, and its name, for each of them. Names can be printed and written as
-    UTF-8: bytes of a file name that are not are spelled out (`caf\\xe9.png`).
+    UTF-8: bytes of a file name that are not are spelled out (`caf\xe9.png`).
 
     Attributes:
         names: what each picture is called, N of them.
@@ -47,6 +47,10 @@ class Source:
         if self.labels is not None:
             example["label"] = int(self.labels[index])
         return example
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The examples in their order."""
+        return (self[index] for index in range(len(self)))
 
     def take(self, rows: Sequence[int]) -> "Source":
         """These rows alone. The classes stay."""

@@ -1,4 +1,4 @@
-"""Rows of a table, whatever its format, to a listing: which columns mean what, and what each may hold."""
+"""Rows of a table, whatever its format, as a `Source`: which columns mean what, and what each may hold."""
 
 import json
 import math
@@ -79,7 +79,7 @@ def read_rows(
     unit: str = "line",
     without_pictures: bool = False,
 ) -> Source:
-    """The listing of a table.
+    """The pictures and captions of a table, as a `Source`.
 
     Args:
         path: the table, for errors.

@@ -16,18 +16,22 @@ import tempfile
 import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
-from image_text.building import LocalBuilder, Records, expanded, open_directory, prepared, quiet_tfds, stored
+from image_text.base import Source
+from image_text.building import Dataset, expanded, prepared
 from image_text.errors import UserError
+from image_text.tfds import split_source
+from image_text.tfds_files import Records, import_tfds, open_directory, quiet_tfds, stored
 
-__all__ = ["CAPTIONS", "CLASSES", "FashionMnist", "FashionSource", "prepare", "read_idx", "source"]
+__all__ = ["CAPTIONS", "CLASSES", "FashionSource", "open_fashion_mnist", "prepare", "read_idx", "source"]
+
+NAME, VERSION = "fashion_mnist", "3.0.1"  # those of TFDS's own, whose layout the data has
 
 CLASSES = (
     "T-shirt/top",
@@ -76,64 +80,11 @@ class Split(NamedTuple):
 Splits = Mapping[str, Split]
 
 
-class FilesConfig(tfds.core.BuilderConfig):
-    """What was in the files of a directory, named by its digest: other files, other data beside it."""
-
-    def __init__(self, splits: Splits):
-        digest = hashlib.sha256()
-        for split in splits.values():
-            digest.update(split.labels.tobytes() + split.images.tobytes())
-        super().__init__(name=f"files-{digest.hexdigest()[:12]}")
-
-
-class FashionMnist(LocalBuilder, skip_registration=True):  # type: ignore[call-arg] # TFDS has registered its own
-    """Articles of clothing of ten classes, 28 × 28 pixels, grey.
-
-    In the layout of TFDS's own `fashion_mnist`, whose name and version it has.
-    """
-
-    name = "fashion_mnist"
-    VERSION = tfds.core.Version("3.0.1")
-
-    def __init__(self, splits: Splits, **options: Any):
-        self._splits = splits
-        super().__init__(**options)
-
-    @property
-    def split_sizes(self) -> Mapping[str, int]:
-        return {name: len(split.labels) for name, split in self._splits.items()}
-
-    @property
-    def activity(self) -> str:
-        return "preparing fashion_mnist"
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=self.__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(SIDE, SIDE, 1), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=CLASSES),
-                }
-            ),
-            homepage="https://github.com/zalandoresearch/fashion-mnist",
-            disable_shuffling=True,  # so record i is example i of the files
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        return {name: self.counted(self._generate_examples(split)) for name, split in self._splits.items()}
-
-    def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
-            # As a PIL image: TFDS would encode an array with TensorFlow.
-            yield index, {"image": Image.fromarray(image), "label": int(label)}
-
-
 class FashionSource(Records):
     """A split as a random-access source of dicts: image uint8 [28, 28, 1], label int, caption str."""
 
     def example(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A stored record, decoded."""
         label = int(record["label"])
         image = np.asarray(Image.open(io.BytesIO(record["image"])).convert("L"))
         return {"image": image[..., None], "label": label, "caption": CAPTIONS[label]}
@@ -144,41 +95,94 @@ def source(split: str, *, data_dir: str | Path, files: str | Path | None = None)
 
     Args:
         split: "train" or "test", or a part of one as TFDS writes it, e.g. "train[:10%]".
+        data_dir: where the data lies, or is to lie.
         files: the directory with the four idx files; None: as `prepare` says.
 
     Raises:
         UserError: there is no such split; and as `prepare`.
     """
-    if split.partition("[")[0] not in FILES:
-        raise UserError(f"split: fashion_mnist has no {split!r}; choose from {', '.join(FILES)}")
+    _check_split(split)
     builder = prepare(data_dir, files=files)
     return FashionSource(stored(builder, split), f"{builder.data_dir}, {split}")
 
 
-def prepare(data_dir: str | Path, *, files: str | Path | None = None) -> tfds.core.DatasetBuilder:
-    """A builder of Fashion-MNIST, its data on disk under `data_dir`.
+def open_fashion_mnist(split: str = "train", *, data_dir: str | Path) -> Source:
+    """A split as a `Source`: pictures encoded, with labels and a caption for each, "An image of a dress".
 
-    With `files`, of the four idx files in that directory; they are read and checked before anything is written.
-    Without, of TFDS's `fashion_mnist` in `data_dir`, which is downloaded (31 MB) where it is not yet.
+    Args:
+        split: "train" or "test", or a part of one as TFDS writes it.
+        data_dir: where TFDS's data lies; what is not there is downloaded.
+
+    Raises:
+        UserError: there is no such split; and as `prepare`.
+    """
+    _check_split(split)
+    found = split_source(prepare(data_dir), split, image="image", label="label")
+    assert found.labels is not None
+    return replace(found, captions=[CAPTIONS[label] for label in found.labels], classes=list(CLASSES))
+
+
+def _check_split(split: str) -> None:
+    if split.partition("[")[0] not in FILES:
+        raise UserError(f"split: fashion_mnist has no {split!r}; choose from {', '.join(FILES)}")
+
+
+def prepare(data_dir: str | Path, *, files: str | Path | None = None) -> Any:
+    """Writes Fashion-MNIST to disk under `data_dir`, unless it is there.
+
+    Args:
+        data_dir: the directory of all data sets.
+        files: the directory with the four idx files, which are read and checked before anything is written, and whose
+            digest names the data; None: TFDS's `fashion_mnist` in `data_dir`, downloaded (31 MB) where it is not yet.
+
+    Returns:
+        The `tfds.core.DatasetBuilder` that reads it.
 
     Raises:
         UserError: a file is missing, damaged or of something else; TFDS's data is there in a format that needs
-            TensorFlow; there is no network; or the directory cannot be written.
+            TensorFlow; there is no network; the directory cannot be written; or TFDS is not installed.
     """
     data_dir = expanded(data_dir)
     if files is not None:
         splits = read_idx(files)
-        return _prepared(splits, data_dir, config=FilesConfig(splits))
-    return _open(data_dir) or _prepared(_download(data_dir), data_dir)
+        return prepared(_dataset(splits, config=f"files-{_digest(splits)[:12]}"), data_dir)
+    return _open(data_dir) or prepared(_dataset(_download(data_dir)), data_dir)
 
 
-def _prepared(splits: Splits, data_dir: Path, **config: Any) -> FashionMnist:
-    return prepared(partial(FashionMnist, splits, data_dir=data_dir, file_format="array_record", **config), data_dir)
+def _dataset(splits: Splits, *, config: str | None = None) -> Dataset:
+    def features(kinds: Any) -> dict[str, Any]:
+        return {
+            "image": kinds.Image(shape=(SIDE, SIDE, 1), encoding_format="png"),
+            "label": kinds.ClassLabel(names=CLASSES),
+        }
+
+    def examples(split: str) -> Iterator[dict[str, Any]]:
+        for image, label in zip(*splits[split], strict=True):
+            yield {"image": Image.fromarray(image), "label": int(label)}
+
+    return Dataset(
+        NAME,
+        VERSION,
+        "Articles of clothing of ten classes, 28 × 28 pixels, grey.",
+        features,
+        {name: len(split.labels) for name, split in splits.items()},
+        examples,
+        activity="preparing fashion_mnist",
+        config=config,
+        homepage="https://github.com/zalandoresearch/fashion-mnist",
+    )
 
 
-def _open(data_dir: Path) -> tfds.core.DatasetBuilder | None:
+def _digest(splits: Splits) -> str:
+    digest = hashlib.sha256()
+    for split in splits.values():
+        digest.update(split.labels.tobytes() + split.images.tobytes())
+    return digest.hexdigest()
+
+
+def _open(data_dir: Path) -> Any | None:
     """What TFDS, or an earlier call, has prepared in `data_dir`."""
-    directory = data_dir / FashionMnist.name / str(FashionMnist.VERSION)
+    directory = data_dir / NAME / VERSION
     if not (directory / "dataset_info.json").is_file():
         return None
     builder = open_directory(directory)
@@ -195,13 +199,14 @@ def _open(data_dir: Path) -> tfds.core.DatasetBuilder | None:
 
 def _download(data_dir: Path) -> Splits:
     """The published files, through TFDS, which checks their digests. Nothing of it stays on disk."""
+    tfds = import_tfds("the data set fashion_mnist")
     instead = f"download the four files of {URL} elsewhere and name their directory by --data.files"
     try:
         probe = urllib.request.Request(f"{URL}{FILES['test'][1]}.gz", method="HEAD")
         urllib.request.urlopen(probe, timeout=PROBE_SECONDS).close()  # TFDS would try for minutes
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fashion_mnist-", dir=data_dir) as directory, quiet_tfds():
-            manager = tfds.download.DownloadManager(download_dir=directory, dataset_name=FashionMnist.name)
+            manager = tfds.download.DownloadManager(download_dir=directory, dataset_name=NAME)
             # One after the other: when one of several fails, the others would go on writing while all is removed.
             names = [name for names in FILES.values() for name in names]
             return _splits({name: Path(manager.download(f"{URL}{name}.gz")) for name in names})

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 try:
     import fcntl
@@ -16,7 +16,7 @@ try:
 except ImportError:  # not Windows
     msvcrt = None  # type: ignore[assignment]
 
-__all__ = ["locked"]
+__all__ = ["lock", "locked"]
 
 log = logging.getLogger(__name__)
 
@@ -25,27 +25,40 @@ WAIT_SECONDS = 0.2  # between two tries, where the system cannot wait itself
 
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock file `path`, made if need be. Where the system has no locks there is a warning instead.
+    """Holds the lock file `path`, made if need be, in a block.
 
     Args:
+        path: the lock file; it stays there, empty.
         wait: whether to wait while another process holds it.
 
     Raises:
         BlockingIOError: another process holds it, and `wait` is False.
     """
     with open(path, "a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        elif msvcrt is not None:
-            _lock_bytes(file, wait=wait)
-            yield
-        else:
-            log.warning("%s: this system locks no files; let no second process write here", path.parent)
-            yield
+        lock(file, path, wait=wait)
+        yield
 
 
-def _lock_bytes(file: IO[str], *, wait: bool) -> None:
+def lock(file: IO[Any], path: Path, *, wait: bool) -> None:
+    """Locks an open file until it is closed. Where the system has no locks there is a warning instead.
+
+    Args:
+        file: open for writing.
+        path: where it lies, for the warning.
+        wait: whether to wait while another process holds it.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is False.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    elif msvcrt is not None:
+        _lock_bytes(file, wait=wait)
+    else:
+        log.warning("%s: this system locks no files; let no second process write here", path.parent)
+
+
+def _lock_bytes(file: IO[Any], *, wait: bool) -> None:
     """Windows' lock, on the first byte of the file; closing the file drops it."""
     while True:
         try:

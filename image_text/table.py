@@ -24,7 +24,7 @@ _SEPARATORS = "\t;|,"
 
 
 def read_table(path: Path, *, without_pictures: bool = False) -> Source:
-    """The listing of a table.
+    """The pictures and captions of a table, as a `Source`.
 
     Its rows are read one by one. Pictures are named relative to the table, or lie in the one folder beside it that has
     them; COCO's lie where COCO puts them (`annotations/captions_val2017.json`, `val2017/`).

@@ -1,10 +1,9 @@
 """Splits of TFDS that are prepared already, read without TensorFlow."""
 
 import dataclasses
-import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ import numpy as np
 from image_text.base import LazySequence, Source, some, stamp_of
 from image_text.columns import CAPTION, LABEL, normal
 from image_text.decode import NamedBytes
-from image_text.errors import UserError, printable
+from image_text.errors import UserError, one_line
+from image_text.tfds_files import QUOTED, check_description, import_tfds, stored
 
 Key = tuple[str, ...]  # where a feature lies: ("captions", "text")
 
 
-class _Records(LazySequence):
+class _Pictures(LazySequence):
     """The pictures of a split, encoded, by name; what cannot be read is one line that names the record."""
 
     def __init__(self, records: Any, field: str, split: str, shards: Any):
@@ -41,7 +41,7 @@ class _Records(LazySequence):
             return self._records[index]
         except Exception as error:  # of ArrayRecord (a flipped bit, a shard cut off) or of TFDS's parsers
             raise UserError(
-                f"{self._file(index)}: cannot read the record {self._split}/{index}: {_line(error)}"
+                f"{self._file(index)}: cannot read the record {self._split}/{index}: {one_line(error, QUOTED)}"
             ) from error
 
     def stamp(self, index: int) -> list[Any] | None:
@@ -53,7 +53,7 @@ class _Records(LazySequence):
 
 
 def read_tfds(source: str, data_dir: str | Path | None) -> Source:
-    """The listing of `tfds:NAME:SPLIT`.
+    """The pictures of `tfds:NAME:SPLIT`.
 
     The picture is the feature `image` or the only one. Captions are the text that is called so, in a sequence too
     (COCO's `captions/text`, of which each is a row); labels are the class label that is called so or the only one.
@@ -64,39 +64,62 @@ def read_tfds(source: str, data_dir: str | Path | None) -> Source:
 
     Raises:
         UserError: it is not prepared, names code outside TFDS, has no such split or no pictures, or a record of it
-            cannot be read.
+            cannot be read; or TFDS is not installed.
     """
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise UserError(f"{source} needs the package tensorflow-datasets: pip install tensorflow-datasets") from None
+    tfds = import_tfds(source)
     name, _, split = source.partition(":")[2].partition(":")
     if not name or not split:
         raise UserError(f"{source}: write tfds:NAME:SPLIT, as in tfds:cifar10:test")
-    where = str(data_dir or tfds.core.constants.DATA_DIR)
-    _check_code(source, Path(where).expanduser(), name)
+    where = str(data_dir or usual_data_dir(source))
+    _check_code(Path(where).expanduser(), name)
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     except Exception as error:  # of several kinds, one per way not to be there
         if not isinstance(error, tfds.core.DatasetNotFoundError):
-            raise UserError(f"{source}: cannot read {name} in {where}: {_line(error)}") from error
+            raise UserError(f"{source}: cannot read {name} in {where}: {one_line(error, QUOTED)}") from error
         raise UserError(
             f"{source}: {name} is not prepared in {where}; prepare it with tfds once, or name its folder by --data-dir"
         ) from error
     if split.partition("[")[0] not in builder.info.splits:
         raise UserError(f"{source}: {name} has no split {split!r}; choose one of {', '.join(builder.info.splits)}")
-    _check_shards(builder, split)
     image, caption, label = _features(source, builder.info.features, tfds)
+    return split_source(builder, split, image=image, caption=caption, label=label)
+
+
+def usual_data_dir(needed_by: str) -> Path:
+    """Where TFDS keeps its data if nobody says otherwise: `TFDS_DATA_DIR`, or a folder in the user's home.
+
+    Args:
+        needed_by: what needs TFDS, for the error.
+
+    Raises:
+        UserError: TFDS is not installed.
+    """
+    return Path(import_tfds(needed_by).core.constants.DATA_DIR)
+
+
+def split_source(
+    builder: Any, split: str, *, image: str, caption: Key | None = None, label: str | None = None
+) -> Source:
+    """A split of data that is prepared, as a `Source`: captions and labels are read at once, pictures when asked for.
+
+    Args:
+        builder: a `tfds.core.DatasetBuilder`.
+        split: as in "train" or "train[:10%]".
+        image: the key of the feature with the picture.
+        caption: where the caption lies, as in ("captions", "text"); a picture with several has a row for each.
+        label: the key of a class label.
+
+    Raises:
+        UserError: a file of the split is missing or damaged, or a caption is missing or not UTF-8.
+    """
     try:
-        # Encoded: TFDS's own decoding leaves palettes and transparency as they are.
-        records = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+        records = stored(builder, split, image=image)
+    except UserError:
+        raise
     except Exception as error:  # a file that is no ArrayRecord, a slice that is none, another file format
-        raise UserError(f"{source}: cannot read {builder.data_dir}: {_line(error)}") from error
-    pictures = _Records(records, image, split, builder.info.splits[split].file_instructions)
-    return _listing(pictures, split, caption, label, builder.info.features)
-
-
-def _listing(pictures: _Records, split: str, caption: Key | None, label: str | None, features: Any) -> Source:
+        raise UserError(f"{split}: cannot read {builder.data_dir}: {one_line(error, QUOTED)}") from error
+    pictures = _Pictures(records, image, split, builder.info.splits[split].file_instructions)
     rows: list[int] = []
     captions: list[str] = []
     labels: list[int] = []
@@ -107,14 +130,14 @@ def _listing(pictures: _Records, split: str, caption: Key | None, label: str | N
         rows += [i] * len(texts)
         if label:
             labels += [int(record[label])] * len(texts)
-    listing = Source([f"{split}/{i}" for i in range(len(pictures))], pictures)
+    source = Source([f"{split}/{i}" for i in range(len(pictures))], pictures)
     if rows and (len(rows) != len(pictures)):
-        listing = listing.take(rows)
+        source = source.take(rows)
     return dataclasses.replace(
-        listing,
+        source,
         captions=captions if caption else None,
         labels=np.array(labels, np.int64) if label else None,
-        classes=[word.replace("_", " ") for word in features[label].names] if label else None,
+        classes=[word.replace("_", " ") for word in builder.info.features[label].names] if label else None,
     )
 
 
@@ -174,53 +197,8 @@ def _text_keys(features: Any, tfds: Any, above: Key = ()) -> Iterator[Key]:
             yield (*above, key)
 
 
-def _check_code(source: str, data_dir: Path, name: str) -> None:
+def _check_code(data_dir: Path, name: str) -> None:
     """TFDS imports the modules that `features.json` names; a directory of data must not choose which."""
     root = data_dir / name.partition("/")[0].partition(":")[0]
     for path in sorted(root.rglob("features.json")) if root.is_dir() else ():
-        try:
-            description = json.loads(path.read_bytes())
-        except (ValueError, RecursionError):
-            raise UserError(f"{path} is not JSON: the dataset is damaged, prepare it again") from None
-        for module in _classes_in(description):
-            if not module.startswith("tensorflow_datasets."):
-                raise UserError(f"{source}: {path} names code outside TFDS, {printable(module, 80)!r}: it is not run")
-
-
-def _classes_in(description: Any) -> Iterator[str]:
-    pending = [description]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, dict):
-            named = (node.get(key) for key in ("pythonClassName", "python_class_name", "type"))
-            yield from (name for name in named if isinstance(name, str))
-        pending += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-
-
-def _check_shards(builder: Any, split: str) -> None:
-    """Every file of the split is there and can be opened: ArrayRecord's own errors do not name it."""
-    info = builder.info.splits[split.partition("[")[0]]
-    opened = _reader() if builder.info.file_format.value == "array_record" else None
-    for path in map(os.fspath, info.filepaths):
-        if not os.path.isfile(path):
-            raise UserError(f"{path} is missing: prepare the dataset again")
-        try:
-            if opened is not None:
-                opened(path)
-        except Exception as error:
-            raise UserError(f"{path} is damaged or cut off ({_line(error)}): prepare the dataset again") from error
-
-
-def _reader() -> Callable[[str], Any]:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    def look(path: str) -> None:
-        reader = ArrayRecordReader(path)
-        reader.num_records()
-        reader.close()
-
-    return look
-
-
-def _line(error: Exception) -> str:
-    return printable(" ".join(str(error).split()) or type(error).__name__, 160)
+        check_description(path)

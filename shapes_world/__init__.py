@@ -8,6 +8,7 @@ Only numpy: it may be imported from everywhere.
 
 from shapes_world.checker import MIN_IOU, Checked, check, exact_match
 from shapes_world.render import Scene, draw
+from shapes_world.version import __version__
 from shapes_world.world import (
     ALL_COMBINATIONS,
     COLOUR_RGB,
@@ -43,6 +44,7 @@ __all__ = [
     "Example",
     "Labels",
     "Scene",
+    "__version__",
     "caption",
     "check",
     "combinations",

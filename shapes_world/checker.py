@@ -48,6 +48,8 @@ CHUNK = 8  # images compared with all templates at once: bounds the memory, and 
 
 
 class Checked(NamedTuple):
+    """What the checker reads off N pictures."""
+
     labels: np.ndarray  # int [N, 4], in the order of `Labels`; -1 where nothing was found
     iou: np.ndarray  # float [N], of the best template; 0 where nothing stands out from the background
     centre: np.ndarray  # float [N, 2], (x, y) of the centre of mass in unit coordinates; nan where nothing stands out

@@ -46,7 +46,8 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
     Args:
         shape: "circle" or a key of `POLYGONS` (else KeyError).
-        x, y: arrays that broadcast together; the result has their common shape.
+        x: to the right; broadcasts with `y`, and the result has their common shape.
+        y: downwards.
     """
     r = np.hypot(x, y)
     if shape == "circle":

@@ -79,6 +79,8 @@ class Labels(NamedTuple):
 
 
 class Example(NamedTuple):
+    """A picture, its caption and what it shows."""
+
     image: np.ndarray  # uint8 [R, R, 3]
     caption: str
     labels: Labels

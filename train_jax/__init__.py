@@ -6,6 +6,8 @@ Names are imported when first used, so that reading data does not load Orbax and
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from image_text import __version__
+
 if TYPE_CHECKING:
     from train_jax.data import InMemory, batches
     from train_jax.errors import Preempted, RunError, UserError
@@ -24,6 +26,7 @@ __all__ = [
     "Task",
     "TrainState",
     "UserError",
+    "__version__",
     "batches",
     "fit",
     "make_optimizer",

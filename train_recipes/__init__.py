@@ -4,3 +4,7 @@ Each has `PRESETS`, name to (what it is, config); `check(name, config)`, which r
 before anything is prepared or written; and `train(name, config)`, which does it and says what came of it. Here, on the
 roof, models (`clip_jax`, `unclip_jax`) and training (`train_jax`) meet.
 """
+
+from image_text import __version__
+
+__all__ = ["__version__"]

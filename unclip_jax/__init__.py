@@ -8,6 +8,7 @@ In short:
     unclip_jax.to_uint8(images)                                             # uint8 [4, 64, 64, 3]
 """
 
+from image_text import __version__
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.keys import sample_keys
 from unclip_jax.pipeline import (
@@ -50,6 +51,7 @@ __all__ = [
     "Stage",
     "UnCLIP",
     "UpsamplerTask",
+    "__version__",
     "generate",
     "generate_jit",
     "load",

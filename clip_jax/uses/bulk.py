@@ -19,6 +19,7 @@ from jaxtyping import Float
 from clip_jax.errors import UserError
 from clip_jax.pretrained import LoadedCLIP
 from clip_jax.uses.embed import Progress, features_of_prepared, text_features
+from image_text.locks import lock
 from image_text.source import Source
 
 ALWAYS_ALLOWED = 2  # damaged pictures in a small set, of which 1 % would be none
@@ -92,7 +93,10 @@ class Parts:
             self._file: io.BufferedRandom = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
-        _lock(self._file, path)
+        try:
+            lock(self._file, path, wait=False)
+        except OSError:
+            raise UserError(f"{path}: another process is writing it; wait for it, or name another --out") from None
         self._key = json.dumps({"key": key}).encode() + b"\n"
         found = self._file.readline(len(self._key))
         if found != self._key:
@@ -235,7 +239,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return rows
 
 
-def key_of(clip: LoadedCLIP, listing: Source, batch_size: int) -> str:
+def key_of(clip: LoadedCLIP, source: Source, batch_size: int) -> str:
     """A digest of what features depend on: the weights and config, the pictures' files and the captions, the batch."""
     digest = hashlib.blake2b(digest_size=16)
 
@@ -247,23 +251,12 @@ def key_of(clip: LoadedCLIP, listing: Source, batch_size: int) -> str:
         array = np.ascontiguousarray(leaf)
         add(jax.tree_util.keystr(path), str(array.dtype), array.shape)
         digest.update(array.reshape(-1).view(np.uint8).data)
-    if listing.names:
+    if source.names:
         add(clip.preprocess.config, clip.preprocess.size)
-    if listing.captions:  # two texts tell tokenizers apart, and are not so long that they are cut off
+    if source.captions:  # two texts tell tokenizers apart, and are not so long that they are cut off
         digest.update(np.ascontiguousarray(clip.tokenize(["a Cat!", "é 猫 8"])).tobytes())
-    for i, name in enumerate(listing.names):
-        add(name, listing.pictures.stamp(i))
-    for caption in listing.captions or ():
+    for i, name in enumerate(source.names):
+        add(name, source.pictures.stamp(i))
+    for caption in source.captions or ():
         add(caption)
     return digest.hexdigest()
-
-
-def _lock(file: io.BufferedRandom, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"{path}: another process is writing it; wait for it, or name another --out") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_jax.errors import UserError
+from clip_jax.uses.prompts import TEMPLATES
 from image_text.base import integer_of, quoted, some
 from image_text.lines import words_of
 from image_text.source import Source
@@ -17,9 +18,9 @@ _FILE = re.compile(r"\.(txt|csv|tsv|json|jsonl|names)$")
 LONGEST_NAME = 1000  # characters; what is longer is no name, and would be written once per picture
 
 
-def class_names(given: tuple[str, ...], listing: Source) -> list[str]:
+def class_names(given: tuple[str, ...], source: Source) -> list[str]:
     """The names of the classes: those given, or in the one file given, or else those of the pictures."""
-    names = [name for _, name in _given(given)] or listing.classes
+    names = [name for _, name in _given(given)] or source.classes
     if not names:
         raise UserError("the pictures have no classes of their own: name some by --classes")
     if not given and all(integer_of(name) is not None for name in names):
@@ -35,7 +36,7 @@ def class_names(given: tuple[str, ...], listing: Source) -> list[str]:
     return names
 
 
-def same_classes(listing: Source, classes: list[str], given: tuple[str, ...] = ()) -> np.ndarray | None:
+def same_classes(source: Source, classes: list[str], given: tuple[str, ...] = ()) -> np.ndarray | None:
     """The labels of the pictures as indices of `classes`; None when they have none, or all of other classes.
 
     Classes are the same if their names are, but for upper and lower case and `_` for a space. Labels that are integers
@@ -44,21 +45,21 @@ def same_classes(listing: Source, classes: list[str], given: tuple[str, ...] = (
     by year, say) is warned of.
 
     Args:
-        listing: the pictures.
+        source: the pictures.
         classes: as `class_names` returns them.
         given: what it was given, if there may be labels beside the names.
 
     Raises:
         UserError: some classes of the pictures are none of `classes`, and others are; they are named.
     """
-    if listing.labels is None or listing.classes is None:
+    if source.labels is None or source.classes is None:
         return None
     keys = [key for key, _ in _given(given)] or classes
-    places = _places(listing.classes, keys)
-    used = set(np.unique(listing.labels).tolist())
-    unknown = [listing.classes[i] for i in used if places[i] is None]
+    places = _places(source.classes, keys)
+    used = set(np.unique(source.labels).tolist())
+    unknown = [source.classes[i] for i in used if places[i] is None]
     if not unknown:
-        return np.array([-1 if place is None else place for place in places])[listing.labels]
+        return np.array([-1 if place is None else place for place in places])[source.labels]
     what = (
         f"the pictures' {some(unknown, 5)} are none of the {len(keys)} classes ({some(keys, 5)}); "
         "a file with LABEL<TAB>NAME in each line says which is which"
@@ -81,8 +82,6 @@ def _places(names: list[str], keys: list[str]) -> list[int | None]:
 
 def templates(given: str) -> tuple[str, ...]:
     """A set of prompts by its name, or those in a file, one per line."""
-    from clip_jax.uses.prompts import TEMPLATES
-
     if given in TEMPLATES:
         return TEMPLATES[given]
     if Path(given).is_file():

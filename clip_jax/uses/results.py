@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from clip_jax.errors import UserError
+from clip_jax.weights.native import atomic_path
+from image_text.optional import optional
 
 SUFFIXES = (".npz", ".parquet")
 PADDING = 8  # times the size of the texts that an array of equally wide ones may take
@@ -42,18 +44,18 @@ def check_space(path: Path, size: int) -> None:
 
 
 def pyarrow() -> Any:
-    """The package, or an error that says how to get it."""
-    try:
+    """The package `pyarrow`, with `pyarrow.parquet`.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    with optional("pyarrow", needed_by="--out: .parquet (.npz needs nothing)", extra="parquet"):
         import pyarrow.parquet
-    except ImportError:
-        raise UserError("--out: .parquet needs the package pyarrow: pip install pyarrow, or write .npz") from None
     return pyarrow
 
 
 def write(path: Path, columns: Mapping[str, np.ndarray | list[str]]) -> None:
     """One array per column, in parquet lists where it has several axes; lists are texts, see `text_arrays`."""
-    from clip_jax.weights.native import atomic_path
-
     with atomic_path(path) as temporary:
         if path.suffix == ".parquet":
             arrow = pyarrow()

@@ -132,12 +132,12 @@ def test_what_is_damaged_or_of_another_run_is_not_taken(tmp_path):
 
 
 def test_the_key_is_of_all_that_features_depend_on(clip, folder):
-    listing = open_source(str(folder))
-    keys = [key_of(clip, listing, 4), key_of(clip, listing, 8)]
-    keys.append(key_of(clip, replace(listing, captions=["a"] * 11), 4))
-    keys.append(key_of(clip._replace(preprocess=Preprocess(clip.preprocess.config, 9)), listing, 4))
+    source = open_source(str(folder))
+    keys = [key_of(clip, source, 4), key_of(clip, source, 8)]
+    keys.append(key_of(clip, replace(source, captions=["a"] * 11), 4))
+    keys.append(key_of(clip._replace(preprocess=Preprocess(clip.preprocess.config, 9)), source, 4))
     (folder / "00.png").write_bytes(b"other")
-    keys.append(key_of(clip, listing, 4))
+    keys.append(key_of(clip, source, 4))
     assert len(set(keys)) == len(keys)
     assert key_of(clip, open_source(str(folder)), 4) == keys[-1]
 

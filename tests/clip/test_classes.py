@@ -55,8 +55,8 @@ def test_other_classes_altogether_are_told():
 
 
 def test_classes_that_no_picture_has_do_not_matter():
-    listing = replace(labels_of("cat", "dog", "emu"), labels=np.array([0, 1]))
-    assert same_classes(listing, ["dog", "cat"]).tolist() == [1, 0]
+    source = replace(labels_of("cat", "dog", "emu"), labels=np.array([0, 1]))
+    assert same_classes(source, ["dog", "cat"]).tolist() == [1, 0]
 
 
 def test_files_of_classes_and_templates(tmp_path):
@@ -84,10 +84,10 @@ def test_a_class_that_is_there_twice_is_told():
 def test_a_file_that_names_the_labels(tmp_path):
     (tmp_path / "classes.txt").write_text("n01443537\tgoldfish\nn01440764\ttench, really\n")
     given = (str(tmp_path / "classes.txt"),)
-    listing = labels_of("n01440764", "n01443537")
-    classes = class_names(given, listing)
+    source = labels_of("n01440764", "n01443537")
+    classes = class_names(given, source)
     assert classes == ["goldfish", "tench, really"]
-    assert same_classes(listing, classes, given).tolist() == [1, 0]
+    assert same_classes(source, classes, given).tolist() == [1, 0]
     (tmp_path / "classes.txt").write_text("n01443537\tgoldfish\ntench\n")
     with pytest.raises(UserError, match="class 2 is not LABEL<TAB>NAME"):
-        class_names(given, listing)
+        class_names(given, source)

@@ -133,17 +133,17 @@ def test_interrupted_rendering_leaves_no_data_and_the_next_call_makes_it(tmp_pat
 def test_half_a_copy_is_not_taken_for_data(data_dir, tmp_path, missing):
     copy = tmp_path / "data"
     shutil.copytree(data_dir, copy)
-    (copy / "shapes" / shapes.ShapesConfig(split_sizes=SIZES).name / str(shapes.Shapes.VERSION) / missing).unlink()
+    (copy / "shapes" / shapes.ShapesConfig(split_sizes=SIZES).name / shapes.VERSION / missing).unlink()
     assert source("test", copy)[0]["caption"] == shapes_world.example("test", 0).caption
 
 
 def test_leftovers_of_killed_runs_are_removed(tmp_path):
     config = tmp_path / "shapes" / shapes.ShapesConfig(split_sizes=SIZES).name
-    left = config / f"incomplete.ABC123_{shapes.Shapes.VERSION}"
+    left = config / f"incomplete.ABC123_{shapes.VERSION}"
     left.mkdir(parents=True)
     (left / "shapes-train.array_record").write_bytes(b"half")
     assert len(source("train", tmp_path)) == SIZES["train"]
-    assert [path.name for path in config.iterdir()] == [str(shapes.Shapes.VERSION)]
+    assert [path.name for path in config.iterdir()] == [shapes.VERSION]
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def test_a_damaged_shard_is_named(data_dir, tmp_path, change):
     path = damaged(data_dir, tmp_path, "shapes-train.array_record*", CHANGES[change])
     with pytest.raises(UserError) as refusal:
         source("train", tmp_path / "copy")
-    assert str(refusal.value).startswith(f"{path}: it is damaged")
+    assert str(refusal.value).startswith(f"{path} is damaged or cut off")
     assert "\n" not in str(refusal.value)
     assert len(source("test", tmp_path / "copy")) == SIZES["test"]  # its files are whole
 

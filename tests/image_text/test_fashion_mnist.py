@@ -227,6 +227,8 @@ def test_no_module_is_imported_because_a_file_names_it(served, tmp_path, key, mo
     features["featuresDict"]["features"]["label"].pop("pythonClassName")
     features["featuresDict"]["features"]["label"][key] = "foreign_features.Label"
     path.write_text(json.dumps(features))
-    with pytest.raises(UserError, match=r"features\.json: it names 'foreign_features\.Label', which is no class"):
+    with pytest.raises(
+        UserError, match=r"features\.json names code outside TFDS, 'foreign_features\.Label': it is not run"
+    ):
         source("train", data_dir=tmp_path / "data")
     assert not (tmp_path / "was here").exists()

@@ -32,9 +32,9 @@ def test_what_programs_leave_behind_is_no_data(tmp_path):
     save(here / "__MACOSX" / "cat" / "._a.png", here / "cat" / "._a.png", here / "@eaDir" / "a.png", here / ".b.png")
     for name in ("Thumbs.db", ".DS_Store", "desktop.ini"):
         (here / "cat" / name).write_bytes(b"x")
-    listing = open_source(str(here))
-    assert listing.names == ["cat/a.png", "dog/b.PNG"]
-    assert listing.classes == ["cat", "dog"]
+    source = open_source(str(here))
+    assert source.names == ["cat/a.png", "dog/b.PNG"]
+    assert source.classes == ["cat", "dog"]
 
 
 def test_every_suffix_that_pillow_decodes(tmp_path):
@@ -47,9 +47,9 @@ def test_every_suffix_that_pillow_decodes(tmp_path):
         ("BMP", "DIB"),
     ]:
         Image.new("RGB", (4, 4)).save(tmp_path / f"{suffix}.{suffix}", kind)
-    listing = open_source(str(tmp_path))
-    assert len(listing.names) == 6
-    assert {open_image(picture).size for picture in listing.pictures} == {(4, 4)}
+    source = open_source(str(tmp_path))
+    assert len(source.names) == 6
+    assert {open_image(picture).size for picture in source.pictures} == {(4, 4)}
 
 
 def test_pictures_that_pillow_does_not_read_are_counted(tmp_path):
@@ -60,9 +60,9 @@ def test_pictures_that_pillow_does_not_read_are_counted(tmp_path):
 
 def test_one_picture(tmp_path):
     save(tmp_path / "a.JPG")
-    listing = open_source(str(tmp_path / "a.JPG"))
-    assert listing.names == ["a.JPG"]
-    assert open_image(listing.pictures[0]).size == (4, 4)
+    source = open_source(str(tmp_path / "a.JPG"))
+    assert source.names == ["a.JPG"]
+    assert open_image(source.pictures[0]).size == (4, 4)
 
 
 def test_links_are_followed(tmp_path):
@@ -72,8 +72,8 @@ def test_links_are_followed(tmp_path):
     (here / "dog").symlink_to(tmp_path / "all" / "dog")
     (here / "cat").symlink_to(tmp_path / "all" / "cat")
     (here / "nowhere.png").symlink_to(tmp_path / "none.png")
-    listing = open_source(str(here))
-    assert (listing.names, listing.classes) == (["cat/a.png", "dog/b.png"], ["cat", "dog"])
+    source = open_source(str(here))
+    assert (source.names, source.classes) == (["cat/a.png", "dog/b.png"], ["cat", "dog"])
 
 
 def test_links_in_a_circle_are_refused(tmp_path):
@@ -99,9 +99,9 @@ def test_links_that_double_are_refused(tmp_path):
 
 def test_integers_and_splits(tmp_path):
     save(*(tmp_path / "digits" / str(i) / "a.png" for i in range(12)))
-    listing = open_source(str(tmp_path / "digits"))
-    assert listing.classes == [str(i) for i in range(12)]
-    assert [int(name.split("/")[0]) for name in listing.names] == listing.labels.tolist()
+    source = open_source(str(tmp_path / "digits"))
+    assert source.classes == [str(i) for i in range(12)]
+    assert [int(name.split("/")[0]) for name in source.names] == source.labels.tolist()
     save(tmp_path / "set" / "train" / "cat" / "a.png", tmp_path / "set" / "val" / "dog" / "b.png")
     assert open_source(str(tmp_path / "set")).classes == ["cat", "dog"]
     save(tmp_path / "flat" / "train" / "a.png", tmp_path / "flat" / "test" / "b.png")
@@ -111,10 +111,10 @@ def test_integers_and_splits(tmp_path):
 def test_a_name_that_is_not_utf8_can_be_written(tmp_path):
     save(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
-    listing = open_source(str(tmp_path))
-    assert listing.names == ["caf\\xe9.png"]
-    assert open_image(listing.pictures[0]).size == (4, 4)
-    assert open_image(listing.take([0]).pictures[0]).size == (4, 4)
+    source = open_source(str(tmp_path))
+    assert source.names == ["caf\\xe9.png"]
+    assert open_image(source.pictures[0]).size == (4, 4)
+    assert open_image(source.take([0]).pictures[0]).size == (4, 4)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
@@ -129,9 +129,9 @@ def test_metadata_as_in_an_imagefolder(tmp_path, suffix):
         else:
             text = "".join(f'{{"file_name": "{name}", "text": "{text}"}}\n' for name, text in rows)
         (tmp_path / part / f"metadata.{suffix}").write_text(text)
-    listing = open_source(str(tmp_path))
-    assert dict(zip(listing.names, listing.captions, strict=True)) == expected
-    assert open_image(listing.pictures[3]).size == (4, 4)
+    source = open_source(str(tmp_path))
+    assert dict(zip(source.names, source.captions, strict=True)) == expected
+    assert open_image(source.pictures[3]).size == (4, 4)
     save(tmp_path / "train" / "x.png")
     with pytest.warns(UserWarning, match=r"1 pictures that .* does not name are left out, the first train/x\.png"):
         assert len(open_source(str(tmp_path)).names) == 4
@@ -156,9 +156,9 @@ def test_texts_beside_the_pictures(tmp_path):
         save(tmp_path / "10_sks dog" / f"{name}.png")
         (tmp_path / "10_sks dog" / f"{name}.txt").write_bytes(text.encode())
     (tmp_path / "10_sks dog" / "README.txt").write_text("of no picture")
-    listing = open_source(str(tmp_path))
-    assert listing.captions == ["one", "two", "three"]
-    assert listing.names == [f"10_sks dog/{name}.png" for name in "abb"]
+    source = open_source(str(tmp_path))
+    assert source.captions == ["one", "two", "three"]
+    assert source.names == [f"10_sks dog/{name}.png" for name in "abb"]
     save(tmp_path / "10_sks dog" / "c.png")
     with pytest.raises(UserError, match=r"1 of 3 pictures have no text beside them .* c\.png|dog/c\.png"):
         open_source(str(tmp_path))

@@ -1,28 +1,33 @@
+"""`open_source`: what is named is opened, and what cannot be is refused in one line."""
+
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from clip_jax import UserError
-from clip_jax.images import open_image
-from image_text.source import open_source
+import shapes_world
+from image_text import UserError, fashion_mnist, open_image, open_source, shapes
+from tests.support.floors import ROOT
+from tests.support.idx import write_idx
 from tests.support.pictures import save
 
 
 def test_a_folder(tmp_path):
     save(tmp_path / "b.png"), save(tmp_path / "sub" / "a.JPG"), (tmp_path / "note.txt").write_text("")
-    listing = open_source(str(tmp_path))
-    assert listing.names == ["b.png", "sub/a.JPG"]
-    assert listing.labels is listing.captions is None
+    source = open_source(str(tmp_path))
+    assert source.names == ["b.png", "sub/a.JPG"]
+    assert source.labels is source.captions is None
 
 
 def test_subfolders_are_classes(tmp_path):
     for name in ("red_fox/1.png", "cat/2.png", "red_fox/deep/3.png"):
         save(tmp_path / name)
-    listing = open_source(str(tmp_path))
-    assert listing.names == ["cat/2.png", "red_fox/1.png", "red_fox/deep/3.png"]
-    assert listing.classes == ["cat", "red fox"]
-    assert listing.labels.tolist() == [0, 1, 1]
+    source = open_source(str(tmp_path))
+    assert source.names == ["cat/2.png", "red_fox/1.png", "red_fox/deep/3.png"]
+    assert source.classes == ["cat", "red fox"]
+    assert source.labels.tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
@@ -37,11 +42,11 @@ def test_a_table(tmp_path, suffix):
         between = "," if suffix == "csv" else "\t"
         quoted = [between.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
         table.write_text("\ufeff" + "\n".join([between.join(("image", "caption", "label")), *quoted]), encoding="utf-8")
-    listing = open_source(str(table))
-    assert listing.names == [row[0] for row in rows]
-    assert listing.captions == [row[1] for row in rows]
-    assert (listing.classes, listing.labels.tolist()) == (["blue", "red"], [1, 0])
-    assert open_image(listing.pictures[1]).size == (9, 8)
+    source = open_source(str(table))
+    assert source.names == [row[0] for row in rows]
+    assert source.captions == [row[1] for row in rows]
+    assert (source.classes, source.labels.tolist()) == (["blue", "red"], [1, 0])
+    assert open_image(source.pictures[1]).size == (9, 8)
 
 
 @pytest.mark.parametrize(
@@ -81,15 +86,96 @@ def test_what_is_not_there_is_refused(tmp_path):
 
 
 def test_a_tfds_split(tmp_path):
-    from image_text import shapes
-
     builder = shapes.prepare(tmp_path, resolution=16, split_sizes={"train": 6})
-    listing = open_source(f"tfds:shapes/{builder.settings.name}:train[:4]", data_dir=tmp_path)
-    source = shapes.source("train[:4]", data_dir=tmp_path, resolution=16, split_sizes={"train": 6})
-    assert len(listing.pictures) == len(listing.names) == 4
-    assert listing.captions == [example["caption"] for example in source]
-    for picture, example in zip(listing.pictures, source, strict=True):
+    source = open_source(f"tfds:shapes/{builder.info.config_name}:train[:4]", data_dir=tmp_path)
+    records = shapes.source("train[:4]", data_dir=tmp_path, resolution=16, split_sizes={"train": 6})
+    assert len(source.pictures) == len(source.names) == 4
+    assert source.captions == [example["caption"] for example in records]
+    for picture, example in zip(source.pictures, records, strict=True):
         np.testing.assert_array_equal(np.asarray(open_image(picture)), example["image"])
-    assert listing.labels is not None
+    assert source.labels is not None
     with pytest.raises(UserError, match="no split 'test'; choose one of train"):
-        open_source(f"tfds:shapes/{builder.settings.name}:test", data_dir=tmp_path)
+        open_source(f"tfds:shapes/{builder.info.config_name}:test", data_dir=tmp_path)
+
+
+# Built-in sets
+
+
+@pytest.fixture
+def few_shapes(tmp_path, monkeypatch):
+    """A directory of data in which the shapes are prepared, a few of each split."""
+    monkeypatch.setattr(shapes_world, "SPLIT_SIZES", {"train": 6, "test": 4, "heldout": 3})
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [("shapes", "train"), ("shapes:test", "test"), ("shapes:heldout", "heldout")]
+)
+def test_shapes_by_name_are_prepared_and_opened(few_shapes, name, split):
+    source = open_source(name, data_dir=few_shapes)
+    assert len(source) == shapes_world.SPLIT_SIZES[split]
+    for i, example in enumerate(source):
+        image, caption, _ = shapes_world.example(split, i)
+        assert (example["name"], example["caption"]) == (f"{split}/{i}", caption)
+        np.testing.assert_array_equal(np.asarray(open_image(example["image"])), image)
+    assert open_source(name, data_dir=few_shapes).pictures.stamp(0)  # read again from what was written
+
+
+def test_fashion_mnist_by_name(tmp_path, monkeypatch):
+    splits = write_idx(tmp_path / "files")
+    monkeypatch.setattr(fashion_mnist, "_download", lambda data_dir: fashion_mnist.read_idx(tmp_path / "files"))
+    source = open_source("fashion_mnist:test", data_dir=tmp_path / "data")
+    assert source.labels.tolist() == splits["test"].labels.tolist()
+    assert source.classes == list(fashion_mnist.CLASSES)
+    assert source[9]["caption"] == "An image of an ankle boot"
+    np.testing.assert_array_equal(np.asarray(open_image(source[3]["image"])), splits["test"].images[3])
+
+
+def test_a_folder_of_the_name_goes_before_a_built_in_set(tmp_path, monkeypatch):
+    save(tmp_path / "shapes" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert open_source("shapes").names == ["a.png"]
+
+
+def test_an_unknown_split_of_a_built_in_set(tmp_path):
+    for source, words in [("shapes:valid", "choose from train, test, heldout"), ("fashion_mnist:x", "train, test")]:
+        with pytest.raises(UserError, match=words):
+            open_source(source, data_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+WITHOUT_TFDS = """
+import sys
+
+for name in ("tensorflow_datasets", "array_record"):
+    sys.modules[name] = None  # as if it were not installed
+import image_text, image_text.source, image_text.shapes, image_text.fashion_mnist, image_text.building
+
+print(len(image_text.open_source(sys.argv[1])))
+for source in sys.argv[2:]:
+    try:
+        image_text.open_source(source)
+    except image_text.UserError as error:
+        print(error)
+print([name for name in ("jax", "tqdm.auto", "clip_jax") if name in sys.modules])
+"""
+
+
+def test_without_tfds_all_else_works(tmp_path):
+    save(tmp_path / "a.png")
+    asked = ["tfds:cifar10:test", "shapes", "fashion_mnist:test"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TFDS, tmp_path, *asked],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": ":".join([str(ROOT), *filter(None, sys.path)])},
+    )
+    assert not done.stderr
+    count, *refusals, loaded = done.stdout.splitlines()
+    assert (count, loaded) == ("1", "[]")
+    for source, line in zip(
+        ["tfds:cifar10:test", "the data set shapes", "the data set fashion_mnist"], refusals, strict=True
+    ):
+        assert line.startswith(f"{source} needs the package tensorflow-datasets")
+        assert "'unclip-jax[data]'" in line

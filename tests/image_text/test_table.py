@@ -50,32 +50,30 @@ def read(here, name, content, encoding="utf-8"):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_headers_separators_and_encodings(here, name, header, between, encoding, end):
     rows = [header.replace("\n", end), f"img/a.png{between}a cat", "", f"img/b.png{between}two dogs"]
-    listing = read(here, name, end.join(rows), encoding)
-    assert listing.names == ["img/a.png", "img/b.png"]
-    assert listing.captions == TWO
+    source = read(here, name, end.join(rows), encoding)
+    assert source.names == ["img/a.png", "img/b.png"]
+    assert source.captions == TWO
 
 
 def test_more_columns_than_are_needed(here):
-    listing = read(
+    source = read(
         here, "t.csv", ",image,caption_id,caption,split\n0,img/a.png,3,a cat,train\n1,img/b.png,4,two dogs,\n"
     )
-    assert listing.captions == TWO
-    listing = read(here, "r.csv", 'image_name| comment_number| comment\nimg/a.png| 0| a "cat\n')
-    assert listing.captions == ['a "cat']
+    assert source.captions == TWO
+    source = read(here, "r.csv", 'image_name| comment_number| comment\nimg/a.png| 0| a "cat\n')
+    assert source.captions == ['a "cat']
 
 
 def test_quotes_line_breaks_and_long_texts(here):
-    listing = read(
-        here, "t.csv", 'image,caption\nimg/a.png,"a, ""cat""\nthere"\nimg/b.png,"' + "x" * 400_000 + '"\n,\n'
-    )
-    assert listing.captions == ['a, "cat"\nthere', "x" * 400_000]
+    source = read(here, "t.csv", 'image,caption\nimg/a.png,"a, ""cat""\nthere"\nimg/b.png,"' + "x" * 400_000 + '"\n,\n')
+    assert source.captions == ['a, "cat"\nthere', "x" * 400_000]
 
 
 def test_flickr8k_tokens(here):
-    listing = read(here, "Flickr8k.token.txt", 'a.png#0\ta cat .\na.png#1\ta pet, "here\nb.png#0\ttwo dogs\n')
-    assert listing.names == ["a.png", "a.png", "b.png"]  # found in the one folder beside the table that has them
-    assert listing.captions == ["a cat .", 'a pet, "here', "two dogs"]
-    assert open_image(listing.pictures[2]).size == (4, 4)
+    source = read(here, "Flickr8k.token.txt", 'a.png#0\ta cat .\na.png#1\ta pet, "here\nb.png#0\ttwo dogs\n')
+    assert source.names == ["a.png", "a.png", "b.png"]  # found in the one folder beside the table that has them
+    assert source.captions == ["a cat .", 'a pet, "here', "two dogs"]
+    assert open_image(source.pictures[2]).size == (4, 4)
     with pytest.raises(UserError, match="line 2 is not like the first"):
         read(here, "t.txt", "a.png#0\ta cat\nb.png two dogs\n")
 
@@ -83,15 +81,15 @@ def test_flickr8k_tokens(here):
 def test_several_captions_of_a_picture(here):
     expected = (["img/a.png"] * 2 + ["img/b.png"], [*TWO, "three"])
     rows = [{"image": "img/a.png", "caption": TWO}, {"image": "img/b.png", "caption": "three"}]
-    listing = read(here, "t.jsonl", "\n".join(map(json.dumps, rows)))
-    assert (listing.names, listing.captions) == expected
-    listing = read(here, "t.csv", 'image,raw\nimg/a.png,"[""a cat"", ""two dogs""]"\nimg/b.png,three\n')
-    assert (listing.names, listing.captions) == expected
-    listing = read(here, "list.json", json.dumps(rows))
-    assert (listing.names, listing.captions) == expected
+    source = read(here, "t.jsonl", "\n".join(map(json.dumps, rows)))
+    assert (source.names, source.captions) == expected
+    source = read(here, "t.csv", 'image,raw\nimg/a.png,"[""a cat"", ""two dogs""]"\nimg/b.png,three\n')
+    assert (source.names, source.captions) == expected
+    source = read(here, "list.json", json.dumps(rows))
+    assert (source.names, source.captions) == expected
     labelled = [dict(row, label=i) for i, row in enumerate(rows)]
-    listing = read(here, "t.jsonl", "\n".join(map(json.dumps, labelled)))
-    assert listing.labels.tolist() == [0, 0, 1]
+    source = read(here, "t.jsonl", "\n".join(map(json.dumps, labelled)))
+    assert source.labels.tolist() == [0, 0, 1]
 
 
 def test_coco(here):
@@ -102,9 +100,9 @@ def test_coco(here):
         "images": [{"id": 139, "file_name": "000000000139.jpg"}],
         "annotations": [{"image_id": 139, "id": i, "caption": text} for i, text in enumerate(TWO)],
     }
-    listing = read(here, "annotations/captions_val2017.json", json.dumps(data))
-    assert (listing.names, listing.captions) == (["000000000139.jpg"] * 2, TWO)
-    assert open_image(listing.pictures[0]).size == (5, 4)
+    source = read(here, "annotations/captions_val2017.json", json.dumps(data))
+    assert (source.names, source.captions) == (["000000000139.jpg"] * 2, TWO)
+    assert open_image(source.pictures[0]).size == (5, 4)
     more = {"images": [*data["images"], {"id": 1, "file_name": "none.jpg"}]}
     with pytest.warns(UserWarning, match="1 of 2 images have no caption and are left out"):
         assert read(here, "annotations/captions_val2017.json", json.dumps(data | more)).captions == TWO
@@ -121,11 +119,11 @@ def test_coco(here):
 
 def test_integers_are_in_their_order(here):
     rows = "".join(f"img/a.png,{i}\n" for i in (10, 2, 0, 11, 1))
-    listing = read(here, "t.csv", f"image,label\n{rows}")
-    assert listing.classes == ["0", "1", "2", "10", "11"]
-    assert listing.labels.tolist() == [3, 2, 0, 4, 1]
-    listing = read(here, "t.jsonl", '{"image": "img/a.png", "class": 10}\n{"image": "img/b.png", "class": 9.0}\n')
-    assert listing.classes == ["9", "10"]
+    source = read(here, "t.csv", f"image,label\n{rows}")
+    assert source.classes == ["0", "1", "2", "10", "11"]
+    assert source.labels.tolist() == [3, 2, 0, 4, 1]
+    source = read(here, "t.jsonl", '{"image": "img/a.png", "class": 10}\n{"image": "img/b.png", "class": 9.0}\n')
+    assert source.classes == ["9", "10"]
 
 
 def test_where_pictures_lie(here):
@@ -133,10 +131,10 @@ def test_where_pictures_lie(here):
     (here / "img" / "a.png").rename(here / "img" / unicodedata.normalize("NFD", "ä.png"))  # as macOS writes it
     assert open_image(read(here, "t.csv", "image,caption\nimg/ä.png,a cat\n").pictures[0]).size == (4, 4)
     Image.new("RGB", (4, 4)).save(here / "img" / "a.png")
-    listing = read(here, "t.csv", f"image,caption\n{here / 'img' / 'a.png'},a cat\n")
-    assert open_image(listing.pictures[0]).size == (4, 4)
-    listing = read(here, "t.csv", "image,caption\nb.png,two dogs\na.png,a cat\n")  # only img/ has them
-    assert listing.pictures[1] == here / "img" / "a.png"
+    source = read(here, "t.csv", f"image,caption\n{here / 'img' / 'a.png'},a cat\n")
+    assert open_image(source.pictures[0]).size == (4, 4)
+    source = read(here, "t.csv", "image,caption\nb.png,two dogs\na.png,a cat\n")  # only img/ has them
+    assert source.pictures[1] == here / "img" / "a.png"
 
 
 @pytest.mark.parametrize(
@@ -209,8 +207,8 @@ def test_columns_that_mean_nothing_here_are_told(here):
 
 def test_captions_alone(here):
     (here / "t.csv").write_text("caption\na cat\ntwo dogs\n")
-    listing = open_source(str(here / "t.csv"), without_pictures=True)
-    assert (listing.captions, listing.names, len(listing.pictures)) == (TWO, [], 0)
+    source = open_source(str(here / "t.csv"), without_pictures=True)
+    assert (source.captions, source.names, len(source.pictures)) == (TWO, [], 0)
     with pytest.raises(UserError, match="no column for pictures"):
         open_source(str(here / "t.csv"))
 

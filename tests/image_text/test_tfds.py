@@ -46,10 +46,10 @@ def data(tmp_path):
 
 
 def test_captions_in_a_sequence(data):
-    listing = open_source(NAME, data_dir=data)
-    assert listing.captions == [f"caption {i}.{j}" for i in range(3) for j in range(i + 1)]
-    assert listing.names == ["train/0"] + ["train/1"] * 2 + ["train/2"] * 3
-    assert listing.pictures[5].name == "train/2"
+    source = open_source(NAME, data_dir=data)
+    assert source.captions == [f"caption {i}.{j}" for i in range(3) for j in range(i + 1)]
+    assert source.names == ["train/0"] + ["train/1"] * 2 + ["train/2"] * 3
+    assert source.pictures[5].name == "train/2"
 
 
 def test_code_outside_tfds_is_not_run(data, monkeypatch):
@@ -65,7 +65,7 @@ def test_code_outside_tfds_is_not_run(data, monkeypatch):
     with pytest.raises(UserError, match="code outside TFDS"):
         open_source(NAME, data_dir=data)
     path.write_text("{")
-    with pytest.raises(UserError, match=r"features\.json is not JSON"):
+    with pytest.raises(UserError, match=r"features\.json: the data's description is damaged, it is not JSON"):
         open_source(NAME, data_dir=data)
 
 
