@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from clip_jax.weights.native import atomic_path
+from image_text.errors import reading
 
 MARGIN, INK, PAPER = 8, (40, 40, 40), (255, 255, 255)
 
@@ -22,6 +23,13 @@ def save_png(path: str | os.PathLike, image: np.ndarray | Image.Image, text: Map
         info.add_itxt(name, _metadata(value))
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info)
+
+
+def read_text(path: str | os.PathLike) -> dict[str, str]:
+    """The metadata of a PNG, as `save_png` wrote it. Raises UserError where the file is no PNG."""
+    with reading(path, "the metadata"), Image.open(path, formats=["PNG"]) as picture:
+        picture.load()
+        return {name: str(value) for name, value in getattr(picture, "text", {}).items()}
 
 
 def holds_other(
