@@ -22,7 +22,7 @@ from unclip_jax.commands.options import Drawing, System
 from unclip_jax.devices import Devices
 from unclip_jax.diffusion.keys import sample_keys, seed_key
 from unclip_jax.pictures import contact_sheet, file_stem, holds_other, output_directory, save_png
-from unclip_jax.pipeline import SHIPPED, Generation, LoadedUnCLIP, check_drawn
+from unclip_jax.pipeline import Generation, LoadedUnCLIP, check_drawn
 from unclip_jax.tasks import to_uint8
 
 SHEET_ROWS = 12  # titles shown on the contact sheet; every picture is a file of its own anyway
@@ -75,7 +75,7 @@ class DrawingCommand(NamedTuple):
 
 def directories(options: System) -> list[Path]:
     """Where the weights lie that the options name; those on the hub are fetched."""
-    return [pipeline.local(source) for source in options.weights] or [options.run or SHIPPED]
+    return [pipeline.local(source) for source in options.weights] or [options.run or pipeline.SHIPPED]
 
 
 def load(options: Drawing) -> LoadedUnCLIP:
