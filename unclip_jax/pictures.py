@@ -16,7 +16,7 @@ MARGIN, INK, PAPER = 8, (40, 40, 40), (255, 255, 255)
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray | Image.Image, text: Mapping[str, str] | None = None) -> None:
-    """Writes uint8 [H, W, 3] (or a Pillow image) as PNG, with ``text`` as its tEXt/iTXt metadata."""
+    """Writes uint8 [H, W, 3] (or a Pillow image) as PNG, with `text` as its tEXt/iTXt metadata."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
     info = PngImagePlugin.PngInfo()
     for name, value in (text or {}).items():
@@ -55,10 +55,10 @@ def _metadata(value: str, limit: int = 10_000) -> str:
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], *, scale: int = 2, columns: int = 8) -> Image.Image:
-    """Captions with their pictures below, ``columns`` to a line, each enlarged ``scale`` times with sharp pixels.
+    """Captions with their pictures below, `columns` to a line, each enlarged `scale` times with sharp pixels.
 
     Args:
-      rows: (caption, [uint8 [H, W, 3], ...]), all pictures of one size.
+        rows: (caption, [uint8 [H, W, 3], ...]), all pictures of one size.
     """
     rows = [(_one_line(caption), images) for caption, images in rows]
     font = ImageFont.load_default(size=13)
