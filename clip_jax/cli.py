@@ -168,7 +168,8 @@ def retrieve(options: Retrieve) -> None:
     """Prints the pictures nearest to each query; without queries, how well captions and pictures find each other.
 
     Raises:
-        UserError: the pictures, the model or a query is not what it should be, or there are neither queries nor captions.
+        UserError: the pictures, the model or a query is not what it should be, or there are neither queries nor
+            captions.
     """
     check(options, "k")
     clip, listing = load(options)

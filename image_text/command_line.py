@@ -43,11 +43,11 @@ class Command(NamedTuple):
 
     Attributes:
         options: the dataclass of its options; the first line of its docstring is shown in the list of commands.
-        run: what it does with an instance of it.
+        run: what it does with an instance of it; what it returns is not looked at.
     """
 
     options: type[Any]
-    run: Callable[[Any], None]
+    run: Callable[[Any], object]
 
 
 # Running
@@ -244,7 +244,7 @@ def parse(
             return options
         line = f"{unknown[0]}: it follows no flag that takes it; `{prog} --help` lists the flags"
     # An unknown flag is named first, even where its value or a missing flag is what tyro met.
-    known = _flags(lambda: read(["--help"]))
+    known = _flags(kind, prog, default)
     for word in [word for word in argv if re.match(r"--[a-z]", word)] + [word for word in unknown if word[:1] == "-"]:
         flag = word.partition("=")[0]
         if flag.replace("_", "-") not in known:
@@ -255,7 +255,7 @@ def parse(
 def _read(
     kind: type[T], argv: Sequence[str], prog: str, default: T | None = None, description: str | None = None
 ) -> tuple[T, list[str]]:
-    """tyro's reading: (the dataclass, the words that it could not place)."""
+    """What tyro reads: (the dataclass, the words that it could not place)."""
     options: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(
         kind,
@@ -282,18 +282,18 @@ def _wide() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def _flags(show_help: Callable[[], Any]) -> list[str]:
-    """All flags there are, from the first column of the help."""
+def _flags(kind: type[Any], prog: str, default: Any = None) -> list[str]:
+    """All flags of a dataclass, from the first column of the help."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit), _wide():
-        show_help()
+        _read(kind, ["--help"], prog, default)
     heads = re.findall(r"^[│| ]*((?:-\w, )?--[a-z][\w.-]*(?:, --[a-z][\w.-]*)*)", _plain(shown.getvalue()), re.M)
     return [flag for head in heads for flag in head.split(", ")]
 
 
 def _belongs(flag: str, prog: str, known: Sequence[str], others: Mapping[str, type]) -> str:
     """What to say of a flag that the command does not have."""
-    owners = [name for name, kind in others.items() if flag in _flags(lambda kind=kind: _read(kind, ["--help"], prog))]
+    owners = [name for name, kind in others.items() if flag in _flags(kind, prog)]
     if owners:
         program, _, own = prog.rpartition(" ")
         owner = " and ".join(owners)

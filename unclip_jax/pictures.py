@@ -59,6 +59,8 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], *, scale: in
 
     Args:
         rows: (caption, [uint8 [H, W, 3], ...]), all pictures of one size.
+        scale: how many times a picture is enlarged.
+        columns: pictures in a line.
     """
     rows = [(_one_line(caption), images) for caption, images in rows]
     font = ImageFont.load_default(size=13)

@@ -102,7 +102,7 @@ def guidance_scale(options: Drawing, loaded: LoadedUnCLIP) -> float | None:
 def describe(options: Drawing, job: Job, loaded: LoadedUnCLIP) -> list[dict[str, str]]:
     """The metadata of the pictures under each title, but for their indices."""
     sampling = loaded.unclip.decoder.sampling
-    used = {"steps": sampling.num_steps, "guidance_scale": guidance_scale(options, loaded)}
+    used: dict[str, Any] = {"steps": sampling.num_steps, "guidance_scale": guidance_scale(options, loaded)}
     if "sampler" in options.sampling():
         used["sampler"] = sampling.sampler
     digest = metadata.weights_digest(directories(options), options.prior_folder())

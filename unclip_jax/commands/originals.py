@@ -20,7 +20,7 @@ from unclip_jax.tasks import to_signed
 
 def drawn_size(unclip: UnCLIP) -> int:
     """Side of the pictures that a system draws."""
-    return (unclip.upsamplers[-1] if unclip.upsamplers else unclip.decoder).model.image_size
+    return (unclip.upsamplers[-1] if unclip.upsamplers else unclip.decoder).sample_shape[0]
 
 
 def picture(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:

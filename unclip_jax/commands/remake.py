@@ -48,7 +48,7 @@ def run(commands: Mapping[str, DrawingCommand], options: Remake) -> None:
     """
     options.check()
     text = read_text(options.picture)
-    command = text.get(metadata.COMMAND)
+    command = text.get(metadata.COMMAND, "")
     if command not in commands:
         raise UserError(f"{options.picture}: it does not say which command drew it, or was drawn by an older version")
     try:

@@ -73,8 +73,8 @@ def diversity(images: np.ndarray, real: np.ndarray, labels: np.ndarray) -> dict[
 
     Returns:
         For each of "position", "size" and "background" the standard deviations "generated" and "real" and their
-        "ratio"; "ratio", the mean of the three; "right", how many of the "drawn" K·S pictures were compared. What fewer than two
-        right pictures per caption leave unknown is None.
+        "ratio"; "ratio", the mean of the three; "right", how many of the "drawn" K·S pictures were compared. What fewer
+        than two right pictures per caption leave unknown is None.
     """
     generated, right = _deviations(images, labels)
     reference, _ = _deviations(real, labels)
