@@ -283,11 +283,11 @@ def _wide() -> Iterator[None]:
 
 
 def _flags(kind: type[Any], prog: str, default: Any = None) -> list[str]:
-    """All flags of a dataclass, from the first column of the help."""
+    """All flags of a dataclass, from the help: they begin a line of one of its boxes, which may stand side by side."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit), _wide():
         _read(kind, ["--help"], prog, default)
-    heads = re.findall(r"^[│| ]*((?:-\w, )?--[a-z][\w.-]*(?:, --[a-z][\w.-]*)*)", _plain(shown.getvalue()), re.M)
+    heads = re.findall(r"(?:^|[│|]) *((?:-\w, )?--[a-z][\w.-]*(?:, --[a-z][\w.-]*)*)", _plain(shown.getvalue()), re.M)
     return [flag for head in heads for flag in head.split(", ")]
 
 

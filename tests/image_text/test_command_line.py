@@ -100,6 +100,11 @@ def test_a_nested_refusal_names_the_whole_field():
         parse(Nested, ["--optim.lr", "fast"], prog="prog")
 
 
+def test_the_nearest_flag_may_be_a_nested_one():
+    with pytest.raises(UserError, match=r"^--optim\.rl: there is no such flag; perhaps you meant --optim\.lr$"):
+        parse(Nested, ["--optim.rl", "1"], prog="prog")
+
+
 @pytest.mark.parametrize("ascii_only", [True, False])
 def test_both_of_tyros_boxes_are_read(ascii_only):
     """It draws them with other signs where the terminal has no others."""
