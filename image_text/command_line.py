@@ -287,7 +287,8 @@ def _flags(kind: type[Any], prog: str, default: Any = None) -> list[str]:
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit), _wide():
         _read(kind, ["--help"], prog, default)
-    heads = re.findall(r"(?:^|[│|]|  ) *((?:-\w, )?--[a-z][\w.-]*(?:, --[a-z][\w.-]*)*)", _plain(shown.getvalue()), re.M)
+    text = _plain(shown.getvalue())
+    heads = re.findall(r"(?:^|[│|]|  ) *((?:-\w, )?--[a-z][\w.-]*(?:, --[a-z][\w.-]*)*)", text, re.M)
     return [flag for head in heads for flag in head.split(", ")]
 
 
