@@ -18,7 +18,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from train_jax.cli import choose, enable_compilation_cache, run_main, tune_cpu
+from image_text.command_line import run_main
+from train_jax.cli import choose, enable_compilation_cache, missing_device, tune_cpu
 
 if __name__ == "__main__":
     tune_cpu(training=True)
@@ -40,6 +41,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from clip_jax.errors import UserError
-
-    run_main(main, sys.argv[1:], name="train", user_errors=(UserError,))
+    run_main(main, sys.argv[1:], name="train", explain=missing_device)

@@ -1,4 +1,4 @@
-"""`python -m clip_jax embed | classify | retrieve | verify`: a trained CLIP on pictures of one's own.
+"""`clip-jax embed | classify | retrieve | verify`, or `python -m clip_jax`: a trained CLIP on pictures of one's own.
 
 Bad input ends in one line on stderr and exit code 2, and leaves no file behind. Files appear whole or not at all.
 """
@@ -6,34 +6,37 @@ Bad input ends in one line on stderr and exit code 2, and leaves no file behind.
 from __future__ import annotations
 
 import dataclasses
-import io
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import tyro
+from tqdm import tqdm
 
-from clip_jax.errors import UserError, printable
-from clip_jax.flags import parse
+import clip_jax
+from clip_jax.errors import UserError
+from clip_jax.pretrained import LoadedCLIP
+from clip_jax.uses.bulk import BadPictures, Parts, encode_pictures, encode_texts, key_of
 from clip_jax.uses.classes import class_names, same_classes, templates
+from clip_jax.uses.embed import text_features
+from clip_jax.uses.published import IMAGENET, RETRIEVAL
 from clip_jax.uses.results import check_output, check_space, write
+from clip_jax.uses.retrieval import both_directions, nearest
+from clip_jax.uses.zero_shot import accuracy, classifier_weights, rank
+from image_text.command_line import Command, program, run_command, run_main, say
+from image_text.source import Source, open_source
 
-if TYPE_CHECKING:
-    from clip_jax.pretrained import LoadedCLIP
-    from clip_jax.uses.bulk import Parts
-    from image_text.source import Source
+NAME = "clip_jax"  # what every line on stderr begins with
 
 
 @dataclass(frozen=True)
 class Pictures:
     """Which pictures, and with which model."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A folder, a table (.csv, .tsv, .txt, .jsonl, COCO's .json; columns image, caption, label), or tfds:NAME:SPLIT."""
     model: str
     """Directory or file of the CLIP; anything that clip_jax.load takes."""
@@ -102,13 +105,15 @@ class Verify(Pictures):
     """Difference in points that still counts as equal; more ends with exit code 1."""
 
 
-COMMANDS: dict[str, type[Pictures]] = {"embed": Embed, "classify": Classify, "retrieve": Retrieve, "verify": Verify}
+# The commands. Each prints its outcome in one line.
 
 
-def embed(options: Embed) -> str:
-    """Runs the command and returns its outcome in one line, as the three below do."""
-    from clip_jax.uses.bulk import Parts, encode_texts, key_of
+def embed(options: Embed) -> None:
+    """Writes the features of pictures and captions to `options.out`.
 
+    Raises:
+        UserError: the pictures, the model or the output is not what it should be.
+    """
     check_output(options.out)
     clip, listing = load(options, without_pictures=True)
     rows, texts = len(listing.names) + len(listing.captions or ()), sum(map(len, listing.captions or ()))
@@ -131,12 +136,15 @@ def embed(options: Embed) -> str:
     parts.close(remove=True)
     what = "image_features" if "image_features" in columns else "text_features"
     n, d = columns[what].shape
-    return f"{n} {'pictures' if what == 'image_features' else 'captions'}, {d} numbers each, in {options.out}"
+    print(f"{n} {'pictures' if what == 'image_features' else 'captions'}, {d} numbers each, in {options.out}")
 
 
-def classify(options: Classify) -> str:
-    from clip_jax.uses.zero_shot import accuracy, rank
+def classify(options: Classify) -> None:
+    """Sorts pictures into classes, and writes the best ones of each picture to `options.out` if that is given.
 
+    Raises:
+        UserError: the pictures, the model, the classes or the output is not what it should be.
+    """
     if options.out is not None:
         check_output(options.out)
     check(options, "k")
@@ -153,13 +161,16 @@ def classify(options: Classify) -> str:
     if listing.labels is not None:
         right = accuracy(features, weights, listing.labels)
         outcome += f": top-1 {100 * right[1]:.2f} %, top-5 {100 * right[5]:.2f} %"
-    return outcome + (f", in {options.out}" if options.out else "")
+    print(outcome + (f", in {options.out}" if options.out else ""))
 
 
-def retrieve(options: Retrieve) -> str:
-    from clip_jax.uses.embed import text_features
-    from clip_jax.uses.retrieval import nearest
+def retrieve(options: Retrieve) -> None:
+    """Prints the pictures nearest to each query; without queries, how well captions and pictures find each other.
 
+    Raises:
+        UserError: the pictures, the model or a query is not what it should be, or there are neither queries nor
+            captions.
+    """
     check(options, "k")
     clip, listing = load(options)
     if not options.query and listing.captions is None:
@@ -168,18 +179,22 @@ def retrieve(options: Retrieve) -> str:
         raise UserError("--query: one of them is empty: say what to look for")
     listing, features = encode(options, clip, listing)
     if not options.query:
-        return recalls(clip, listing, features)
+        print(recalls(clip, listing, features))
+        return
     found = nearest(text_features(clip, options.query), features, options.k)
     for query, indices, similarity in zip(options.query, found.indices, found.similarity, strict=True):
         for i, value in zip(indices, similarity, strict=True):
             print(f"{query}\t{value:.4f}\t{listing.names[i]}")
-    return f"{len(features)} pictures searched for {len(options.query)} texts"
+    print(f"{len(features)} pictures searched for {len(options.query)} texts")
 
 
-def verify(options: Verify) -> str:
-    from clip_jax.uses.published import IMAGENET, RETRIEVAL
-    from clip_jax.uses.zero_shot import accuracy
+def verify(options: Verify) -> None:
+    """Prints the accuracy or recall of a model beside the published figure.
 
+    Raises:
+        UserError: the pictures, the model or an option is not what it should be.
+        Unequal: the two differ by more than `options.tolerance` points.
+    """
     for name in ("published", "tolerance"):
         value = getattr(options, name)
         if value is not None and not np.isfinite(value):  # nothing differs from NaN by more than a tolerance
@@ -212,30 +227,29 @@ def verify(options: Verify) -> str:
     outcome = "; ".join(lines)
     if max(abs(x - y) for _, x, y in pairs) > options.tolerance:
         raise Unequal(outcome)
-    return outcome
+    print(outcome)
 
 
 class Unequal(Exception):
     """The measurement is not the published one."""
+
+    exit_status = 1
 
 
 # What the commands share
 
 
 def load(options: Pictures, *, without_pictures: bool = False) -> tuple[LoadedCLIP, Source]:
-    """The pictures first: they are what is mistyped, and cost nothing to look for."""
+    """The model and the pictures. Those are opened first: they are what is mistyped, and cost nothing to look for."""
     check(options, "batch_size", "threads")
     if not 0 <= options.max_bad_fraction <= 1:
         raise UserError(f"--max-bad-fraction: {options.max_bad_fraction} is not between 0 and 1")
-    from image_text.source import open_source
-
     listing = open_source(options.source, data_dir=options.data_dir, without_pictures=without_pictures)
-    import clip_jax
-
     return clip_jax.load(options.model), listing
 
 
 def check(options: Any, *names: str) -> None:
+    """Raises UserError unless these fields of the options are at least 1."""
     for name in names:
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: {getattr(options, name)} is less than 1")
@@ -245,10 +259,6 @@ def encode(
     options: Pictures, clip: LoadedCLIP, listing: Source, parts: Parts | None = None
 ) -> tuple[Source, np.ndarray]:
     """The rows whose pictures can be read, and their features. A picture of several rows is encoded once."""
-    from tqdm import tqdm
-
-    from clip_jax.uses.bulk import BadPictures, encode_pictures
-
     firsts: dict[str, int] = {}
     for i, name in enumerate(listing.names):
         firsts.setdefault(name, i)
@@ -266,7 +276,7 @@ def encode(
             parts=parts,
         )
     if bad.errors:
-        say(str(bad), 0)
+        say(NAME, str(bad))
     if not len(features):
         raise UserError(f"{options.source}: none of its pictures can be read")
     if len(firsts) == len(listing.names) and not bad.errors:
@@ -278,17 +288,12 @@ def encode(
 
 
 def weights_of(clip: LoadedCLIP, classes: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
-    from clip_jax.uses.embed import text_features
-    from clip_jax.uses.zero_shot import classifier_weights
-
+    """The weights of the zero-shot classifier of classes: unit-norm text features [classes, D]."""
     return classifier_weights(lambda texts: text_features(clip, texts), classes, prompts)
 
 
 def both_recalls(clip: LoadedCLIP, listing: Source, features: np.ndarray) -> dict[str, dict[int, float]]:
-    """Rows of the same picture are one picture with several captions."""
-    from clip_jax.uses.embed import text_features
-    from clip_jax.uses.retrieval import both_directions
-
+    """R@k of pictures and captions in both directions. Rows of the same picture are one with several captions."""
     assert listing.captions is not None
     places: dict[str, int] = {}
     image_of_text = np.array([places.setdefault(name, len(places)) for name in listing.names])
@@ -297,6 +302,7 @@ def both_recalls(clip: LoadedCLIP, listing: Source, features: np.ndarray) -> dic
 
 
 def recalls(clip: LoadedCLIP, listing: Source, features: np.ndarray) -> str:
+    """`both_recalls` in one line."""
     parts = []
     for direction, recall in both_recalls(clip, listing, features).items():
         values = ", ".join(f"R@{k} {100 * value:.2f} %" for k, value in recall.items())
@@ -304,68 +310,29 @@ def recalls(clip: LoadedCLIP, listing: Source, features: np.ndarray) -> str:
     return "; ".join(parts)
 
 
-# The way in and out
+# The command line
 
 
-def main(argv: Sequence[str]) -> None:
-    """Raises what `run` turns into one line and an exit code."""
-    if not argv or argv[0] in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        print("usage: python -m clip_jax COMMAND SOURCE --model MODEL [--field value ...]\n")
-        for name, kind in COMMANDS.items():
-            print(f"  {name:<{width}}  {(kind.__doc__ or '').partition(chr(10))[0]}")
-        print("\n`python -m clip_jax COMMAND --help` lists the fields of a command.")
-        sys.exit(0 if argv else 2)
-    name, *rest = argv
-    if name not in COMMANDS:
-        raise UserError(f"{name}: there is no such command; choose one of {', '.join(COMMANDS)}")
-    options = parse(COMMANDS[name], rest, prog=f"python -m clip_jax {name}")
-    print({"embed": embed, "classify": classify, "retrieve": retrieve, "verify": verify}[name](options))  # type: ignore[operator]
+COMMANDS: dict[str, Command] = {
+    "embed": Command(Embed, embed),
+    "classify": Command(Classify, classify),
+    "retrieve": Command(Retrieve, retrieve),
+    "verify": Command(Verify, verify),
+}
 
 
-def run(argv: Sequence[str] | None = None) -> NoReturn:
-    """The command, and exit: 0, 1 when what was verified is not so or too many pictures are damaged, 2, 130.
+def command(argv: Sequence[str]) -> None:
+    """Runs the command that the arguments name. Raises what `main` turns into one line and an exit code."""
+    about = "A trained CLIP on pictures of your own."
+    example = 'example: {} retrieve photos/ --model DIR --query "a dog on a beach"'
+    prog = program("clip_jax")
+    run_command(COMMANDS, argv, prog=prog, about=about, more=example.format(prog))
 
-    2 is for bad input, 130 when stopped. With `--debug` errors end in their traceback.
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The console script `clip-jax`: runs a command and exits.
+
+    The exit code is 0 on success, 1 when what was verified is not so or too many pictures are damaged, 2 for bad input,
+    130 when stopped. With `--debug` errors end in their traceback.
     """
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end what is done
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
-    argv = [arg for arg in argv if arg != "--debug"]
-    with one_line_warnings():
-        try:
-            main(argv)
-            status = 0
-        except KeyboardInterrupt:
-            status = say("stopped", 130)
-        except Unequal as error:
-            status = say(str(error), 1)
-        except (UserError, OSError) as error:
-            if debug:
-                raise
-            text = str(error)
-            if isinstance(error, OSError) and error.strerror and error.filename is not None:
-                text = f"{error.filename}: {error.strerror}"
-            status = say(text, getattr(error, "exit_status", 2))
-    sys.exit(status)
-
-
-def say(text: str, status: int) -> int:
-    """One line on stderr. Returns the exit status."""
-    print(f"clip_jax: {' '.join(printable(text).split())}", file=sys.stderr, flush=True)
-    return status
-
-
-@contextmanager
-def one_line_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.showwarning = _show
-        yield
-
-
-def _show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
-    # Pillow's do not name the picture. What cannot be decoded is refused by name; what can is not worth a line.
-    if Path(filename).parent.name != "PIL":
-        say(f"warning: {message}", 0)
+    run_main(command, argv, name=NAME)

@@ -65,11 +65,11 @@ def main() -> None:
         mask[:40, :40] = 255
         Image.fromarray(mask).save(work / "mask.png")
         edits = {
-            "vary": ["--vary", star],
-            "interpolate": ["--interpolate", circle, star],
-            "edit": ["--edit", star, "--from", STAR, "--to", STAR.replace("purple", "blue")],
-            "inpaint": ["a large green square in the top left", "--inpaint", star, "--mask", work / "mask.png"],
-            "redraw": [STAR.replace("star", "circle"), "--redraw", star, "--strength", 0.8],
+            "vary": ["vary", star],
+            "interpolate": ["interpolate", circle, star],
+            "edit": ["edit", star, "--from", STAR, "--to", STAR.replace("purple", "blue")],
+            "inpaint": ["inpaint", star, "a large green square in the top left", "--mask", work / "mask.png"],
+            "redraw": ["redraw", star, STAR.replace("star", "circle"), "--strength", 0.8],
         }
         for edit, argv in edits.items():
             sample(work / edit, *argv, "--num", 6)

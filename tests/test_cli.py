@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import shapes_world
 from image_text import fashion_mnist
 from image_text.shapes import prepare
 from tests.support.captions import write_captions
@@ -117,9 +116,6 @@ def assert_refused(ended, script, words):
         ),
         (["train.py", "resnet50-bert", "--help"], ["--data.source", "--vocab", "--text-weights", "--image-weights"]),
         (["train.py", "tiny", "--help"], ["--clip.optim.lr", "--run", "--data.directory", "tiny-decoder"]),
-        (["sample.py", "--help"], ["--run", "--num", "--seed", "--steps", "--guidance-scale", "--sampler", "--out"]),
-        (["sample.py", "--help"], ["--prior NAME", "one_step_prior"]),
-        (["sample.py", "--help"], ["--debug"]),
         (["train.py", "--help"], ["--debug", "shapes-ar-prior", "shapes-one-step-prior", "beside its own"]),
     ],
 )
@@ -135,8 +131,6 @@ def test_help(command, argv, words):
     [
         (["train.py", "tiny", "--clip.optim.rl", "1"], "--clip.optim.lr"),
         (["train.py", "shapes-decoder", "--num-stesp", "1"], "--num-steps"),
-        (["sample.py", "a red star", "--sed", "1"], "--seed"),
-        (["sample.py", "a red star", "--guidance-scal", "2"], "--guidance-scale"),
     ],
 )
 def test_a_mistyped_flag_is_told_what_was_meant(command, argv, meant):
@@ -203,20 +197,6 @@ BERT = ["train.py", "tiny-resnet-bert", "--data.source", "pictures/captions.csv"
         ([*BERT, "--context-length", 1], "context_length: 1 is not between 2 and 32"),
         ([*BERT, "--batch-size", 16], "batch_size: 16 is more than the 9 examples there are"),
         ([*BERT, "--text-weights", "nowhere.bin"], "cannot read weights from nowhere.bin"),
-        (["sample.py"], "prompt: none was given"),
-        (["sample.py", "a star", "--num", -1], "--num: -1 is less than 1"),
-        (["sample.py", "a star", "--num", 0], "--num: 0 is less than 1"),
-        (["sample.py", "a star", "--chunk", 0], "--chunk: 0 is less than 1"),
-        (["sample.py", "a star", "--steps", 0], "--steps: 0 is less than 1"),
-        (["sample.py", "a star", "--seed", -1], "--seed: -1 is not between 0 and 4294967295"),
-        (["sample.py", "a star", "--seed", 2**32], "--seed: 4294967296 is not between"),
-        (["sample.py", "a star", "--seed", 2**64], "is not between"),
-        (["sample.py", "a star", "--guidance-scale", "nan"], "--guidance-scale: nan is not between"),
-        (["sample.py", "a star", "--run", "nowhere"], "nowhere is not a directory"),
-        (["sample.py", "a star", "--run", "unfinished"], "unfinished"),
-        (["sample.py", "--prompts", "missing.txt"], "missing.txt: No such file"),
-        (["sample.py", "--prompts", "empty.txt"], "empty.txt is empty"),
-        (["sample.py", "--prompts", "latin1.txt"], "latin1.txt: line 2 is not UTF-8"),
     ],
 )
 def test_bad_input(command, tmp_path, monkeypatch, argv, words):
@@ -235,178 +215,6 @@ def test_bad_input(command, tmp_path, monkeypatch, argv, words):
     before = listing(tmp_path)
     assert_refused(command(*argv), argv[0], words)
     assert listing(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["sample.py", "a star", "--run", "RUN", "--sampler", "plms"], "sampling.sampler is 'plms'; choose one of"),
-        (["sample.py", "a star", "--run", "RUN", "--steps", 9999], "sampling.num_steps is 9999; give 1 to 1000"),
-        (["sample.py", "a star", "--run", "RUN", "--out", "file"], "file: File exists"),
-        (["sample.py", "a star", "--run", "RUN", "--prior", "other"], "other holds no trained stage"),
-    ],
-)
-def test_bad_input_found_later(command, tmp_path, untrained_run, argv, words):
-    (tmp_path / "file").write_text("")
-    before = listing(tmp_path)
-    assert_refused(command(*(untrained_run if arg == "RUN" else arg for arg in argv)), argv[0], words)
-    assert listing(tmp_path) == before
-
-
-# Sampling
-
-
-def test_pictures_from_prompts(untrained_run, tmp_path):
-    ended = run("sample.py", *PROMPTS, "--run", untrained_run, "--num", 2, "--out", tmp_path / "pictures")
-    assert ended.code == 0, ended.err
-    assert str(tmp_path / "pictures" / "sheet.png") in ended.out
-    assert listing(tmp_path / "pictures") == [
-        "000-a-small-red-circle-in-the-top-left-00.png",
-        "000-a-small-red-circle-in-the-top-left-01.png",
-        "001-a-large-blue-star-in-the-bottom-right-00.png",
-        "001-a-large-blue-star-in-the-bottom-right-01.png",
-        "sheet.png",
-    ]
-    picture = Image.open(tmp_path / "pictures" / "000-a-small-red-circle-in-the-top-left-01.png")
-    assert (picture.mode, picture.size) == ("RGB", (32, 32))
-    assert picture.text["prompt"] == PROMPTS[0]
-    assert (picture.text["seed"], picture.text["index"]) == ("0", "1")
-
-
-def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(command, untrained_run, tmp_path):
-    """The same bytes alone, in another order, from a file, and at another place in a longer batch."""
-    red, blue = PROMPTS
-    (tmp_path / "prompts.txt").write_text(f"{blue}\n\n  {red}\n", encoding="utf-8")
-    ways = {
-        "alone": [red, "--num", 2],
-        "between": ["something else", red, blue, "--num", 3],
-        "file": ["--prompts", "prompts.txt", "--num", 2],
-    }
-    found = {}
-    for way, argv in ways.items():
-        ended = command("sample.py", *argv, "--run", untrained_run, "--seed", 7, "--out", way)
-        assert ended.code == 0, ended.err
-        found[way] = [sorted(Path(way).glob(f"*small-red*-{i:02d}.png"))[0].read_bytes() for i in range(2)]
-    assert found["alone"] == found["between"] == found["file"]
-    assert found["alone"][0] != found["alone"][1]
-
-    assert command("sample.py", red, "--num", 2, "--run", untrained_run, "--seed", 8, "--out", "reseeded").code == 0
-    assert sorted(Path("reseeded").glob("*-00.png"))[0].read_bytes() != found["alone"][0]
-
-
-def test_a_prompts_file_may_begin_with_a_byte_order_mark(tmp_path):
-    import sample
-
-    (tmp_path / "prompts.txt").write_bytes("\ufeffa red star\r\n\r\na star\r\n".encode())
-    assert sample.read_prompts(sample.Options(prompts=tmp_path / "prompts.txt")) == ["a red star", "a star"]
-    (tmp_path / "prompts.txt").write_bytes("\ufeff\r\n".encode())
-    with pytest.raises(ValueError, match=r"prompts\.txt is empty"):
-        sample.read_prompts(sample.Options(prompts=tmp_path / "prompts.txt"))
-
-
-def test_odd_prompts_stay_in_the_directory(command, untrained_run, tmp_path):
-    prompts = ["../../x", "/etc/passwd", "a\nb", "", " ", ".", "日本語 🙂", "x" * 5000]
-    ended = command("sample.py", *prompts, "--num", 1, "--run", untrained_run, "--out", "pictures")
-    assert ended.code == 0, ended.err
-    assert len(listing(tmp_path / "pictures")) == len(prompts) + 1
-    assert listing(tmp_path) == ["pictures", *(f"pictures/{name}" for name in listing(tmp_path / "pictures"))]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("split", "every", "least"), [("train", 8, 0.9), ("heldout", 2, 0.65)])
-def test_the_shipped_weights_draw_what_is_asked_for(tmp_path, split, every, least):
-    """Notices weights gone bad; `unclip_jax.evaluation.shapes` measures, see benchmarks/results."""
-    asked = shapes_world.combinations(split)[::every]
-    ended = run("sample.py", *map(shapes_world.caption, asked), "--num", 1, "--out", tmp_path)
-    assert ended.code == 0, ended.err
-    pictures = np.stack([np.asarray(Image.open(path)) for path in sorted(tmp_path.glob("0*.png"))])
-    assert shapes_world.exact_match(shapes_world.check(pictures), list(asked)).sum() >= least * len(asked)
-
-
-@pytest.mark.slow
-def test_the_shipped_weights_find_a_picture_again(tmp_path):
-    """Inverted to its noise and drawn from it: peak signal to noise of at least 35 dB on pictures of the test split."""
-    pictures = [shapes_world.example("test", i).image for i in range(4)]
-    for i, picture in enumerate(pictures):
-        Image.fromarray(picture).save(tmp_path / f"{i}.png")
-        ended = run("sample.py", "--vary", tmp_path / f"{i}.png", "--eta", 0, "--num", 1, "--out", tmp_path / f"out{i}")
-        assert ended.code == 0, ended.err
-    again = np.stack([np.asarray(Image.open(next((tmp_path / f"out{i}").glob("000-*.png")))) for i in range(4)])
-    error = np.square(again.astype(np.float64) - np.stack(pictures)).mean(axis=(1, 2, 3))
-    psnr = 10 * np.log10(255**2 / error)
-    print(psnr)
-    assert np.median(psnr) >= 35
-
-
-# Edits
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory):
-    """Two pictures, one larger than the system's and not square, and a mask whose right half is white."""
-    directory = tmp_path_factory.mktemp("photos")
-    Image.effect_noise((32, 32), 60).convert("RGB").save(directory / "a.png")
-    Image.effect_noise((90, 70), 60).convert("RGB").save(directory / "b.png")
-    mask = Image.new("L", (32, 32))
-    mask.paste(255, (16, 0, 32, 32))
-    mask.save(directory / "mask.png")
-    Image.new("L", (32, 32)).save(directory / "black.png")
-    return directory
-
-
-EDITS = {
-    "vary": ["--vary", "a.png"],
-    "interpolate": ["--interpolate", "a.png", "b.png"],
-    "edit": ["--edit", "b.png", "--from", "a red star", "--to", "a blue star"],
-    "inpaint": ["a red star", "--inpaint", "a.png", "--mask", "mask.png"],
-    "redraw": ["a red star", "--redraw", "b.png", "--strength", 0.5],
-}
-
-
-QUICK = ("vary", "inpaint")  # the others compile programs like theirs
-
-
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EDITS])
-def test_every_edit_writes_its_pictures(command, untrained_run, photos, monkeypatch, name):
-    argv = [photos / a if str(a).endswith(".png") else a for a in EDITS[name]]
-    ended = command("sample.py", *argv, "--run", untrained_run, "--num", 2, "--steps", 4, "--out", "out")
-    assert ended.code == 0, ended.err
-    files = sorted(Path("out").glob("000-*.png"))
-    assert len(files) == 2
-    assert all(file.name.startswith(f"000-{name}-") for file in files)
-    first, second = (np.asarray(Image.open(file)) for file in files)
-    assert first.shape == (32, 32, 3)
-    assert not np.array_equal(first, second)
-    if name == "inpaint":
-        np.testing.assert_array_equal(first[:, :16], np.asarray(Image.open(photos / "a.png"))[:, :16])
-    assert Image.open(files[0]).text["edit"] == f"--{name}"
-    sheet = Image.open("out/sheet.png")
-    originals = 2 if name in ("interpolate", "inpaint") else 1
-    assert sheet.width >= (2 + originals) * 2 * 32
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--vary", "a.png", "--redraw", "b.png"], "--redraw: there is --vary already"),
-        (["a star", "--vary", "a.png"], "--vary: it takes no prompt"),
-        (["--redraw", "a.png"], "--redraw: it needs one prompt"),
-        (["a star", "--inpaint", "a.png"], "--inpaint: it needs --mask"),
-        (["a star", "--mask", "a.png"], "--mask: it belongs to --inpaint"),
-        (["--edit", "a.png", "--from", "a star"], "--edit: it needs --to"),
-        (["a star", "--strength", 0.5], "--strength: it belongs to --edit and --redraw"),
-        (["a star", "--redraw", "a.png", "--strength", 2], "--strength: 2.0 is not more than 0"),
-        (["--vary", "a.png", "--eta", 2], "--eta: 2.0 is not between 0 and 1"),
-        (["a star", "--eta", 0.5], "--eta: it belongs to --vary"),
-        (["--vary", "a.png", "--sampler", "ddpm"], "--sampler: --vary has a sampler of its own"),
-        (["--vary", "missing.png"], "missing.png"),
-        (["a star", "--inpaint", "a.png", "--mask", "black.png"], "has no white pixel"),
-    ],
-)
-def test_edits_that_cannot_be_are_refused(command, untrained_run, photos, argv, message):
-    argv = [photos / a if str(a).endswith(".png") else a for a in argv]
-    assert_refused(command("sample.py", *argv, "--run", untrained_run), "sample.py", message)
-    assert listing(Path()) == []
 
 
 # The README

@@ -1,7 +1,7 @@
 """How a run ends before its last step: bad input, a fault on the way, or a signal.
 
-Their text is one line, `culprit: what is wrong; what to do`. The roof (`train_jax.cli.run_main`) prints it without a
-traceback and exits with 2, 1, or 128 + the signal's number.
+Their text is one line, `culprit: what is wrong; what to do`. A command (`image_text.command_line.run_main`) prints it
+without a traceback and exits with 2, or with the `exit_status` of the exception: 1, or 128 + the signal's number.
 """
 
 import signal
@@ -17,6 +17,8 @@ class RunError(RuntimeError):
     The good checkpoints on disk are untouched.
     """
 
+    exit_status = 1
+
 
 class Preempted(SystemExit):
     """A signal asked the run to stop; the state of `step` is saved.
@@ -27,7 +29,7 @@ class Preempted(SystemExit):
 
     def __init__(self, signum: int, step: int):
         super().__init__(128 + signum)
-        self.signum, self.step, self.status = signum, step, 128 + signum
+        self.signum, self.step, self.exit_status = signum, step, 128 + signum
 
     def __str__(self) -> str:
         name = signal.Signals(self.signum).name

@@ -10,18 +10,26 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from clip_jax.weights.native import atomic_path
+from image_text.errors import reading
 
 MARGIN, INK, PAPER = 8, (40, 40, 40), (255, 255, 255)
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray | Image.Image, text: Mapping[str, str] | None = None) -> None:
-    """Writes uint8 [H, W, 3] (or a Pillow image) as PNG, with ``text`` as its tEXt/iTXt metadata."""
+    """Writes uint8 [H, W, 3] (or a Pillow image) as PNG, with `text` as its tEXt/iTXt metadata."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
     info = PngImagePlugin.PngInfo()
     for name, value in (text or {}).items():
         info.add_itxt(name, _metadata(value))
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info)
+
+
+def read_text(path: str | os.PathLike) -> dict[str, str]:
+    """The metadata of a PNG, as `save_png` wrote it. Raises UserError where the file is no PNG."""
+    with reading(path, "the metadata"), Image.open(path, formats=["PNG"]) as picture:
+        picture.load()
+        return {name: str(value) for name, value in getattr(picture, "text", {}).items()}
 
 
 def holds_other(
@@ -47,10 +55,12 @@ def _metadata(value: str, limit: int = 10_000) -> str:
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], *, scale: int = 2, columns: int = 8) -> Image.Image:
-    """Captions with their pictures below, ``columns`` to a line, each enlarged ``scale`` times with sharp pixels.
+    """Captions with their pictures below, `columns` to a line, each enlarged `scale` times with sharp pixels.
 
     Args:
-      rows: (caption, [uint8 [H, W, 3], ...]), all pictures of one size.
+        rows: (caption, [uint8 [H, W, 3], ...]), all pictures of one size.
+        scale: how many times a picture is enlarged.
+        columns: pictures in a line.
     """
     rows = [(_one_line(caption), images) for caption, images in rows]
     font = ImageFont.load_default(size=13)

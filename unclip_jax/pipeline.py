@@ -291,7 +291,7 @@ def load(
       UserError: a folder is missing, damaged, or the stages do not fit each other; or an option is not for this kind of
         system.
     """
-    root = SHIPPED if directory is None else _local(directory)
+    root = SHIPPED if directory is None else local(directory)
     if not root.is_dir():
         raise UserError(f"{root} is not a directory; give the run directory of a finished `train.py`")
     if diffusers.is_published(root):
@@ -299,7 +299,7 @@ def load(
             raise UserError(
                 f"prior: {root} is a published system, which has one prior; give another's directory after it"
             )
-        return _published([root, *map(_local, more)], dtype)
+        return _published([root, *map(local, more)], dtype)
     if more or dtype is not None:
         raise UserError(
             f"{root} is a run directory, which is whole: other directories and dtype are for published ones"
@@ -319,7 +319,7 @@ def load(
     return LoadedUnCLIP(unclip, params, clip.tokenize)
 
 
-def _local(source: str | os.PathLike) -> Path:
+def local(source: str | os.PathLike) -> Path:
     """The directory itself, or where the files of a name on the hub were put."""
     path = Path(source)
     if isinstance(source, os.PathLike) or path.exists() or not is_name(source):

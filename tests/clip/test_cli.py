@@ -46,7 +46,7 @@ def command(directory, tmp_path, monkeypatch, capsys):
             argv += ["--model", str(directory)]
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            cli.run(argv)
+            cli.main(argv)
         return end.value.code, *capsys.readouterr()
 
     return run

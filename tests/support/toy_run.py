@@ -16,8 +16,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from image_text.command_line import run_main  # noqa: E402
 from train_jax import InMemory, OptimConfig, Run, batches, fit  # noqa: E402
-from train_jax.cli import enable_compilation_cache, run_main  # noqa: E402
+from train_jax.cli import enable_compilation_cache  # noqa: E402
 from train_jax.fingerprint import fingerprints  # noqa: E402
 
 

@@ -26,7 +26,7 @@ def test_the_first_signal_waits_for_the_step(signum, status):
 
     with pytest.raises(Preempted, match=f"stopped by {signum.name}; step 7 is saved") as stopped:
         train()
-    assert stopped.value.status == stopped.value.code == status
+    assert stopped.value.exit_status == stopped.value.code == status
 
 
 def test_the_second_interrupt_does_not_wait():

@@ -6,11 +6,13 @@ import pytest
 from unclip_jax import pipeline
 from unclip_jax.evaluation import compare
 from unclip_jax.evaluation.compare import Options, evaluations, variants
-from unclip_jax.evaluation.shapes import command
 
 
 def run(*arguments):
-    return command([str(argument) for argument in arguments], compare.main, "compare")
+    """Runs the command in this process; its exit status."""
+    with pytest.raises(SystemExit) as end:
+        compare.main([str(argument) for argument in arguments])
+    return end.value.code
 
 
 @pytest.mark.slow
@@ -51,6 +53,7 @@ def test_only_the_decoder_changes(tiny_run):
     ("arguments", "words"),
     [
         (["guidance", "--run", "no-such-run"], "no-such-run is not a directory"),
+        (["guidances"], "what: 'guidances' is none of 'guidance', 'samplers', 'priors'"),
         (["guidance", "--num", "1"], "--num: 1 is less than 2"),
         (["guidance", "--seed", "-1"], "--seed: -1 is not between"),
         (["guidance", "--guidance-scales", "2", "-1"], "--guidance-scales: -1.0 is not between"),

@@ -13,12 +13,20 @@ import shapes_world
 from clip_jax.towers.text import TextFeatures
 from unclip_jax import pipeline
 from unclip_jax.evaluation import shapes as module
+from unclip_jax.evaluation.judging import clip_scores
 from unclip_jax.evaluation.report import table
-from unclip_jax.evaluation.shapes import CONTROLS, DIFFERENCES, SECTIONS, Options, command, evaluate, retrieval
-from unclip_jax.evaluation.system import System
+from unclip_jax.evaluation.shapes import CONTROLS, DIFFERENCES, SECTIONS, Options, evaluate, main, retrieval
+from unclip_jax.evaluation.system import System, fitted
 from unclip_jax.presets import preset
 
 SPLITS = ("test", "heldout")
+
+
+def status(argv):
+    """Runs the command in this process; its exit status."""
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    return end.value.code
 
 
 def read_caption(caption):
@@ -111,15 +119,15 @@ def test_distances_of_real_pictures_are_at_the_floor(perfect, split):
 
 def test_clip_score_is_the_cosine_of_picture_and_caption():
     text = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
-    scores = module.clip_scores({"real": 3 * text, "full": -text}, text)
+    scores = clip_scores({"real": 3 * text, "full": -text}, text)
     assert scores == {split: pytest.approx({"real": 1.0, "full": -1.0}) for split in SPLITS}
 
 
 def test_pictures_are_fitted_to_clip():
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    np.testing.assert_array_equal(module.fitted(images, 32), images)
+    np.testing.assert_array_equal(fitted(images, 32), images)
     grey = np.full((1, 64, 64, 3), 77, np.uint8)
-    np.testing.assert_array_equal(module.fitted(grey, 16), np.full((1, 16, 16, 3), 77, np.uint8))
+    np.testing.assert_array_equal(fitted(grey, 16), np.full((1, 16, 16, 3), 77, np.uint8))
 
 
 def test_a_report_of_some_controls_can_be_read(capsys):
@@ -154,7 +162,7 @@ def evaluated(tiny_run, tmp_path_factory):
             "builtins.print",
             lambda *values, file=None, **_: (said if file else printed).append(" ".join(map(str, values))),
         )
-        assert command(options) == 0
+        assert status(options) == 0
     return SimpleNamespace(report=json.loads(file.read_text()), file=file, printed="\n".join(printed), said=said)
 
 
@@ -221,11 +229,12 @@ def test_reading_embeds_finds_each_caption():
         (["--chunk", "0"], "--chunk: 0 is less than 1"),
         (["--seed", "-1"], "--seed: -1 is not between"),
         (["--guidance-scale", "nan"], "--guidance-scale: nan is not between"),
+        (["--chunc", "3"], "--chunc: there is no such flag; perhaps you meant --chunk"),
         (["--controls", "full,orcale"], "there is no 'orcale'; choose from all, checker"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, words, capsys):
-    assert command(arguments) == 2
+    assert status(arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("evaluate: ")
     assert words in captured.err
@@ -237,7 +246,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, words, capsys):
 def test_what_cannot_be_written_is_told_before_the_work(out, words, tiny_run, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setattr(module, "evaluate", lambda *_: pytest.fail("the work was done first"))
-    assert command(["--run", str(tiny_run), "--out", str(tmp_path / out)]) == 2
+    assert status(["--run", str(tiny_run), "--out", str(tmp_path / out)]) == 2
     assert words in capsys.readouterr().err
 
 
@@ -261,7 +270,7 @@ def test_another_prior_can_be_measured(tiny_run, name):
 
 
 def test_importing_is_light():
-    heavy = "tyro", "train_jax", "tensorflow_datasets", "grain", "orbax"
+    heavy = "train_jax", "tensorflow_datasets", "grain", "orbax"
     code = f"import unclip_jax.evaluation.shapes, sys; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -4,7 +4,8 @@ import pytest
 import shapes_world
 from shapes_world import Labels
 from unclip_jax.evaluation import scores
-from unclip_jax.evaluation.scores import agreement, diversity, nearest, paired_difference, proportion, wilson
+from unclip_jax.evaluation.judging import agreement, diversity
+from unclip_jax.evaluation.scores import nearest, paired_difference, proportion, wilson
 
 RESOLUTION = 32
 LABELS = np.array([Labels(0, 0, 0, 0), Labels(1, 2, 1, 3), Labels(1, 5, 3, 1)])

@@ -15,20 +15,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 import tyro
 
-from clip_jax.errors import UserError
 from clip_jax.towers.text import TextFeatures
 from clip_jax.weights.native import atomic_path
+from image_text.command_line import parse, run_main
+from image_text.errors import UserError
 from unclip_jax import pipeline
 from unclip_jax.diffusion.samplers import SAMPLERS
 from unclip_jax.evaluation import shapes as evaluate
-from unclip_jax.evaluation.shapes import SPLITS, by_split, score_pictures
-from unclip_jax.evaluation.system import System
+from unclip_jax.evaluation.judging import SPLITS, by_split, clip_scores, distances_to_real, render_again, score_pictures
+from unclip_jax.evaluation.scores import cosines
+from unclip_jax.evaluation.system import System, fitted
 from unclip_jax.pictures import contact_sheet, save_png
 from unclip_jax.pipeline import LoadedUnCLIP, with_sampling
 from unclip_jax.stage import Stage
@@ -41,7 +43,7 @@ SHOWN = 8  # pictures per variant on the sheet, half of them of each split
 class Options:
     """Compares guidance scales, samplers or priors on the shapes world."""
 
-    what: tyro.conf.Positional[Literal["guidance", "samplers", "priors"]]
+    what: Annotated[Literal["guidance", "samplers", "priors"], tyro.conf.Positional]
     """What is varied: the decoder's guidance, its sampler and steps, or the prior (the caption hidden from the
     decoder, which would read there what a prior left out)."""
     run: str = "shipped"
@@ -122,7 +124,7 @@ def ask(loaded: LoadedUnCLIP, options: Options) -> Asked:
     """The first captions of every split, and what CLIP makes of them."""
     system, size = System(loaded, options.chunk), loaded.unclip.clip.vision.image_size
     questions = evaluate.ask_all(loaded.tokenize, options.num, size)
-    twins = evaluate.render_again(questions.labels, size, options.seed)
+    twins = render_again(questions.labels, size, options.seed)
     return Asked(
         questions.labels,
         evaluate.picture_keys(options.seed, options.num),
@@ -145,7 +147,7 @@ def measure(variant: Variant, asked: Asked, options: Options) -> tuple[dict[str,
     images = system.draw(asked.text, image_embed, variant.keep_text, asked.keys, variant.title)
     seconds = time.perf_counter() - began
     results, _ = score_pictures(images, asked.labels)
-    seen = evaluate.fitted(images, variant.loaded.unclip.clip.vision.image_size)
+    seen = fitted(images, variant.loaded.unclip.clip.vision.image_size)
     fid = {"generated": system.features(seen), "floor": asked.twin_features}
     scored = {"generated": system.encode_images(seen), "real": asked.image_embed}
     decoder = variant.loaded.unclip.decoder
@@ -155,9 +157,9 @@ def measure(variant: Variant, asked: Asked, options: Options) -> tuple[dict[str,
         "evaluations": evaluations(decoder),
         "seconds": round(seconds, 1),
         "results": results,
-        "clip_score": evaluate.clip_scores(scored, text_embed),
-        "fid": evaluate.distances_to_real(fid, asked.features),
-        "cosines": by_split(evaluate.cosines, image_embed, asked.image_embed, text_embed, asked.twin_embed),
+        "clip_score": clip_scores(scored, text_embed),
+        "fid": distances_to_real(fid, asked.features),
+        "cosines": by_split(cosines, image_embed, asked.image_embed, text_embed, asked.twin_embed),
     }
     return row, images
 
@@ -207,9 +209,9 @@ def check(options: Options) -> None:
             raise UserError(f"--guidance-scales: {scale} is not between 0 and 100")
 
 
-def main(argv: list[str]) -> None:
+def command(argv: list[str]) -> None:
     """Compares as the command line says, writes report and picture, prints the table. Raises UserError or OSError."""
-    options = tyro.cli(Options, args=argv, prog="python -m unclip_jax.evaluation.compare")
+    options = parse(Options, argv, prog="python -m unclip_jax.evaluation.compare")
     check(options)
     compared = list(variants(options))
     folder = Path("." if options.run == "shipped" else options.run)
@@ -239,7 +241,10 @@ def main(argv: list[str]) -> None:
     print(f"{table(rows)}\n\nwritten to {out} and {out.with_suffix('.png')}")
 
 
-if __name__ == "__main__":
-    import sys
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Compares and exits: 0, 2 for bad input, 130 when stopped; see `image_text.command_line.run_main`."""
+    run_main(command, argv, name="compare")
 
-    sys.exit(evaluate.command(sys.argv[1:], main, "compare"))
+
+if __name__ == "__main__":
+    main()

@@ -26,8 +26,9 @@ def features(config: CLIPConfig, params: dict[str, Any], images: UInt8[Array, "B
     images: uint8 [B, R, R, 3] of the tower's size. The embedding itself is left alone: the pictures were drawn to
     have a given one, and that of a small CLIP is narrow.
     """
-    states = image_states(config, params, images).hidden_states[1:]
-    return jnp.concatenate([state.mean(axis=tuple(range(1, state.ndim - 1))) for state in states], axis=-1)
+    states = image_states(config, params, images).hidden_states
+    assert states is not None
+    return jnp.concatenate([state.mean(axis=tuple(range(1, state.ndim - 1))) for state in states[1:]], axis=-1)
 
 
 def frechet_distance(first: Float[np.ndarray, "N F"], second: Float[np.ndarray, "M F"]) -> float:

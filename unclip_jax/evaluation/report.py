@@ -1,4 +1,4 @@
-"""An evaluation as text: reads what ``evaluate`` wrote as JSON, and nothing else."""
+"""An evaluation as text: reads what `evaluate` wrote as JSON, and nothing else."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import flax
 import jax
@@ -33,22 +32,31 @@ import numpy as np
 import shapes_world
 from clip_jax.config import CLIPConfig
 from clip_jax.encode import variables_of
-from clip_jax.errors import UserError
 from clip_jax.model import unit_norm
 from clip_jax.towers.text import TextFeatures
 from clip_jax.weights.native import atomic_path
+from image_text.command_line import parse, run_main
+from image_text.errors import UserError
 from unclip_jax import pipeline
 from unclip_jax.diffusion.keys import sample_keys
-from unclip_jax.evaluation.frechet import frechet_distance
+from unclip_jax.evaluation.judging import (
+    SPLITS,
+    agreement,
+    by_split,
+    clip_scores,
+    distances_to_real,
+    diversity,
+    matches,
+    render_again,
+    score_pictures,
+)
 from unclip_jax.evaluation.report import table
-from unclip_jax.evaluation.scores import agreement, diversity, matches, nearest, paired_difference
-from unclip_jax.evaluation.system import System, encode_images, encode_text
+from unclip_jax.evaluation.scores import cosines, nearest, paired_difference
+from unclip_jax.evaluation.system import System, encode_images, encode_text, fitted
 from unclip_jax.pipeline import LoadedUnCLIP
-from unclip_jax.tasks import similarity
 
 Tokenize = Callable[[list[str]], Any]  # captions -> int32 [B, L]
 
-SPLITS = {"test": "seen pairs", "heldout": "held-out pairs"}
 REAL_PER_CAPTION = 32  # renders that the variety within a caption is compared with
 
 
@@ -56,8 +64,8 @@ class Control(NamedTuple):
     """One way of drawing the captions.
 
     Attributes:
-      image_embed: whose embedding the decoder gets: the "prior"'s, that of the real "image", or the "text" embedding.
-      keep_text: whether the decoder also reads the caption.
+        image_embed: whose embedding the decoder gets: the "prior"'s, that of the real "image", or the "text" embedding.
+        keep_text: whether the decoder also reads the caption.
     """
 
     image_embed: str
@@ -121,7 +129,7 @@ class Options:
 
     @property
     def sections(self) -> tuple[str, ...]:
-        """The controls asked for, in the order of ``SECTIONS``."""
+        """The controls asked for, in the order of `SECTIONS`."""
         names = self.controls.split(",")
         return tuple(name for name in SECTIONS if name in names or "all" in names)
 
@@ -135,20 +143,20 @@ class Questions(NamedTuple):
 
 
 def ask(tokenize: Tokenize, split: str, num: int, resolution: int) -> Questions:
-    """The first ``num`` examples of a split: their captions in whatever words, their real pictures, their labels."""
+    """The first `num` examples of a split: their captions in whatever words, their real pictures, their labels."""
     examples = [shapes_world.example(split, i, resolution=resolution) for i in range(num)]
     tokens = np.asarray(tokenize([example.caption for example in examples]))
     return Questions(np.stack([e.image for e in examples]), tokens, np.array([e.labels for e in examples]))
 
 
 def ask_all(tokenize: Tokenize, num: int, resolution: int) -> Questions:
-    """The first ``num`` examples of every split, one split after the other."""
+    """The first `num` examples of every split, one split after the other."""
     asked = [ask(tokenize, split, num, resolution) for split in SPLITS]
     return Questions(*(np.concatenate(arrays) for arrays in zip(*asked, strict=True)))
 
 
 def picture_keys(seed: int, num: int) -> jax.Array:
-    """Keys for ``ask_all``: the i-th picture of a split has the i-th, whatever it is drawn by."""
+    """Keys for `ask_all`: the i-th picture of a split has the i-th, whatever it is drawn by."""
     return sample_keys(jax.random.key(seed), jnp.tile(jnp.arange(num), len(SPLITS)))
 
 
@@ -167,7 +175,7 @@ def read_embeds(image_embed: np.ndarray, caption_embed: np.ndarray) -> np.ndarra
 def retrieval(config: CLIPConfig, params: dict[str, Any], tokenize: Tokenize, split: str, num: int) -> float:
     """How often CLIP finds the caption of a real picture among all 192, in [0, 1].
 
-    The pictures are the first ``num`` of ``split``, encoded as one batch.
+    The pictures are the first `num` of `split`, encoded as one batch.
     """
     questions = ask(tokenize, split, num, config.vision.image_size)
     image_embed = np.asarray(encode_images(config, params, questions.images))
@@ -176,15 +184,15 @@ def retrieval(config: CLIPConfig, params: dict[str, Any], tokenize: Tokenize, sp
 
 
 def evaluate(system: System, options: Options) -> dict[str, Any]:
-    """Runs the controls of ``options``.
+    """Runs the controls of `options`.
 
     Returns:
-      A report of plain JSON values. What ``describe`` says, and of the controls that were run:
-      "results": control -> split -> what ``scores.agreement`` says, with "median_iou" where pictures were drawn;
-      "differences": name -> split -> ``scores.paired_difference`` of two controls;
-      "diversity": see ``measure_diversity``; "cosines": split -> see ``cosines``;
-      "clip_score": split -> see ``clip_scores``; "fid": see ``distances_to_real``;
-      "seconds": part -> seconds, compilation included.
+        A report of plain JSON values. What `describe` says, and of the controls that were run:
+        "results": control -> split -> what `scores.agreement` says, with "median_iou" where pictures were drawn;
+        "differences": name -> split -> `scores.paired_difference` of two controls;
+        "diversity": see `measure_diversity`; "cosines": split -> see `cosines`;
+        "clip_score": split -> see `clip_scores`; "fid": see `distances_to_real`;
+        "seconds": part -> seconds, compilation included.
     """
     began = time.perf_counter()
     config, sections = system.unclip.clip, options.sections
@@ -283,16 +291,6 @@ def environment(run: str) -> dict[str, Any]:
     }
 
 
-def score_pictures(images: np.ndarray, labels: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """Per split, the checker's agreement with the labels and its median IoU; and what it found, int [N, 4]."""
-    checked = shapes_world.check(images)
-
-    def score(found: np.ndarray, wanted: np.ndarray, iou: np.ndarray) -> dict[str, Any]:
-        return agreement(found, wanted) | {"median_iou": float(np.median(iou))}
-
-    return by_split(score, checked.labels, labels, checked.iou), checked.labels
-
-
 def measure_diversity(system: System, text: TextFeatures, labels: np.ndarray, options: Options) -> dict[str, Any]:
     """Per split, how different the full pipeline's pictures of one caption are, and how far from training pictures.
 
@@ -330,78 +328,9 @@ def measure_diversity(system: System, text: TextFeatures, labels: np.ndarray, op
     }
 
 
-def cosines(
-    predicted: np.ndarray, image_embed: np.ndarray, text_embed: np.ndarray, twin: np.ndarray
-) -> dict[str, dict[str, float]]:
-    """Mean cosines between embeddings [N, D], and their mean lengths.
-
-    Args:
-      predicted: the prior's, for each caption.
-      image_embed: of the real picture the caption was written for.
-      text_embed: of the caption.
-      twin: of another real picture of the same labels. One caption has many pictures, so this and not 1 is the ceiling.
-    """
-    unrelated = np.roll(image_embed, 1, axis=0)
-    pairs = {
-        "predicted_image": (predicted, image_embed),
-        "predicted_text": (predicted, text_embed),
-        "predicted_unrelated": (predicted, unrelated),
-        "image_twin": (image_embed, twin),
-        "image_text": (image_embed, text_embed),
-        "image_unrelated": (image_embed, unrelated),
-    }
-    lengths = {"predicted": predicted, "image": image_embed, "text": text_embed}
-    return {
-        "cosine": {name: float(similarity(jnp.asarray(a), jnp.asarray(b)).mean()) for name, (a, b) in pairs.items()},
-        "length": {name: float(np.linalg.norm(embeds, axis=-1).mean()) for name, embeds in lengths.items()},
-    }
-
-
-def clip_scores(embeds: dict[str, np.ndarray], text_embed: np.ndarray) -> dict[str, dict[str, float]]:
-    """Per split, the mean cosine of each set of pictures' embeddings [N, D] with those of their captions.
-
-    Hessel et al. 2021 multiply by 2.5 and cut at 0; this is the bare cosine.
-    """
-    scores = {name: np.asarray(similarity(jnp.asarray(a), jnp.asarray(text_embed))) for name, a in embeds.items()}
-    means = {name: by_split(lambda cosine: float(cosine.mean()), cosine) for name, cosine in scores.items()}
-    return {split: {name: mean[split] for name, mean in means.items()} for split in SPLITS}
-
-
-def distances_to_real(seen: dict[str, np.ndarray], real: np.ndarray) -> dict[str, Any]:
-    """Fréchet distances of sets of features [N, F] to those of as many real pictures, per split.
-
-    "floor" among the sets is other real pictures of the same labels.
-    """
-    distances = {name: by_split(frechet_distance, found, real) for name, found in seen.items()}
-    return {
-        "features": f"mean over positions after each block of this system's CLIP image tower, {real.shape[1]} numbers",
-        "splits": {split: {name: distance[split] for name, distance in distances.items()} for split in SPLITS},
-    }
-
-
-def fitted(images: np.ndarray, size: int) -> np.ndarray:
-    """Pictures uint8 [N, R, R, 3] at another size, by antialiased bicubic interpolation: uint8 [N, size, size, 3]."""
-    if images.shape[1] == size:
-        return images
-    resized = jax.image.resize(images.astype(np.float32), (len(images), size, size, 3), "cubic")
-    return np.asarray(jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8))
-
-
-def render_again(labels: np.ndarray, resolution: int, seed: int) -> np.ndarray:
-    """Fresh real pictures of labels int [N, 4]: uint8 [N, R, R, 3]."""
-    rng = np.random.default_rng(seed)
-    return np.stack([shapes_world.render(shapes_world.Labels(*row), rng, resolution) for row in labels.tolist()])
-
-
-def by_split(measure: Callable[..., Any], *arrays: np.ndarray) -> dict[str, Any]:
-    """``measure`` of each split's share of arrays that hold equally many rows of every split, one after the other."""
-    shares = zip(*(np.split(array, len(SPLITS)) for array in arrays), strict=True)
-    return {split: measure(*share) for split, share in zip(SPLITS, shares, strict=True)}
-
-
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Notes under ``name`` how long the block took, compilation included."""
+    """Notes under `name` how long the block took, compilation included."""
     began = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - began, 1)
@@ -441,15 +370,13 @@ def with_image_tower(loaded: LoadedUnCLIP, run: str) -> LoadedUnCLIP:
 
 
 def run_directory(run: str) -> Path:
-    """What ``--run`` names: a directory of one's own, or that of the weights that come with the package."""
+    """What `--run` names: a directory of one's own, or that of the weights that come with the package."""
     return pipeline.SHIPPED if run == "shipped" else Path(run)
 
 
-def main(argv: list[str]) -> None:
+def command(argv: list[str]) -> None:
     """Evaluates as the command line says, writes the report and prints it. Raises UserError or OSError."""
-    import tyro  # a second of import that `retrieval` during training has no use for
-
-    options = tyro.cli(Options, args=argv, prog="python -m unclip_jax.evaluation.shapes")
+    options = parse(Options, argv, prog="python -m unclip_jax.evaluation.shapes")
     check(options)
     system = System(load(options), options.chunk)
     out = options.out or Path("." if options.run == "shipped" else options.run) / "evaluation.json"
@@ -462,18 +389,10 @@ def main(argv: list[str]) -> None:
     print(f"{table(report)}\n\nwritten to {out}")
 
 
-def command(argv: list[str], main: Callable[[list[str]], None] = main, name: str = "evaluate") -> int:
-    """``main`` as a command: the exit status, 2 for bad input, which is told in one line on stderr."""
-    try:
-        main(argv)
-    except (UserError, OSError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{name}: stopped", file=sys.stderr)
-        return 130
-    return 0
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Evaluates and exits: 0, 2 for bad input, 130 when stopped; see `image_text.command_line.run_main`."""
+    run_main(command, argv, name="evaluate")
 
 
 if __name__ == "__main__":
-    sys.exit(command(sys.argv[1:]))
+    main()

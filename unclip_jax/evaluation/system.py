@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 from tqdm import tqdm
@@ -48,10 +49,18 @@ def draw(unclip: UnCLIP, params: dict[str, Any], cond: Cond, keys: Key[Array, " 
     return to_uint8(pipeline.decode(unclip, params, cond, fold_in_each(keys, 1)))
 
 
-class System:
-    """The pieces of a loaded system, each compiled once: they work ``chunk`` rows at a time and fill up the last chunk.
+def fitted(images: np.ndarray, size: int) -> np.ndarray:
+    """Pictures uint8 [N, R, R, 3] at another size, by antialiased bicubic interpolation: uint8 [N, size, size, 3]."""
+    if images.shape[1] == size:
+        return images
+    resized = jax.image.resize(images.astype(np.float32), (len(images), size, size, 3), "cubic")
+    return np.asarray(jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8))
 
-    ``predict`` and ``draw`` use a picture's key as ``pipeline.generate`` does, so one after the other is the pipeline.
+
+class System:
+    """The pieces of a loaded system, each compiled once: they work `chunk` rows at a time and fill up the last chunk.
+
+    `predict` and `draw` use a picture's key as `pipeline.generate` does, so one after the other is the pipeline.
     All give host arrays.
     """
 
@@ -83,12 +92,12 @@ class System:
         keys: Key[Array, " N"],
         title: str,
     ) -> UInt8[np.ndarray, "N H W 3"]:
-        """Pictures uint8 [N, H, W, 3] from image embeddings [N, D] and, with ``keep_text``, the captions."""
+        """Pictures uint8 [N, H, W, 3] from image embeddings [N, D] and, with `keep_text`, the captions."""
         cond = decoder_cond(text, image_embed).replace(keep_text=np.full(len(image_embed), keep_text))
         return self._chunked(partial(draw, self.unclip, self.params), (cond, keys), title)
 
     def _chunked(self, program: Callable[..., Any], rows: tuple, title: str) -> Any:
-        """``program(*rows)`` for pytrees whose leaves have N rows: host arrays of N rows."""
+        """`program(*rows)` for pytrees whose leaves have N rows: host arrays of N rows."""
         total = len(jax.tree.leaves(rows)[0])
         parts, began = [], time.perf_counter()
         with tqdm(total=total, desc=title, unit="row", disable=None) as progress:

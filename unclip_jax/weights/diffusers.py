@@ -104,7 +104,7 @@ def load(directories: Sequence[Path], dtype: str) -> Published:
     """
     parts: dict[str, Path] = {}
     for directory in directories:
-        parts |= _parts(directory)
+        parts |= parts_of(directory)
     where = " and ".join(map(str, directories))
 
     def folder(name: str) -> Path:
@@ -148,7 +148,7 @@ def _is_prior(directory: Path) -> bool:
     return file.is_file() and read_json(file).get("_class_name") == "PriorTransformer"
 
 
-def _parts(directory: Path) -> dict[str, Path]:
+def parts_of(directory: Path) -> dict[str, Path]:
     """Our names of the parts in a directory -> their folders."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory")
