@@ -8,6 +8,7 @@ if __name__ == "__main__":
     run_main(main, name="train")
 """
 
+import contextlib
 import difflib
 import logging
 import os
@@ -112,7 +113,7 @@ def enable_compilation_cache(directory: Path | str | None = None) -> Path | None
 
 
 def tune_cpu(*, training: bool) -> None:
-    """Set what makes small networks faster on CPU; call before JAX is imported. Accelerators are not affected.
+    """Set what makes small networks faster on CPU; call before JAX is used. Accelerators are not affected.
 
     XLA's default fusion makes the gradient of a convolution 1.3 to 2 times slower. And small operations gain little
     from being spread over cores: for `training`, every core is a device of its own with a share of the batch (1.5 times
@@ -129,10 +130,19 @@ def tune_cpu(*, training: bool) -> None:
     if training:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if "--xla_force_host_platform_device_count" not in given:  # XLA's way to say it, which JAX's would override
-            os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(2 ** (min(cores, 8).bit_length() - 1)))
+            _cpu_devices(2 ** (min(cores, 8).bit_length() - 1))
         flags.append("--xla_cpu_multi_thread_eigen=false")
     wanted = [flag for flag in flags if flag.partition("=")[0] not in given]
     os.environ["XLA_FLAGS"] = " ".join([given, *wanted]).strip()
+
+
+def _cpu_devices(count: int) -> None:
+    """So many devices on CPU, unless the environment says another number or JAX has counted them already."""
+    import jax
+
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 def quiet() -> None:
