@@ -151,6 +151,19 @@ def test_small_clips_are_checked_before_their_data_are_prepared(tmp_path):
     refused("tiny-resnet-bert", config, "batch_size: 16 is more than the 9 examples", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-one-step-prior", "tiny-prior"])
+def test_a_contrastive_loss_is_not_accumulated(untrained_run, tmp_path, name):
+    """Microbatches would be other batches; a prior that is not contrastive may be split."""
+    data = dataclasses.replace(options(name).data, directory=tmp_path / "data")
+    optim = dataclasses.replace(options(name).optim, accum=2)
+    run = tmp_path / "run" if name == "tiny-clip" else untrained_run
+    config = options(name, batch_size=16, optim=optim, run=run, data=data)
+    if name == "tiny-prior":
+        check(name, config)
+    else:
+        refused(name, config, "^optim.accum: 2 microbatches would contrast fewer examples than a batch", tmp_path)
+
+
 # statistics
 
 

@@ -29,7 +29,7 @@ from train_recipes import clip as clip_recipe
 from train_recipes import distill, unclip
 from train_recipes.data import CaptionData, FashionData, captions_of
 from train_recipes.draw import drawn_examples
-from train_recipes.engine import architecture
+from train_recipes.engine import architecture, digest
 from train_recipes.pictures import Pictures, Seen
 from train_recipes.presets import PRESETS as TRAINING
 from train_recipes.presets import PRIOR, UPSAMPLER_1
@@ -275,6 +275,8 @@ def test_a_stage_says_which_clip_it_was_trained_against(caught, untrained_run, t
     train("small-decoder", options("small-decoder", **vars(config.decoder), **over))
     train("small-upsampler_0", options("small-upsampler_0", **vars(config.upsampler_0), **over))
     clip, run = clip_jax.load(untrained_run / "clip"), config.run
+    against = [rest["data"].get("clip") for _, _, rest in caught]  # FIXED: a run that finds another does not go on
+    assert against == [digest(run / "clip"), None]
     other = jax.tree.map(lambda a: np.asarray(a) + 1, clip.variables)
     clip_jax.save(run / "clip", clip.model, other, clip.tokenize)
     check_clip(run / "upsampler_0", run / "clip")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import jax
 
 from clip_jax.config import CLIPConfig, PlainResNetConfig, ResNetConfig
+from image_text.errors import one_line
 from train_jax.errors import UserError
 from train_jax.optim import learning_rate, make_optimizer
 from train_jax.sharding import make_mesh
@@ -123,7 +124,7 @@ def trace(
         except UserError:
             raise
         except (TypeError, ValueError) as error:
-            raise UserError(f"model: {training.model} cannot be trained so: {' '.join(str(error).split())}") from error
+            raise UserError(f"model: {training.model} cannot be trained so: {one_line(error, 1000)}") from error
 
     with_prefix(prefix, traced)
 

@@ -90,6 +90,16 @@ def test_a_checkpoint_that_holds_it_is_refused_in_a_line(toy):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("extend", [False, True])
+def test_a_run_that_finds_another_is_refused_in_a_line(toy, extend):
+    """The config of a run says by a digest which one it was trained against, and that it may not change."""
+    first, other = ({"data": {"clip": letter * 64}} for letter in "ab")
+    fit(toy(task=Student(), config=first, fixed=("config.data.clip",)))
+    with pytest.raises(UserError, match=r"config\.data\.clip are others than before") as told:
+        fit(toy(task=Student(), config=other, fixed=("config.data.clip",), extend=extend))
+    assert "\n" not in str(told.value)
+
+
 class Contrastive(ToyTask):
     splits = False
 
