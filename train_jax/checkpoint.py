@@ -44,6 +44,7 @@ class Checkpoints:
         """Open `directory`, creating it if need be and removing what a killed save left.
 
         Args:
+            directory: of the run's checkpoints.
             keep: how many of the newest steps to keep.
             read_only: touch nothing, for checkpoints of another run, which may be under way. The directory is there.
         """
@@ -138,6 +139,8 @@ class Checkpoints:
         Newer steps that are damaged are renamed to `damaged-STEP`, with a warning each.
 
         Args:
+            abstract: the state as `jax.eval_shape` gives it.
+            shardings: where its leaves are to lie.
             items: what to read; of the rest the state that is returned has what `abstract` has, as of the frozen
                 trees. `WEIGHTS` leaves out the state of the optimiser.
 
