@@ -141,6 +141,7 @@ def _cpu_devices(count: int) -> None:
     import jax
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(count)
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)
 
