@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,7 @@ class CLIPTask:
     dtype: Any = jnp.float32
     direction: Direction | str = "both"
     equal_captions: bool = True
+    splits: ClassVar[bool] = False  # microbatches would contrast fewer examples than the batch
 
     def __post_init__(self) -> None:
         config = self.config
@@ -117,8 +118,13 @@ class StartedTask:
         weights: flat variables by their path, as `clip_jax.weights.towers.load_tower` reads them.
     """
 
-    task: Any  # with `init` and `loss` as `CLIPTask` has them
+    task: Any  # with `init`, `loss` and `splits` as `CLIPTask` has them
     weights: Mapping[str, np.ndarray]
+
+    @property
+    def splits(self) -> bool:
+        """The task's own."""
+        return self.task.splits
 
     def init(self, key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
         """-> (params, model_state), as the task's own."""

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import train
 from clip_jax.config import PreprocessConfig
 from clip_jax.images import Preprocess
+from tests.support.recipes import check, options
 from train_jax.begin import Begin
 from train_jax.cli import choose
 from train_jax.data import batches
 from train_jax.errors import UserError
-from train_recipes import clip as image_captions
-from train_recipes import shapes, unclip
+from train_recipes import engine
 from train_recipes.engine import FIXED, Plan, check_begin, stage_directory, train_stage
+from train_recipes.pictures import Pictures, Seen
+from train_recipes.presets import PRESETS
 
 
 def trained(run, *stages, step=4):
@@ -26,11 +27,12 @@ def trained(run, *stages, step=4):
     return run
 
 
-@pytest.mark.parametrize("name", train.PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_begun_and_extended(name):
-    _, config = choose(train.PRESETS, [name, "--begin-from", "there", "--extend"], prog="train.py")
+    rows = {name: ("", PRESETS[name].options)}
+    _, config = choose(rows, [name, "--begin-from", "there", "--extend"], prog="train.py")
     assert (config.begin_from, config.extend) == (Path("there"), True)
-    _, config = choose(train.PRESETS, [name], prog="train.py")
+    _, config = choose(rows, [name], prog="train.py")
     assert (config.begin_from, config.extend) == (None, False)
 
 
@@ -57,22 +59,22 @@ def test_where_nothing_is_there_is_nothing_to_extend(tmp_path):
 
 
 def test_a_recipe_refuses_before_anything_is_done(tmp_path):
-    config = dataclasses.replace(shapes.TINY, run=tmp_path / "run", begin_from=trained(tmp_path / "other", "clip"))
+    config = options("tiny", run=tmp_path / "run", begin_from=trained(tmp_path / "other", "clip"))
     with pytest.raises(UserError, match="no checkpoints of the prior"):
-        shapes.check("tiny", config)
+        check("tiny", config)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_clip_is_not_trained_on_under_its_prior(tmp_path):
     run = trained(tmp_path / "run", "clip", "prior", step=8)
-    config = dataclasses.replace(shapes.TINY, run=run, extend=True)
-    shapes.check("tiny", config)
+    config = options("tiny", run=run, extend=True)
+    check("tiny", config)
     longer = dataclasses.replace(config, clip=dataclasses.replace(config.clip, num_steps=9))
     with pytest.raises(
         UserError, match=r"clip\.num_steps: .*a prior trained against its CLIP of 8 steps; .*--begin-from"
     ):
-        shapes.check("tiny", longer)
-    shapes.check("tiny", dataclasses.replace(config, prior=dataclasses.replace(config.prior, num_steps=9)))
+        check("tiny", longer)
+    check("tiny", dataclasses.replace(config, prior=dataclasses.replace(config.prior, num_steps=9)))
 
 
 @pytest.mark.parametrize(
@@ -80,9 +82,10 @@ def test_a_clip_is_not_trained_on_under_its_prior(tmp_path):
 )
 def test_a_stage_begins_as_its_config_says(begin, begin_from, monkeypatch):
     runs = []
-    monkeypatch.setattr("train_jax.loop.fit", runs.append)
-    training, plan = shapes.tiny("tiny", 3), Plan(None, {"width": 8}, lambda state: None)
-    train_stage("x", training, plan, lambda step: {}, run=Path("run"), seed=0, data={}, begin=begin)
+    monkeypatch.setattr(engine, "fit", runs.append)
+    run = options("tiny", run=Path("run"), begin_from=begin.begin_from, extend=begin.extend)
+    plan = Plan(None, {"width": 8}, lambda state: None)
+    train_stage("x", run.training("prior"), plan, lambda step: {}, run, data={})
     (run,) = runs
     assert run.begin_from == (begin_from and Path(begin_from))
     assert (run.extend, run.fixed) == (begin.extend, FIXED)
@@ -102,14 +105,10 @@ def pictures(tmp_path):
     return paths
 
 
-@pytest.mark.parametrize("kind", ["pairs", "pictures"])
-def test_a_damaged_picture_is_named_and_replaced(pictures, kind, caplog):
+@pytest.mark.parametrize("size", [None, 16])
+def test_a_damaged_picture_is_named_and_replaced(pictures, size, caplog):
     tokens = np.arange(8, dtype=np.int32)[:, None]
-    preprocess = Preprocess(PreprocessConfig(), 16)
-    if kind == "pairs":
-        source = image_captions.Pairs(pictures, tokens, preprocess)
-    else:
-        source = unclip.Pictures(pictures, tokens, 16, preprocess)
+    source = Pictures(pictures, tokens, Seen(size, Preprocess(PreprocessConfig(), 16)))
     batch = batches(source, batch_size=8, seed=0)(0)
     assert int(batch["bad"].sum()) == 1
     assert sorted(batch["tokens"][:, 0].tolist()) == [0, 1, 2, 4, 4, 5, 6, 7]  # the caption goes with its picture
@@ -117,10 +116,10 @@ def test_a_damaged_picture_is_named_and_replaced(pictures, kind, caplog):
     assert str(pictures[3]) in line
 
 
-@pytest.mark.parametrize("recipe", [unclip, image_captions])
-def test_a_share_that_is_none_is_refused(recipe, tmp_path):
-    preset = recipe.PRESETS["tiny-captions" if recipe is unclip else "tiny-resnet-bert"][1]
-    more = {"clip": "x"} if recipe is unclip else {"vocab": tmp_path / "vocab.txt"}
-    data = dataclasses.replace(preset.data, source="captions.csv", max_damaged=1.5)
+@pytest.mark.parametrize(
+    ("name", "more"), [("tiny-captions", {"clip": "x"}), ("tiny-resnet-bert", {"vocab": Path("v")})]
+)
+def test_a_share_that_is_none_is_refused(name, more, tmp_path):
+    data = dataclasses.replace(options(name).data, source="captions.csv", max_damaged=1.5)
     with pytest.raises(UserError, match=r"data\.max_damaged: 1\.5 is not between 0 and 1"):
-        recipe.check("tiny", dataclasses.replace(preset, data=data, run=tmp_path / "run", **more))
+        check(name, options(name, data=data, run=tmp_path / "run", **more))

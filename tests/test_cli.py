@@ -27,7 +27,7 @@ from image_text.shapes import prepare
 from tests.support.captions import write_captions
 from tests.support.idx import idx, write_idx
 from tests.support.tiny import tiny_run
-from train_recipes.shapes import TINY
+from train_recipes.presets import PRESETS
 from unclip_jax import pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +64,8 @@ def weights(run_directory):
 def data(tmp_path_factory):
     """The training data of the tiny presets, rendered."""
     directory = tmp_path_factory.mktemp("data")
-    prepare(directory, resolution=TINY.data.resolution, split_sizes={"train": TINY.data.train_examples})
+    tiny = PRESETS["tiny"].options.data
+    prepare(directory, resolution=tiny.resolution, split_sizes={"train": tiny.train_examples})
     return directory
 
 

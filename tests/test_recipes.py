@@ -21,13 +21,19 @@ from clip_jax.uses.embed import image_features, text_features
 from image_text.fashion_mnist import CAPTIONS
 from tests.support.captions import write_captions
 from tests.support.idx import write_idx
+from tests.support.recipes import check, options, train
 from tests.support.tiny import tiny_run
 from train_jax.errors import UserError
 from train_jax.state import TrainState
-from train_recipes import clip as image_captions
-from train_recipes import distill, mini_fashion, shapes, unclip
+from train_recipes import clip as clip_recipe
+from train_recipes import distill, unclip
+from train_recipes.data import CaptionData, FashionData, captions_of
 from train_recipes.draw import drawn_examples
-from train_recipes.engine import architecture, fitted
+from train_recipes.engine import architecture, digest
+from train_recipes.pictures import Pictures, Seen
+from train_recipes.presets import PRESETS as TRAINING
+from train_recipes.presets import PRIOR, UPSAMPLER_1
+from train_recipes.unclip import fitted
 from unclip_jax import pipeline
 from unclip_jax import presets as stage_presets
 from unclip_jax.degrade import BSRConfig, DegradeConfig
@@ -59,13 +65,13 @@ def caught(monkeypatch):
     """What was given to `train_stage`, which exports random weights in place of trained ones."""
     calls = []
 
-    def train_stage(name, training, plan, batches, **rest):
-        calls.append((plan, batches, rest))
+    def train_stage(name, training, plan, batches, options, *, data):
+        calls.append((plan, batches, {"run": options.run, "data": data}))
         state = random_state(plan.task)
         plan.export(state)
         return state
 
-    for module in (mini_fashion, image_captions, unclip, distill):
+    for module in (clip_recipe, unclip, distill):
         monkeypatch.setattr(module, "train_stage", train_stage)
     return calls
 
@@ -74,7 +80,7 @@ def caught(monkeypatch):
 
 
 def test_mini_fashion_to_the_letter():
-    config = mini_fashion.PRESETS["mini-fashion"][1]
+    config = options("mini-fashion")
     clip, optim = clip_jax.preset(config.model), config.optim
     vision, text = clip.vision, clip.text
     assert (clip.embed_dim, vision.image_size, vision.channels, vision.patch_size) == (32, 28, 1, 14)
@@ -113,22 +119,22 @@ def test_ten_captions_in_a_batch_of_128_have_a_floor():
 def test_mini_fashion_sees_every_garment_with_its_caption(caught, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(PRESETS, "mini_fashion", shallow("mini_fashion"))
     splits = write_idx(tmp_path / "files")
-    data = mini_fashion.Data(tmp_path / "data", tmp_path / "files")
-    config = dataclasses.replace(mini_fashion.PRESETS["mini-fashion"][1], batch_size=8, run=tmp_path / "run", data=data)
-    mini_fashion.check("mini-fashion", config)
-    mini_fashion.train("mini-fashion", config)
+    data = FashionData(tmp_path / "data", tmp_path / "files")
+    config = options("mini-fashion", batch_size=8, run=tmp_path / "run", data=data)
+    check("mini-fashion", config)
+    train("mini-fashion", config)
 
     ((_, batches, rest),) = caught
     clip = clip_jax.load(tmp_path / "run" / "clip")
-    train = splits["train"]
+    garments = splits["train"]
     seen = set()
     for step in range(3):
         batch = batches(step)
         assert batch["image"].shape == (8, 28, 28, 1)
         assert batch["tokens"].shape == (8, 32)
         for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
-            (index,) = np.flatnonzero((train.images == image[..., 0]).all((1, 2)))
-            assert clip.tokenize.decode(tokens) == CAPTIONS[train.labels[index]]
+            (index,) = np.flatnonzero((garments.images == image[..., 0]).all((1, 2)))
+            assert clip.tokenize.decode(tokens) == CAPTIONS[garments.labels[index]]
             seen.add(index)
     assert seen == set(range(24))  # an epoch
     assert rest["data"] == {"examples": 24}
@@ -152,7 +158,7 @@ def accuracy(clip, splits):
 
 
 def test_resnet50_bert_is_the_preset_with_its_faults_mended():
-    config = image_captions.PRESETS["resnet50-bert"][1]
+    config = options("resnet50-bert")
     assert (config.batch_size, config.optim.lr, config.learned_temperature) == (32, 1e-4, False)
     assert config.optim.warmup_steps > 0
     assert config.optim.ema_decay == 0
@@ -161,12 +167,10 @@ def test_resnet50_bert_is_the_preset_with_its_faults_mended():
 def test_pictures_and_captions_belong_together(caught, tmp_path):
     table, vocab, captions = write_captions(tmp_path)
     name = "tiny-resnet-bert"
-    data = image_captions.Data(str(table))
-    config = dataclasses.replace(
-        image_captions.PRESETS[name][1], run=tmp_path / "run", vocab=vocab, data=data, learned_temperature=True
-    )
-    image_captions.check(name, config)
-    image_captions.train(name, config)
+    data = CaptionData(str(table))
+    config = options(name, run=tmp_path / "run", vocab=vocab, data=data, learned_temperature=True)
+    check(name, config)
+    train(name, config)
 
     ((_, batches, rest),) = caught
     clip = clip_jax.load(tmp_path / "run" / "clip")
@@ -188,7 +192,7 @@ def test_classes_become_captions(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
     from image_text.source import open_source
 
-    found = image_captions.captions_of(open_source(str(tmp_path)), str(tmp_path))
+    found = captions_of(open_source(str(tmp_path)), str(tmp_path))
     assert found == ["a photo of a blue box.", "a photo of a red box."]
 
 
@@ -197,9 +201,8 @@ def test_other_captions_are_another_run(caught, tmp_path):
     name, identities = "tiny-resnet-bert", []
     for kind in ("red", "crimson"):
         table, vocab, _ = write_captions(Path(tmp_path / kind), red=kind)
-        data = image_captions.Data(str(table))
-        config = dataclasses.replace(image_captions.PRESETS[name][1], run=tmp_path / "run", vocab=vocab, data=data)
-        image_captions.train(name, config)
+        data = CaptionData(str(table))
+        train(name, options(name, run=tmp_path / "run", vocab=vocab, data=data))
         identities.append(caught[-1][2]["data"])
     assert identities[0] != identities[1]
 
@@ -209,7 +212,7 @@ def test_other_captions_are_another_run(caught, tmp_path):
 
 def test_training_is_the_papers_table():
     """Ramesh et al. 2022, Table 3: steps, batch, rate, β2, ε, weight decay and average of each stage."""
-    rows = {name: unclip.TRAINING[f"dalle2-{name}"] for name in ("prior", "decoder", "upsampler_0", "upsampler_1")}
+    rows = {name: options(f"dalle2-{name}") for name in ("prior", "decoder", "upsampler_0", "upsampler_1")}
     optims = [row.optim for row in rows.values()]
     assert [row.num_steps for row in rows.values()] == [600_000, 800_000, 1_000_000, 1_000_000]
     assert [row.batch_size for row in rows.values()] == [4096, 2048, 1024, 512]
@@ -220,17 +223,16 @@ def test_training_is_the_papers_table():
     assert [optim.weight_decay for optim in optims] == [6e-2, 0, 0, 0]
     assert [optim.ema_decay for optim in optims] == [0.9999] * 4
     assert {optim.kind for optim in optims} == {"adamw"}
-    for row in unclip.TRAINING.values():
-        assert stage_presets.preset(row.model)
+    for row in TRAINING.values():
+        for part in row.stages:
+            assert stage_presets.preset(row.options.training(part.name).model)
 
 
 def captions_config(directory, run, **fields):
     """(the tiny cascade on 9 pictures of one colour each, their captions)"""
     table, _, captions = write_captions(directory / "pictures")
-    data = image_captions.Data(str(table))
-    return dataclasses.replace(
-        unclip.TINY, run=directory / "run", clip=str(run / "clip"), data=data, **fields
-    ), captions
+    data = CaptionData(str(table))
+    return options("tiny-captions", run=directory / "run", clip=str(run / "clip"), data=data, **fields), captions
 
 
 @pytest.mark.slow
@@ -239,8 +241,8 @@ def test_every_stage_of_unclip_gets_its_pictures_with_their_captions(caught, mon
     monkeypatch.setattr(unclip, "draw_sheet", lambda run, prompts: f"{run.name} {prompts}")
     config, captions = captions_config(tmp_path, untrained_run)
     for _ in range(2):  # the second time the CLIP is there already
-        unclip.check("tiny-captions", config)
-        unclip.train("tiny-captions", config)
+        check("tiny-captions", config)
+        train("tiny-captions", config)
     loaded = pipeline.load(tmp_path / "run")
     for name in ("prior", "decoder", "upsampler_0"):
         saved = json.loads((tmp_path / "run" / name / "config.json").read_text())
@@ -262,23 +264,24 @@ def test_every_stage_of_unclip_gets_its_pictures_with_their_captions(caught, mon
     upsampler = caught[2][0].task
     assert (upsampler.low_res_size, upsampler.crop_size, upsampler.degrade) == (16, 16, DegradeConfig())
     assert loaded.unclip.upsamplers[0].model.low_res_size == caught[2][2]["data"]["low_res_size"] == 16
-    second = unclip.upsampler_task(upsampler.stage, None, None, None, "upsampler_1")
+    second = unclip.upsampler_task(UPSAMPLER_1, upsampler.stage, None, None, None)
     assert second.degrade == BSRConfig()
 
 
-def test_a_stage_says_which_clip_it_was_trained_against(untrained_run, tmp_path):
+def test_a_stage_says_which_clip_it_was_trained_against(caught, untrained_run, tmp_path):
     """Beside another one of the same widths it is refused; an upsampler sees none."""
-    clip = clip_jax.load(untrained_run / "clip")
-    clip_jax.save(tmp_path / "clip", clip.model, clip.variables, clip.tokenize)
-    config = dataclasses.replace(shapes.TINY, run=tmp_path)
-    for name in ("decoder", "upsampler_0"):
-        stage, params = pipeline.load_stage(untrained_run / name)
-        shapes.save_as(name, stage, config)(TrainState(0, params, params, (), {}, 0))
+    config, _ = captions_config(tmp_path, untrained_run)
+    over = {"run": config.run, "clip": config.clip, "data": config.data, "factor": 2}
+    train("small-decoder", options("small-decoder", **vars(config.decoder), **over))
+    train("small-upsampler_0", options("small-upsampler_0", **vars(config.upsampler_0), **over))
+    clip, run = clip_jax.load(untrained_run / "clip"), config.run
+    against = [rest["data"].get("clip") for _, _, rest in caught]  # FIXED: a run that finds another does not go on
+    assert against == [digest(run / "clip"), None]
     other = jax.tree.map(lambda a: np.asarray(a) + 1, clip.variables)
-    clip_jax.save(tmp_path / "clip", clip.model, other, clip.tokenize)
-    check_clip(tmp_path / "upsampler_0", tmp_path / "clip")
+    clip_jax.save(run / "clip", clip.model, other, clip.tokenize)
+    check_clip(run / "upsampler_0", run / "clip")
     with pytest.raises(clip_jax.UserError, match="decoder was trained with another CLIP than the one in"):
-        check_clip(tmp_path / "decoder", tmp_path / "clip")
+        check_clip(run / "decoder", run / "clip")
 
 
 def test_a_stage_takes_the_widths_of_its_clip():
@@ -303,9 +306,9 @@ def test_another_clip_is_not_mixed_in(caught, untrained_run, tmp_path):
     with pytest.raises(UserError, match="is not the CLIP in"):
         unclip.the_clip(dataclasses.replace(config, clip=str(tmp_path / "other")))
     with pytest.raises(UserError, match="clip: none was given, and there is none in"):
-        unclip.check("tiny-captions", dataclasses.replace(config, clip="", run=tmp_path / "empty"))
+        check("tiny-captions", dataclasses.replace(config, clip="", run=tmp_path / "empty"))
     with pytest.raises(UserError, match=r"data.source: none was given"):
-        unclip.check("tiny-captions", dataclasses.replace(config, data=image_captions.Data()))
+        check("tiny-captions", dataclasses.replace(config, data=CaptionData()))
 
 
 @pytest.mark.slow
@@ -315,11 +318,11 @@ def test_a_finished_prior_knows_its_error(untrained_run, tmp_path):
     clip = clip_jax.load(config.clip)
     stage = dataclasses.replace(stage_presets.preset("tiny-prior"), x0_error=True)
     pictures = [tmp_path / "pictures" / f"{i}.png" for i in range(9)]
-    source = unclip.Pictures(pictures, clip.tokenize(captions), None, clip.preprocess)
+    source = Pictures(pictures, clip.tokenize(captions), Seen(None, clip.preprocess))
     examples = drawn_examples(source, 8, seed=0)
-    task = unclip.prior_task(stage, clip.model.config, joined(clip.variables), examples, "prior")
+    task = unclip.prior_task(PRIOR, stage, clip.model.config, joined(clip.variables), examples)
     assert isinstance(task, PriorTask)
-    error = np.asarray(unclip.measured(task, random_state(task).params, examples)["x0_error"])
+    error = np.asarray(unclip.with_x0_error(task, random_state(task).params, examples)["x0_error"])
     assert error.shape == (1000,)
     assert (error > 0).all()
     assert not np.allclose(error, 1.0)
@@ -332,17 +335,18 @@ def test_a_finished_prior_knows_its_error(untrained_run, tmp_path):
 @pytest.mark.parametrize("model", ["decoder", "upsampler_0"])
 def test_each_round_is_taught_by_the_student_of_the_one_before(caught, monkeypatch, untrained_run, tmp_path, model):
     """What comes out is a whole system with the last student in it; both networks of a round can be traced."""
-    monkeypatch.setattr(distill, "write_samples", lambda run: run)
+    monkeypatch.setattr(distill, "draw_sheet", lambda run, prompts: run)
+    preset = options("tiny-distill")
     config = dataclasses.replace(
-        distill.TINY,
+        preset,
         model=model,
         teacher=untrained_run,
         run=tmp_path / "run",
         rounds=(4, 2),
-        data=dataclasses.replace(distill.TINY.data, directory=tmp_path / "data", train_examples=16),
+        data=dataclasses.replace(preset.data, directory=tmp_path / "data", train_examples=16),
     )
-    distill.check("tiny-distill", config)
-    distill.train("tiny-distill", config)
+    check("tiny-distill", config)
+    train("tiny-distill", config)
     teacher, student = pipeline.load(untrained_run), pipeline.load(tmp_path / "run")
     original = teacher.unclip.decoder if model == "decoder" else teacher.unclip.upsamplers[0]
     first, second = (plan.task for plan, _, _ in caught)
@@ -363,4 +367,4 @@ def test_each_round_is_taught_by_the_student_of_the_one_before(caught, monkeypat
         )
         assert loss.shape == ()
     with pytest.raises(UserError, match="the teacher's own directory"):
-        distill.check("tiny-distill", dataclasses.replace(config, run=untrained_run))
+        check("tiny-distill", dataclasses.replace(config, run=untrained_run))

@@ -31,8 +31,10 @@ RECORDS = ("begun", "history")  # of config.json: what was done, not what identi
 
 @dataclass(frozen=True, kw_only=True)
 class Begin:
-    """How a run begins: fields for the config of a command. A run that is extended takes its rate from the schedule of
-    its new number of steps."""
+    """How a run begins: fields for the config of a command.
+
+    A run that is extended takes its rate from the schedule of its new number of steps.
+    """
 
     begin_from: Path | None = None
     """Run directory whose weights to begin with; with --extend, its optimiser and step too."""
@@ -55,6 +57,7 @@ def kept_config(
     More or fewer steps of a constant rate change nothing of the steps that were made, so they need no `extend`.
 
     Args:
+        path: config.json of the run.
         identity: what must stay, as JSON.
         step: the newest step that is saved; None: the run has not begun.
         extend: let other changes pass too.

@@ -5,6 +5,8 @@ not want without a word. So every step carries a JSON item with the shape, dtype
 compares them, and a step that fails is set aside as `damaged-STEP` in favour of the one before.
 
     directory/<step>/{params, ema_params, opt_state, model_state, meta}
+
+Frozen networks are no part of it: who goes on brings the same (the config of a run says which, by their digests).
 """
 
 import hashlib
@@ -42,6 +44,7 @@ class Checkpoints:
         """Open `directory`, creating it if need be and removing what a killed save left.
 
         Args:
+            directory: of the run's checkpoints.
             keep: how many of the newest steps to keep.
             read_only: touch nothing, for checkpoints of another run, which may be under way. The directory is there.
         """
@@ -76,7 +79,8 @@ class Checkpoints:
         Raises:
             UserError: it could not.
         """
-        need = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+        saved = jax.tree.leaves(abstract._replace(frozen={}))
+        need = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in saved)
         free = shutil.disk_usage(self.directory).free
         if free < need:
             raise UserError(f"{self.directory}: {free >> 20} MiB are free and two checkpoints need {need >> 20} MiB")
@@ -135,8 +139,10 @@ class Checkpoints:
         Newer steps that are damaged are renamed to `damaged-STEP`, with a warning each.
 
         Args:
-            items: what to read; of the rest the state that is returned has what `abstract` has. `WEIGHTS` leaves out
-                the state of the optimiser.
+            abstract: the state as `jax.eval_shape` gives it.
+            shardings: where its leaves are to lie.
+            items: what to read; of the rest the state that is returned has what `abstract` has, as of the frozen
+                trees. `WEIGHTS` leaves out the state of the optimiser.
 
         Raises:
             UserError: an intact step holds other leaves, shapes or dtypes than `abstract`.
@@ -167,6 +173,11 @@ class Checkpoints:
             raise ValueError("its metadata has changed")
         wanted = {name: tree for name, tree in _items(placed).items() if name in names}
         saved = {leaf: what for leaf, what in meta["leaves"].items() if leaf.partition("/")[0] in names}
+        if older := [name for name in placed.frozen if any(leaf.startswith(f"model_state/{name}/") for leaf in saved)]:
+            raise UserError(
+                f"{self.directory / str(step)}: it holds the frozen {' and '.join(older)}, as checkpoints of older "
+                "versions do, and cannot go on; train in another directory"
+            )
         differences = _differences(saved, wanted)
         if differences:
             raise UserError(f"{self.directory / str(step)}: it does not fit: {'; '.join(differences[:3])}")

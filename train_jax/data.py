@@ -53,6 +53,7 @@ class Replacing:
         """Wrap `source`.
 
         Args:
+            source: of examples; its pictures are decoded when they are asked for.
             max_damaged: the share of the examples, 0 to 1, that may be damaged. One always may, unless the share is 0.
 
         Raises:

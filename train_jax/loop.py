@@ -26,7 +26,7 @@ from train_jax.sharding import Rules, batch_size, make_mesh, state_shardings
 from train_jax.signals import Interrupts
 from train_jax.state import TrainState, init_state
 from train_jax.step import make_train_step
-from train_jax.task import Task
+from train_jax.task import Task, check_splits, frozen_of
 
 __all__ = ["Run", "fit"]
 
@@ -95,10 +95,11 @@ def fit(run: Run) -> TrainState:
     number of devices). A finished run is read back, not trained.
 
     Raises:
-        UserError: bad input; nothing was compiled.
+        UserError: bad input; nothing was compiled, and nothing of the run was changed.
         RunError: a save failed, no checkpoint can be read, or the loss is not finite for good.
         Preempted: SIGTERM or SIGINT came, and the state is saved.
     """
+    check_splits(run.task, run.optim.accum)
     mesh = make_mesh(run.devices)
     examples = batch_size(run.batches(0), mesh, run.optim.accum)
     tx = make_optimizer(run.optim, run.num_steps)
@@ -117,8 +118,9 @@ def fit(run: Run) -> TrainState:
         abstract = jax.eval_shape(init, init_key)
         shardings = state_shardings(abstract, mesh, run.rules)
         saved.check_space(abstract)
-        fresh = partial(jax.jit(init, out_shardings=shardings), init_key)
-        state, records = _first_state(run, saved, kept, abstract, shardings, fresh)
+        drawn = jax.jit(lambda key: init(key)._replace(frozen={}), out_shardings=shardings._replace(frozen={}))
+        state, records = _first_state(run, saved, kept, abstract, shardings, partial(drawn, init_key))
+        state = state._replace(frozen=jax.device_put(frozen_of(run.task), shardings.frozen))
         write_config(directory / "config.json", run.identity(), records)
         start = int(state.step)
 

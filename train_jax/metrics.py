@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
 
 from train_jax.files import write_atomically
 
@@ -53,11 +55,11 @@ class MetricsLog:
             self._board.close()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record `values` at `step`: numbers, or uint8 images [H, W, 3] (TensorBoard only). Not finite becomes null in
-        the file and is left out of TensorBoard."""
-        if self._board is None:
-            from tensorboardX import SummaryWriter  # slow to import, and a finished run has no use for it
+        """Record `values` at `step`: numbers, or uint8 images [H, W, 3] (TensorBoard only).
 
+        What is not finite becomes null in the file and is left out of TensorBoard.
+        """
+        if self._board is None:
             self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.start + 1)
         scalars: dict[str, float | None] = {}
         for name, value in values.items():
@@ -85,8 +87,6 @@ class Progress:
         if start:
             self._say(f"continues from step {start}" if start < total else f"finished at step {start} already")
         if sys.stderr.isatty() and start < total:
-            from tqdm import tqdm
-
             layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
             self._bar = tqdm(desc=name, initial=start, total=total, bar_format=layout, dynamic_ncols=True)
 

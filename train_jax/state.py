@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from train_jax.task import PyTree, Task
+from train_jax.task import PyTree, Task, frozen_of
 
 __all__ = ["TrainState", "ema_update", "init_state"]
 
@@ -22,14 +22,19 @@ class TrainState(NamedTuple):
     model_state: PyTree  # what travels with the model without being trained
     skipped: jax.Array  # int32 scalar: steps whose loss or gradient was not finite
     bad: jax.Array | np.int32 = np.int32(0)  # int32 scalar: damaged examples passed over
+    frozen: PyTree = {}  # noqa: RUF012 - an empty tree. What the loss reads and nobody trains; never in a checkpoint
 
 
 def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """The state before the first step. Pure, so it can be evaluated abstractly or jitted onto a mesh."""
+    """The state before the first step. Pure, so it can be evaluated abstractly or jitted onto a mesh.
+
+    Under `jit` the frozen trees would become constants of the program: leave them out there (`frozen={}`), and place
+    them as they are.
+    """
     # Python scalars would enter as weakly typed arrays and come back from a checkpoint strongly typed: two programs.
-    params, model_state = jax.tree.map(_strong, task.init(key))
+    params, model_state, frozen = jax.tree.map(_strong, (*task.init(key), frozen_of(task)))
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, params, tx.init(params), model_state, zero, zero)
+    return TrainState(zero, params, params, tx.init(params), model_state, zero, zero, frozen)
 
 
 def ema_update(ema: PyTree, params: PyTree, decay: float, step: jax.Array) -> PyTree:

@@ -11,7 +11,7 @@ from train_jax.data import BAD
 from train_jax.optim import usual_promotion
 from train_jax.sharding import batch_sharding
 from train_jax.state import TrainState, ema_update
-from train_jax.task import Batch, Metrics, PyTree, Task
+from train_jax.task import Batch, Metrics, PyTree, Task, check_splits
 
 __all__ = ["TrainStep", "make_train_step"]
 
@@ -29,12 +29,13 @@ def make_train_step(
 ) -> TrainStep:
     """Compile `(state, batch, key) -> (state, metrics)` over `mesh`; the state given is consumed (donated).
 
+    All but `state.frozen`, which the task's loss finds in its `model_state`: it is handed on as it is, never copied.
+
     `key` is the same at every step: the step folds `state.step` into it, so a resumed run draws what the undisturbed
     one drew. `batch` holds arrays whose first axis is a multiple of data devices x `accum`.
 
     With `accum` > 1 the batch is worked through in that many microbatches and gradients, loss and metrics are averaged:
-    the same as one big batch for losses that are means over examples. (A contrastive loss is not: its negatives come
-    from the microbatch.)
+    the same as one big batch for losses that are means over examples. Others (`splits = False`) are refused.
 
     A step whose loss or gradient norm is not finite leaves the state as it was, bit for bit, but for `step` and
     `skipped`, which count on.
@@ -43,16 +44,21 @@ def make_train_step(
 
     Metrics (scalars): `loss`, `grad_norm` (before clipping), `lr`, `skipped` (so far), `bad` (so far, if the batch has
     it), and whatever the task returns.
-    """
 
-    def gradients(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array):
+    Raises:
+        UserError: `accum` is more than 1, and the task's loss cannot be split.
+    """
+    check_splits(task, accum)
+
+    def gradients(params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: jax.Array):
         def objective(params: PyTree):
-            return task.loss(params, model_state, batch, key, train=True)
+            return task.loss(params, {**model_state, **frozen}, batch, key, train=True)
 
         (loss, (metrics, state)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        state = {name: tree for name, tree in state.items() if name not in frozen}
         return (grads, jax.tree.map(_float32, {**metrics, "loss": loss})), state
 
-    def accumulated(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array):
+    def accumulated(params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: jax.Array):
         def microbatches(x: jax.Array) -> jax.Array:
             # Microbatch i takes rows i, i + accum, …: each device then splits its own rows and none travel.
             return jnp.moveaxis(x.reshape(-1, accum, *x.shape[1:]), 1, 0)
@@ -60,22 +66,22 @@ def make_train_step(
         def add(carry, microbatch):
             total, model_state = carry
             index, batch = microbatch
-            one, model_state = gradients(params, model_state, batch, jax.random.fold_in(key, index))
+            one, model_state = gradients(params, model_state, frozen, batch, jax.random.fold_in(key, index))
             return (jax.tree.map(jnp.add, total, one), model_state), None
 
         split = jax.tree.map(microbatches, batch)
         first = jax.tree.map(lambda x: x[0], split)
-        like, _ = jax.eval_shape(gradients, params, model_state, first, key)
+        like, _ = jax.eval_shape(gradients, params, model_state, frozen, first, key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         (total, model_state), _ = jax.lax.scan(add, (zeros, model_state), (jnp.arange(accum), split))
         return jax.tree.map(lambda x: x / accum, total), model_state
 
-    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, frozen: PyTree, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         batch = dict(batch)
         bad = batch.pop(BAD, None)
         average = gradients if accum == 1 else accumulated
-        (grads, metrics), model_state = average(state.params, state.model_state, batch, key)
+        (grads, metrics), model_state = average(state.params, state.model_state, frozen, batch, key)
         with usual_promotion():
             grad_norm = optax.global_norm(grads)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -94,13 +100,19 @@ def make_train_step(
             metrics["bad"] = state.bad
         return state, metrics
 
-    replicated = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(
+    replicated, moving = NamedSharding(mesh, PartitionSpec()), shardings._replace(frozen={})
+    compiled = jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh), replicated),
-        out_shardings=(shardings, replicated),
+        in_shardings=(moving, shardings.frozen, batch_sharding(mesh), replicated),
+        out_shardings=(moving, replicated),
         donate_argnums=0,
     )
+
+    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        moved, metrics = compiled(state._replace(frozen={}), state.frozen, batch, key)
+        return moved._replace(frozen=state.frozen), metrics
+
+    return train_step
 
 
 def _float32(x: jax.Array) -> jax.Array:

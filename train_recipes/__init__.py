@@ -1,8 +1,14 @@
-"""What `train.py` can train, a module for each kind of run.
+"""What `train.py` can train: `presets.PRESETS`, a row for each name, and the recipes that the rows name.
 
-Each has `PRESETS`, name to (what it is, config); `check(name, config)`, which refuses what can be seen to be wrong
-before anything is prepared or written; and `train(name, config)`, which does it and says what came of it. Here, on the
-roof, models (`clip_jax`, `unclip_jax`) and training (`train_jax`) meet.
+    presets.py      the table: numbers, parts and data of every preset
+    options.py      what can be said on the command line         parts.py     what a row is made of
+    data.py         sources: shapes, captions, Fashion-MNIST     pictures.py  which pictures a stage is given
+    clip.py  unclip.py  distill.py                               the three families of recipes
+    engine.py       one stage, trained to its end                check.py     what is refused before the first step
+    evaluation.py   what is measured meanwhile                   sheets.py    what a finished system draws
+    main.py         the command
+
+Here models (`clip_jax`, `unclip_jax`) and training (`train_jax`) meet.
 """
 
 from image_text import __version__

@@ -8,31 +8,59 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
+import jax
+
+from clip_jax.config import CLIPConfig, PlainResNetConfig, ResNetConfig
+from image_text.errors import one_line
 from train_jax.errors import UserError
-from train_recipes.engine import StageTraining, check_training
+from train_jax.optim import learning_rate, make_optimizer
+from train_jax.sharding import make_mesh
+from train_jax.state import init_state
+from train_jax.task import Task, check_splits
+from train_recipes.engine import check_begin
+from train_recipes.options import RunOptions, StageTraining
 
-if TYPE_CHECKING:
-    from unclip_jax.seams import Drawn
+T = TypeVar("T")
 
-KINDS = {"prior": "a prior", "decoder": "a decoder", "upsampler": "an upsampler"}
+
+def check_run(options: RunOptions, stages: list[str]) -> None:
+    """Refuses numbers that cannot be, directories that are none, and what there is nothing to begin from.
+
+    Args:
+        options: of the run.
+        stages: names of what it trains.
+
+    Raises:
+        UserError: the line begins with the flag.
+    """
+    check_settings({options.prefix(name): options.training(name) for name in stages}, options.seed)
+    for directory in (options.run, *options.data.directories):
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory} is a file; name a directory")
+    options.data.check()
+    check_begin(options, options.run, stages)
 
 
 def check_settings(trainings: Mapping[str, StageTraining], seed: int) -> None:
     """Refuses numbers that cannot be, whatever the data and the networks: of every stage, by the prefix of its flags.
 
     Raises:
-      UserError: a count is less than 1, a warm-up longer than its run, a batch that these devices cannot share, or the
-        seed is out of range.
+        UserError: a count is less than 1, a warm-up longer than its run, a batch that these devices cannot share, or
+            the seed is out of range.
     """
-    from train_jax.optim import learning_rate
-    from train_jax.sharding import make_mesh
-
     if not 0 <= seed < 2**32:
         raise UserError(f"seed: {seed} is not between 0 and 2**32 - 1")
     for prefix, training in trainings.items():
-        check_training(training, prefix)
+        for name, count in (
+            ("num_steps", training.num_steps),
+            ("batch_size", training.batch_size),
+            ("log_every", training.log_every),
+            ("save_every", training.save_every),
+        ):
+            if count < 1:
+                raise UserError(f"{prefix}{name}: {count} is less than 1")
         with_prefix(prefix, partial(learning_rate, training.optim, training.num_steps))
     devices = make_mesh().shape["data"]
     for prefix, training in trainings.items():
@@ -45,31 +73,17 @@ def check_settings(trainings: Mapping[str, StageTraining], seed: int) -> None:
             )
 
 
-def check_examples(trainings: Mapping[str, StageTraining], examples: int) -> None:
+def check_examples(options: RunOptions, stages: list[str]) -> None:
     """Refuses batches larger than the data. Raises UserError."""
-    for prefix, training in trainings.items():
-        if training.batch_size > examples:
-            raise UserError(f"{prefix}batch_size: {training.batch_size} is more than the {examples} examples there are")
+    examples = options.data.count()
+    for name in stages:
+        size = options.training(name).batch_size
+        if size > examples:
+            raise UserError(f"{options.prefix(name)}batch_size: {size} is more than the {examples} examples there are")
 
 
-def network(name: str, kind: str, prefix: str = "") -> Any:
-    """The preset of a stage. Raises UserError where there is none of the name, or it is of another kind (`KINDS`)."""
-    from unclip_jax.models.prior import CaptionConfig
-    from unclip_jax.presets import preset
-
-    stage = with_prefix(f"{prefix}model: ", lambda: preset(name))
-    found = "prior"
-    if not isinstance(stage.model, CaptionConfig):
-        found = "upsampler" if stage.model.low_res else "decoder"
-    if found != kind:
-        raise UserError(f"{prefix}model: {name} is {KINDS[found]}, not {KINDS[kind]}")
-    return stage
-
-
-def check_average(clip: Any, training: StageTraining, prefix: str = "") -> None:
+def check_average(clip: CLIPConfig, training: StageTraining, prefix: str = "") -> None:
     """Refuses averaged weights for a CLIP with batch norms. Raises UserError."""
-    from clip_jax import PlainResNetConfig, ResNetConfig
-
     average = training.optim.ema_decay
     if average and isinstance(clip.vision, ResNetConfig | PlainResNetConfig):
         raise UserError(
@@ -78,73 +92,59 @@ def check_average(clip: Any, training: StageTraining, prefix: str = "") -> None:
         )
 
 
-def check_sizes(rows: list[list[Drawn]], hint: str = "") -> None:
-    """Refuses stages that do not start from what is drawn before them; `hint` says what to do. Raises UserError."""
-    from unclip_jax.seams import check_seams
-
-    for row in rows:
-        try:
-            check_seams(row)
-        except user_errors() as error:
-            raise UserError(f"{error}{hint}") from error
-
-
 def trace(
-    prefix: str, training: StageTraining, make: Callable[[Any], Any], frozen: Any, batch: Mapping[str, Any]
+    prefix: str, training: StageTraining, make: Callable[[Any], Task], weights: Any, batch: Mapping[str, Any]
 ) -> None:
     """Builds a stage's state and the loss of one batch, shapes only: nothing is computed, and no weight allocated.
 
     Args:
-      make: the CLIP's weights -> the task.
-      frozen: the CLIP's weights as one tree, arrays or what `jax.eval_shape` gives of them.
-      batch: the fields of one example, each with `shape` and `dtype`.
+        prefix: what comes before the flags of the stage in an error line.
+        training: of the stage.
+        make: the weights of the network that it is trained against -> the task.
+        weights: those, as one tree of arrays or of what `jax.eval_shape` gives of them.
+        batch: the fields of one example, each with `shape` and `dtype`.
 
     Raises:
-      UserError: the parts of the stage do not fit each other.
+        UserError: the parts of the stage do not fit each other.
     """
-    import jax
-
-    from train_jax.optim import make_optimizer
-    from train_jax.state import init_state
-
     tx = make_optimizer(training.optim, training.num_steps)
     rows = {
         name: jax.ShapeDtypeStruct((training.batch_size, *field.shape), field.dtype) for name, field in batch.items()
     }
 
-    def loss(frozen: Any, batch: Any, key: Any) -> Any:
-        task = make(frozen)
+    def loss(weights: Any, batch: Any, key: Any) -> Any:
+        task = make(weights)
+        check_splits(task, training.optim.accum)
         state = init_state(task, tx, key)
-        return task.loss(state.params, state.model_state, batch, key, train=True)
+        return task.loss(state.params, {**state.model_state, **state.frozen}, batch, key, train=True)
 
     def traced() -> None:
         try:
-            jax.eval_shape(loss, frozen, rows, jax.eval_shape(lambda: jax.random.key(0)))
-        except user_errors():
+            jax.eval_shape(loss, weights, rows, jax.eval_shape(lambda: jax.random.key(0)))
+        except UserError:
             raise
         except (TypeError, ValueError) as error:
-            raise UserError(f"model: {training.model} cannot be trained so: {' '.join(str(error).split())}") from error
+            raise UserError(f"model: {training.model} cannot be trained so: {one_line(error, 1000)}") from error
 
     with_prefix(prefix, traced)
 
 
-def example(**fields: tuple[tuple[int, ...], str]) -> dict[str, Any]:
-    """Fields of one example by their shape and dtype, as `trace` takes them."""
-    import jax
+def example(pictures: Mapping[str, tuple[int, int]], context_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Fields of one example by their shape and dtype, as `trace` takes them.
 
-    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in fields.items()}
+    Args:
+        pictures: (side, channels) of each picture, by the name of its field.
+        context_length: tokens of a caption.
+    """
+    fields = {
+        name: jax.ShapeDtypeStruct((side, side, channels), "uint8") for name, (side, channels) in pictures.items()
+    }
+    return fields | {"tokens": jax.ShapeDtypeStruct((context_length,), "int32")}
 
 
-def user_errors() -> tuple[type[Exception], ...]:
-    """What packages below raise for bad input."""
-    import clip_jax
-
-    return UserError, clip_jax.UserError
-
-
-def with_prefix(prefix: str, do: Callable[[], Any]) -> Any:
+def with_prefix(prefix: str, do: Callable[[], T]) -> T:
     """`do()`, with the flags that are meant put before the line of its UserError."""
     try:
         return do()
-    except user_errors() as error:
+    except UserError as error:
         raise UserError(f"{prefix}{error}") from error

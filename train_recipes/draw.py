@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
+from train_jax.data import Source
 
 
 def drawn_indices(total: int, limit: int, seed: int) -> np.ndarray:
@@ -13,17 +12,13 @@ def drawn_indices(total: int, limit: int, seed: int) -> np.ndarray:
 
     The draw depends on the three numbers alone.
     """
-    import numpy as np
-
     if total <= limit:
         return np.arange(total)
     return np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
 
 
-def drawn_examples(source: Any, limit: int, seed: int) -> dict[str, np.ndarray]:
+def drawn_examples(source: Source, limit: int, seed: int) -> dict[str, np.ndarray]:
     """The examples of `drawn_indices`, field by field: arrays of as many rows. What only some have is left out."""
-    import numpy as np
-
     examples = [source[int(i)] for i in drawn_indices(len(source), limit, seed)]
     shared = [name for name in examples[0] if all(name in one for one in examples)]
     return {name: np.stack([np.asarray(one[name]) for one in examples]) for name in shared}

@@ -1,66 +1,54 @@
-"""One stage of a run: how it is trained, what is special about it, and `train_stage`, the same for all."""
+"""What all recipes share: how one stage is trained to its end, and what its run directory knows of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from train_jax.begin import Begin
+from train_jax.data import Batches
 from train_jax.errors import UserError
-from train_jax.optim import OptimConfig
-
-if TYPE_CHECKING:
-    from train_jax.data import Batches
-    from train_jax.state import TrainState
-
+from train_jax.loop import Run, fit
+from train_jax.state import TrainState
+from train_jax.task import Task
+from train_recipes.options import RunOptions, StageTraining
+from train_recipes.parts import Measure
+from unclip_jax.priors import Prior
+from unclip_jax.stage_files import WEIGHTS
 
 # What a run cannot change when it goes on: its network, and the networks that it was trained against.
 FIXED = ("name", "config.model", "config.data.clip", "config.data.teacher", "optim.kind")
 
 
-@dataclass(frozen=True)
-class StageTraining:
-    """How one stage is trained."""
-
-    model: str
-    """Row of the preset table."""
-    num_steps: int
-    batch_size: int
-    optim: OptimConfig
-    log_every: int = 20
-    save_every: int = 500
-
-
 class Plan(NamedTuple):
     """What is special about training one stage."""
 
-    task: Any
-    model: dict[str, Any]  # its architecture, part of the run's identity
-    export: Callable[[TrainState], None]  # writes the averaged parameters for use
-    evaluate: Callable[[TrainState], dict[str, Any]] | None = None
+    task: Task
+    model: Mapping[str, Any]  # its architecture, part of the run's identity
+    export: Callable[[TrainState], None]  # writes the averaged weights for use
+    evaluate: Measure | None = None
 
 
 def train_stage(
-    name: str,
-    training: StageTraining,
-    plan: Plan,
-    batches: Batches,
-    *,
-    run: Path,
-    seed: int,
-    data: dict[str, Any],
-    begin: Begin = Begin(),  # noqa: B008 - a frozen value
+    name: str, training: StageTraining, plan: Plan, batches: Batches, options: RunOptions, *, data: Mapping[str, Any]
 ) -> TrainState:
-    """Trains one stage to its end, from where it was, writes its weights into the run directory, returns its state.
+    """Train one stage to its end, from where it was, write its weights into the run directory, return its state.
 
-    `data` is what of the data identifies the run; `begin` says how the run begins, or that it may change.
+    Args:
+        name: of its directory, RUN/train/NAME.
+        training: its steps, batch and optimiser.
+        plan: what is trained and what becomes of it.
+        batches: step -> batch.
+        options: of the run: its directory, its seed, and how it begins or may change.
+        data: what of the data identifies the run, as JSON; digests of the networks it is trained against, too.
+
+    Raises:
+        UserError: what is there is of another run.
+        RunError: a fault on the way.
     """
-    from train_jax.loop import Run, fit
-
     return fit(
         Run(
             name=name,
@@ -68,10 +56,10 @@ def train_stage(
             batches=batches,
             optim=training.optim,
             num_steps=training.num_steps,
-            seed=seed,
-            directory=run / "train" / name,
-            begin_from=begin.begin_from and stage_directory(begin.begin_from, name),
-            extend=begin.extend,
+            seed=options.seed,
+            directory=options.run / "train" / name,
+            begin_from=options.begin_from and stage_directory(options.begin_from, name),
+            extend=options.extend,
             fixed=FIXED,
             config={"model": plan.model, "batch_size": training.batch_size, "data": data},
             log_every=training.log_every,
@@ -83,42 +71,26 @@ def train_stage(
     )
 
 
-def architecture(stage: Any) -> dict[str, Any]:
+def variables_of(state: TrainState) -> dict[str, Any]:
+    """The averaged weights of a trained network, with what was measured, as the Flax variables that are exported."""
+    return {"params": state.ema_params, **state.model_state}
+
+
+def weights_of(state: TrainState) -> dict[str, Any]:
+    """The averaged weights of a stage of unCLIP, as `unclip_jax` takes them."""
+    return state.ema_params
+
+
+def architecture(stage: Prior) -> dict[str, Any]:
     """The config of a stage as part of a run's identity, as it always was: what it starts from belongs to the data."""
     data = dataclasses.asdict(stage)
     data["model"].pop("low_res_size", None)
     return data
 
 
-def fitted(stage: Any, clip: Any) -> Any:
-    """A stage with the widths of this CLIP's config; an upsampler has none of them."""
-    from unclip_jax.models.ar_prior import ARPriorConfig
-    from unclip_jax.models.prior import CaptionConfig
-
-    model, sizes = stage.model, {"text_width": clip.text.width}
-    if isinstance(model, CaptionConfig):
-        sizes |= {"embed_dim": clip.embed_dim, "context_length": clip.text.context_length}
-        if isinstance(model, ARPriorConfig):
-            sizes["components"] = min(model.components, clip.embed_dim)
-    elif model.low_res:
-        return stage
-    else:
-        sizes["image_embed_dim"] = clip.embed_dim
-    return dataclasses.replace(stage, model=dataclasses.replace(model, **sizes))
-
-
 def digest(folder: Path) -> str:
     """SHA-256 of the weights in the folder of a network: who was trained against them goes on with no others."""
-    from unclip_jax.pipeline import WEIGHTS
-
     return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-
-
-def check_training(training: StageTraining, prefix: str = "") -> None:
-    """Raises UserError for numbers that cannot be; `prefix` is what comes before their flags."""
-    for field_name in ("num_steps", "batch_size", "log_every", "save_every"):
-        if getattr(training, field_name) < 1:
-            raise UserError(f"{prefix}{field_name}: {getattr(training, field_name)} is less than 1")
 
 
 def stage_directory(run: Path, name: str) -> Path:
@@ -145,10 +117,3 @@ def check_begin(begin: Begin, run: Path, stages: Sequence[str]) -> None:
     for name in stages:
         if not saved_steps(stage_directory(other, name)) and not saved_steps(run / "train" / name):
             raise UserError(f"begin_from: {other} holds no checkpoints of the {name}; name a run that trained it")
-
-
-def check_directories(*directories: Path) -> None:
-    """Raises UserError where a file is in the way."""
-    for directory in directories:
-        if directory.exists() and not directory.is_dir():
-            raise UserError(f"{directory} is a file; name a directory")

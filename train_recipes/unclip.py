@@ -1,275 +1,343 @@
-"""unCLIP on pictures with captions of one's own: prior, decoder and upsamplers over a CLIP that is trained already.
+"""unCLIP: prior, decoder and upsamplers over a CLIP, each trained by itself, in any order, from any kind of source.
 
-The rows of the paper (Ramesh et al. 2022, Table 3) are here beside one for a single accelerator. A run directory is
-filled stage by stage, in any order; with CLIP, prior and decoder in it, `sample.py --run` draws from it.
+A run directory is filled stage by stage; with CLIP, prior and decoder in it, `sample.py --run` draws from it. The CLIP
+is trained first (the shapes world), or is there already, or is named (`--clip`) and copied into the run directory.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from train_jax.begin import Begin
+import jax
+import numpy as np
+
+import clip_jax
+from clip_jax.config import CLIPConfig
+from clip_jax.encode import joined
+from clip_jax.images import Preprocess
+from clip_jax.pretrained import LoadedCLIP
+from train_jax.data import batches
 from train_jax.errors import UserError
-from train_jax.optim import OptimConfig
-from train_recipes.check import check_examples, check_settings, check_sizes, example, network, trace, with_prefix
-from train_recipes.clip import Data, captions_of, check_damaged
-from train_recipes.draw import drawn_examples
-from train_recipes.engine import (
-    Plan,
-    StageTraining,
-    architecture,
-    check_begin,
-    check_directories,
-    digest,
-    fitted,
-    train_stage,
-)
-from train_recipes.samples import draw_sheet
+from train_jax.state import TrainState
+from train_jax.task import Task
+from train_recipes.check import check_examples, check_run, example, trace, with_prefix
+from train_recipes.clip import build, check_clip, train_clip
+from train_recipes.data import Examples, HostBatch, tokens_of
+from train_recipes.engine import Plan, architecture, digest, saved_steps, train_stage, weights_of
+from train_recipes.options import OverCLIP, SystemOptions
+from train_recipes.parts import Kind, Preset, Recipe, StagePart, Weights
+from train_recipes.pictures import Seen, clip_preprocess
+from train_recipes.sheets import draw_sheet
+from unclip_jax import presets as stage_presets
+from unclip_jax import stage as stages
+from unclip_jax import tasks
+from unclip_jax.models.ar_prior import measure as measure_quantiser
+from unclip_jax.models.prior import PriorConfig
+from unclip_jax.pipeline import save_stage
+from unclip_jax.priors import ARStage, OneStepStage, Prior
+from unclip_jax.seams import cascade_with, check_seams, drawn, starting_from
+from unclip_jax.stage import Stage
 
-if TYPE_CHECKING:
-    from train_jax.state import TrainState
-
-STATISTICS = 2048  # pictures that the mean and deviation of the embeddings are taken from
-MEASURED = 256  # pictures that the error of a finished prior is measured on, for its analytic variance
-
-
-@dataclass(frozen=True)
-class Cascade(Begin):
-    """Prior, decoder and first upsampler, one after the other."""
-
-    run: Path
-    """Run directory: every stage's weights, checkpoints and logs."""
-    prior: StageTraining
-    decoder: StageTraining
-    upsampler_0: StageTraining
-    clip: str = ""
-    """The CLIP it is built on: a directory, file or name that clip_jax.load takes; kept in the run directory."""
-    factor: int = 4
-    """How much larger the upsampler's pictures are than the decoder's."""
-    seed: int = 0
-    weights: Literal["float32", "float16"] = "float32"
-    """How the finished weights are stored; float16 halves the files."""
-    data: Data = field(default_factory=Data)
+MEASURED = 256  # examples that the error of a finished prior is measured on, for its analytic variance
+SHOWN = 16  # examples that are looked at while a stage is trained
 
 
-@dataclass(frozen=True)
-class OneStage(Begin, StageTraining):
-    """One stage alone."""
-
-    run: Path = Path("runs/unclip")
-    """Run directory: every stage's weights, checkpoints and logs."""
-    clip: str = ""
-    """The CLIP it is built on: a directory, file or name that clip_jax.load takes; kept in the run directory."""
-    factor: int = 4
-    """Of an upsampler: how much larger its pictures are than what it starts from."""
-    seed: int = 0
-    weights: Literal["float32", "float16"] = "float32"
-    """How the finished weights are stored; float16 halves the files."""
-    data: Data = field(default_factory=Data)
+# The kinds
 
 
-def table3(lr: float, b2: float, eps: float, ema_decay: float = 0.9999, weight_decay: float = 0.0) -> OptimConfig:
-    """AdamW as in the paper's Table 3, with β1 = 0.9.
+def prior_widths(model: Any, clip: CLIPConfig) -> dict[str, Any]:
+    """A prior reads the encodings of a caption and makes an embedding."""
+    text = clip.text
+    return {"text_width": text.width, "embed_dim": clip.embed_dim, "context_length": text.context_length}
 
-    The table says nothing of a warm-up, a decay of the rate or a limit on the gradient: the rate is constant after 5000
-    steps of warm-up, and the limit is this project's usual 1.
-    """
-    return OptimConfig(
-        lr=lr, b2=b2, eps=eps, ema_decay=ema_decay, weight_decay=weight_decay, schedule="constant", warmup_steps=5000
+
+def prior_task(part: StagePart, stage: Stage, clip: CLIPConfig, weights: Weights, examples: HostBatch | None) -> Task:
+    """Denoising of standardised embeddings. Without examples the statistics are blank."""
+    return tasks.PriorTask(stage, clip, weights, *embedding_statistics(clip, weights, examples))
+
+
+def one_step_task(
+    part: StagePart, stage: OneStepStage, clip: CLIPConfig, weights: Weights, examples: HostBatch | None
+) -> Task:
+    """Standardised embeddings in one forward pass. Without examples the statistics are blank."""
+    return tasks.OneStepPriorTask(stage, clip, weights, *embedding_statistics(clip, weights, examples))
+
+
+def embedding_statistics(clip: CLIPConfig, weights: Weights, examples: HostBatch | None) -> Any:
+    """Mean and deviation of the embeddings of the examples; blank ones without."""
+    if examples is None:
+        return tasks.blank_statistics(clip)
+    return tasks.embedding_statistics(clip, weights, examples["image"])
+
+
+def ar_task(part: StagePart, stage: ARStage, clip: CLIPConfig, weights: Weights, examples: HostBatch | None) -> Task:
+    """Prediction of the tokens of embeddings. Without examples the quantiser is blank."""
+    if examples is None:
+        return tasks.ARPriorTask(stage, clip, weights, tasks.blank_quantiser(stage))
+    pairs = tasks.embedding_pairs(clip, weights, examples["image"], examples["tokens"])
+    return tasks.ARPriorTask(stage, clip, weights, measure_quantiser(stage.model, *pairs))
+
+
+def decoder_task(part: StagePart, stage: Stage, clip: CLIPConfig, weights: Weights, examples: HostBatch | None) -> Task:
+    """Denoising of pictures, given their embeddings and captions."""
+    return tasks.DecoderTask(stage, clip, weights)
+
+
+def upsampler_task(
+    part: StagePart, stage: Stage, clip: CLIPConfig, weights: Weights, examples: HostBatch | None
+) -> Task:
+    """Denoising of windows of a quarter of the area, given a spoilt smaller picture (Ramesh et al. 2022, §2.1)."""
+    model = stage.model
+    return tasks.UpsamplerTask(
+        stage, low_res_size=model.low_res_size, crop_size=model.image_size // 2, degrade=part.degrade
     )
 
 
-def smaller(lr: float, **rest: Any) -> OptimConfig:
-    return OptimConfig(lr=lr, **({"b2": 0.999, "ema_decay": 0.9999, "warmup_steps": 1000} | rest))
+def seen_by_clip(stage: Prior, preprocess: Preprocess) -> Seen:
+    """A prior draws nothing: it is given what CLIP sees."""
+    return Seen(None, preprocess)
 
 
-# fmt: off
-TRAINING: dict[str, StageTraining] = {
-    #                                    preset                  steps     batch
-    "dalle2-prior":       StageTraining("dalle2-prior",            600_000, 4096, table3(1.1e-4, 0.96, 1e-6, weight_decay=6e-2), save_every=5000),  # noqa: E501
-    "dalle2-decoder":     StageTraining("dalle2-decoder",          800_000, 2048, table3(1.2e-4, 0.999, 1e-8), save_every=5000),  # noqa: E501
-    "dalle2-upsampler_0": StageTraining("dalle2-upsampler-256",  1_000_000, 1024, table3(1.2e-4, 0.999, 1e-8), save_every=5000),  # noqa: E501
-    "dalle2-upsampler_1": StageTraining("dalle2-upsampler-1024", 1_000_000,  512, table3(1.0e-4, 0.999, 1e-8), save_every=5000),  # noqa: E501
+def seen_with_clip(stage: Stage, preprocess: Preprocess) -> Seen:
+    """A decoder is given its pictures, and what CLIP sees of them."""
+    return Seen(stage.sample_shape[0], preprocess)
 
-    "small-prior":        StageTraining("small-prior",             100_000,  512, smaller(3e-4, b2=0.96, eps=1e-6, weight_decay=6e-2), save_every=2000),  # noqa: E501
-    "small-decoder":      StageTraining("small-decoder",           200_000,  256, smaller(1.2e-4), save_every=2000),
-    "small-upsampler_0":  StageTraining("small-upsampler-256",     200_000,   64, smaller(1.2e-4), save_every=2000),
-}
-# fmt: on
 
-STAGES = ("prior", "decoder", "upsampler_0")
-SMALL = Cascade(
-    Path("runs/small-64"), TRAINING["small-prior"], TRAINING["small-decoder"], TRAINING["small-upsampler_0"]
+def seen_alone(stage: Stage, preprocess: Preprocess) -> Seen:
+    """An upsampler is given its pictures; CLIP tells it nothing."""
+    return Seen(stage.sample_shape[0], None)
+
+
+PRIOR = Kind(
+    "a prior",
+    lambda stage: isinstance(stage, Stage) and isinstance(stage.model, PriorConfig),
+    prior_widths,
+    seen_by_clip,
+    prior_task,
+    statistics=True,
 )
-
-
-def tiny(name: str) -> StageTraining:
-    return StageTraining(name, 4, 8, smaller(1e-3, warmup_steps=2, ema_decay=0.9), log_every=2, save_every=2)
-
-
-TINY = Cascade(
-    Path("runs/tiny-captions"),
-    tiny("tiny-captions-prior"),
-    tiny("tiny-captions-decoder"),
-    tiny("tiny-captions-upsampler"),
-    factor=2,
+AR_PRIOR = Kind(
+    "a prior",
+    lambda stage: isinstance(stage, ARStage),
+    lambda model, clip: prior_widths(model, clip) | {"components": min(model.components, clip.embed_dim)},
+    seen_by_clip,
+    ar_task,
+    statistics=True,
 )
+ONE_STEP_PRIOR = Kind(
+    "a prior",
+    lambda stage: isinstance(stage, OneStepStage),
+    prior_widths,
+    seen_by_clip,
+    one_step_task,
+    statistics=True,
+)
+DECODER = Kind(
+    "a decoder",
+    lambda stage: isinstance(stage, Stage) and not isinstance(stage.model, PriorConfig) and not stage.model.low_res,
+    lambda model, clip: {"text_width": clip.text.width, "image_embed_dim": clip.embed_dim},
+    seen_with_clip,
+    decoder_task,
+    draws=True,
+)
+UPSAMPLER = Kind(
+    "an upsampler",
+    lambda stage: isinstance(stage, Stage) and not isinstance(stage.model, PriorConfig) and bool(stage.model.low_res),
+    lambda model, clip: {},
+    seen_alone,
+    upsampler_task,
+    draws=True,
+    low_res=True,
+)
+KINDS = (PRIOR, AR_PRIOR, ONE_STEP_PRIOR, DECODER, UPSAMPLER)
 
 
-def alone(name: str) -> OneStage:
-    return OneStage(**vars(TRAINING[name]), run=Path("runs") / ("small-64" if name.startswith("small") else "dalle2"))
+def kind_of(stage: Prior) -> Kind:
+    """What a stage is for."""
+    return next(kind for kind in KINDS if kind.holds(stage))
 
 
-PRESETS: dict[str, tuple[str, Cascade | OneStage]] = {
-    "small-64": (
-        "prior, decoder of 64 pixels and upsampler to 256 on captions of your own, for one accelerator",
-        SMALL,
-    ),
-    "tiny-captions": ("the same with tiny networks and 4 steps each, to see that it runs", TINY),
-    **{
-        name: (
-            f"the {name.partition('-')[2]} stage of {'small-64' if name.startswith('small') else 'the paper'}",
-            alone(name),
-        )
-        for name in TRAINING
-    },
-}
+def fitted(stage: Any, clip: CLIPConfig) -> Any:
+    """A stage with the widths of this CLIP's config; an upsampler has none of them."""
+    widths = kind_of(stage).widths(stage.model, clip)
+    return dataclasses.replace(stage, model=dataclasses.replace(stage.model, **widths))
 
 
-def check(name: str, config: Cascade | OneStage) -> None:
+# What is refused
+
+
+def check(name: str, preset: Preset, options: SystemOptions) -> None:
     """Refuses what can be seen to be wrong before anything is prepared or written, in any of the stages."""
-    trainings = stages_of(name, config)
-    check_settings({prefix_of(config, folder): training for folder, training in trainings.items()}, config.seed)
-    check_directories(config.run)
-    if not config.data.source:
-        raise UserError("data.source: none was given; name a table, a folder or tfds:NAME:SPLIT")
-    if not config.clip and not (config.run / "clip").is_dir():
-        raise UserError(f"clip: none was given, and there is none in {config.run}; name the weights of one")
-    if config.factor < 2:
-        raise UserError(f"factor: {config.factor} is less than 2")
-    check_damaged(config.data)
-    check_begin(config, config.run, STAGES if isinstance(config, Cascade) else [name.partition("-")[2]])
-    networks = {
-        folder: stage_of(folder, training.model, config, prefix_of(config, folder))
-        for folder, training in trainings.items()
-    }
-    check_cascade(config, networks)
-    clip = find_clip(config)
-    _, captions = read_captions(config)
-    check_examples({prefix_of(config, folder): training for folder, training in trainings.items()}, len(captions))
-    tokens = clip.tokenize(captions[:1])[0]
-    for folder, training in trainings.items():
-        check_stage(folder, training, fitted(networks[folder], clip.model.config), config, clip, tokens)
+    check_run(options, preset.names)
+    check_clip_is_there(name, preset, options)
+    if isinstance(options, OverCLIP) and options.factor < 2:
+        raise UserError(f"factor: {options.factor} is less than 2")
+    check_clip_stays(preset, options)
+    networks = {part.name: network(part, options) for part in preset.stages}
+    check_cascade(preset, options, networks)
+    if preset.clip is None:
+        loaded = find_clip(options)
+        clip, weights = loaded.model.config, joined(loaded.variables)
+    else:  # it is trained first: only its shapes are known
+        built = build(preset.clip, options)
+        check_clip(preset.clip, options, built)
+        clip = built.config
+        weights = joined(jax.eval_shape(lambda key: clip_jax.init(clip, key), jax.random.key(0)))
+    check_examples(options, preset.names)
+    for part in preset.stages:
+        check_stage(part, options, fitted(networks[part.name], clip), clip, weights)
 
 
-def stages_of(name: str, config: Cascade | OneStage) -> dict[str, StageTraining]:
-    """The stages that are trained, by their folders, one after the other."""
-    if isinstance(config, OneStage):
-        return {name.partition("-")[2]: config}
-    return {stage: getattr(config, stage) for stage in STAGES}
+def check_clip_is_there(name: str, preset: Preset, options: SystemOptions) -> None:
+    """Refuses a run that neither trains a CLIP nor has one nor is given one. Raises UserError."""
+    named = isinstance(options, OverCLIP) and options.clip
+    if preset.clip is not None or named or (options.run / "clip").is_dir():
+        return
+    if preset.after:
+        first = f"first run train.py {preset.after} --run {options.run}"
+        raise UserError(f"{options.run} holds no CLIP, which {name} needs; {first}")
+    raise UserError(f"clip: none was given, and there is none in {options.run}; name the weights of one")
 
 
-def prefix_of(config: Cascade | OneStage, folder: str) -> str:
-    """What comes before the flags of a stage."""
-    return "" if isinstance(config, OneStage) else f"{folder}."
+def check_clip_stays(preset: Preset, options: SystemOptions) -> None:
+    """Refuses to train a CLIP on under the stages that were trained against it, before it is done."""
+    if preset.clip is None or not options.extend:
+        return
+    clip = saved_steps(options.run / "train" / preset.clip.name)
+    trained = [part.name for part in preset.stages if saved_steps(options.run / "train" / part.name)]
+    if clip and trained and options.training(preset.clip.name).num_steps > max(clip):
+        raise UserError(
+            f"{preset.clip.name}.num_steps: {options.run} has a {trained[0]} trained against its CLIP of {max(clip)} "
+            "steps; begin another run from it with --begin-from"
+        )
 
 
-def stage_of(folder: str, model: str, config: Cascade | OneStage, prefix: str = "") -> Any:
-    """The network of a stage, of the kind that its folder is for; an upsampler knows what size it starts from.
-
-    Raises:
-      UserError: there is no such network, it is of another kind, or the factor does not divide its pictures.
-    """
-    from unclip_jax.seams import starting_from
-    from unclip_jax.stage import Stage
-
-    kind = folder.partition("_")[0]
-    stage = network(model, kind, prefix)
-    if not isinstance(stage, Stage):
-        raise UserError(f"{prefix}model: {model} is no diffusion prior, the only kind that is trained here")
-    if kind != "upsampler":
-        return stage
-    size = stage.model.image_size
-    if size % config.factor:
-        raise UserError(f"factor: {config.factor} does not divide {size}, the size of {prefix}model {model}")
-    return starting_from(stage, size // config.factor)
+def check_kind(part: StagePart, stage: Prior, model: str, prefix: str) -> None:
+    """Refuses a network that is for something else than this part. Raises UserError."""
+    found = kind_of(stage)
+    if found is part.kind:
+        return
+    if found.called == part.kind.called:
+        raise UserError(f"{prefix}model: {model} is another kind of prior than {part.name}")
+    raise UserError(f"{prefix}model: {model} is {found.called}, not {part.kind.called}")
 
 
-def check_cascade(config: Cascade | OneStage, networks: dict[str, Any]) -> None:
+def check_cascade(preset: Preset, options: SystemOptions, networks: Mapping[str, Any]) -> None:
     """Refuses an upsampler that does not start from what is drawn before it, here or in the run directory."""
-    from unclip_jax.seams import cascade_with, drawn
-
-    own = {folder: drawn(folder, stage.model) for folder, stage in networks.items() if folder != "prior"}
+    own = {part.folder: drawn(part.folder, networks[part.name].model) for part in preset.stages if part.kind.draws}
     if not own:
         return
-    upsampling = any(folder != "decoder" for folder in own)
-    check_sizes(cascade_with(config.run, own), f" (factor is {config.factor})" if upsampling else "")
+    chosen = isinstance(options, OverCLIP) and any(part.kind.low_res for part in preset.stages)
+    for row in cascade_with(options.run, own):
+        try:
+            check_seams(row)
+        except UserError as error:
+            raise UserError(f"{error} (factor is {options.factor})" if chosen else str(error)) from error
 
 
-def check_stage(folder: str, training: StageTraining, stage: Any, config: Any, clip: Any, tokens: Any) -> None:
+def check_stage(part: StagePart, options: SystemOptions, stage: Any, clip: CLIPConfig, weights: Weights) -> None:
     """Builds a stage over this CLIP, shapes only. Raises UserError where its parts do not fit."""
-    from clip_jax.encode import joined
-
-    kind = folder.partition("_")[0]
-    size, preprocess = SEEN[kind](stage, clip)
-    fields: dict[str, Any] = {"tokens": (tokens.shape, "int32")}
-    if preprocess is not None:
-        vision = clip.model.config.vision
-        seen = (vision.image_size, vision.image_size, vision.channels)
-        fields["image" if size is None else "clip_image"] = (seen, "uint8")
-    if size is not None:
-        fields["image"] = ((size, size, 3), "uint8")
-
-    def make(params: Any) -> Any:
-        return TASKS[kind](stage, clip.model.config, params, None, folder)
-
-    trace(prefix_of(config, folder), training, make, joined(clip.variables), example(**fields))
+    training, seen = options.training(part.name), part.kind.seen(stage, clip_preprocess(clip))
+    options.data.check_fits(seen, training.model)
+    fields = example(options.data.fields(seen), clip.text.context_length)
+    trace(
+        options.prefix(part.name),
+        training,
+        lambda given: part.kind.task(part, stage, clip, given, None),
+        weights,
+        fields,
+    )
 
 
-def train(name: str, config: Cascade | OneStage) -> None:
-    """Trains the stages on all pictures of the source; after a whole cascade draws a sheet of pictures."""
-    clip = the_clip(config)
-    listing, captions = read_captions(config)
-    said = "\n".join(f"{name}\t{caption}" for name, caption in zip(listing.names, captions, strict=True))
-    data = {
-        "examples": len(captions),
-        "names and captions": hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest(),
-    }
-    tokens = clip.tokenize(captions)
-    for folder, training in stages_of(name, config).items():
-        train_one(folder, training, config, clip, listing.pictures, tokens, data)
-    if isinstance(config, OneStage):
-        return
-    print(f"pictures: {draw_sheet(config.run, list(dict.fromkeys(captions))[:4])}")
-    print(f'more: python sample.py "{captions[0]}" --run {config.run}')
+# What is trained
 
 
-def read_captions(config: Cascade | OneStage) -> tuple[Any, list[str]]:
-    """(what the source lists, a caption for each of its pictures)."""
-    from image_text.source import open_source
+def train(name: str, preset: Preset, options: SystemOptions) -> None:
+    """Trains the stages one after the other; with a whole system it draws a sheet of pictures."""
+    examples = options.data.open()
+    if preset.clip is not None:
+        train_clip(preset.clip, options, examples)
+    if preset.stages:
+        clip = the_clip(options)
+        tokens = tokens_of(clip.tokenize, examples.captions)
+        for part in preset.stages:
+            train_one(part, options, clip, examples, tokens)
+    if len(preset.names) > 1:
+        print(f"pictures: {draw_sheet(options.run, examples.prompts)}")
+        print(f'more: python sample.py "{examples.prompt}" --run {options.run}')
 
-    listing = open_source(config.data.source, data_dir=config.data.directory)
-    return listing, captions_of(listing, config.data.source)
+
+def train_one(
+    part: StagePart, options: SystemOptions, clip: LoadedCLIP, examples: Examples, tokens: np.ndarray
+) -> TrainState:
+    """Trains one stage to its end and writes its averaged weights into the run directory."""
+    training, kind = options.training(part.name), part.kind
+    config, weights = clip.model.config, joined(clip.variables)
+    stage = fitted(network(part, options), config)
+    source = examples.with_tokens(tokens, kind.seen(stage, clip.preprocess))
+    statistics = examples.drawn(source, examples.statistics, options.seed) if kind.statistics else None
+    task = kind.task(part, stage, config, weights, statistics)
+    measure = None
+    if part.evaluate is not None:
+        measure = part.evaluate(stage, clip, examples.drawn(source, SHOWN, options.seed)).measure
+
+    def export(state: TrainState) -> None:
+        trained = weights_of(state)
+        if isinstance(stage, Stage) and stage.x0_error:
+            trained = with_x0_error(task, trained, examples.drawn(source, MEASURED, options.seed))
+        against = options.run / "clip" if "clip" in part.needs else None
+        save_stage(options.run / part.folder, stage, trained, dtype=options.weights, clip=against)
+
+    identity = examples.identity | {folder: digest(options.run / folder) for folder in part.needs}
+    if kind.low_res and part.factor is None:  # it is chosen, so it is part of what identifies the run
+        identity["low_res_size"] = stage.model.low_res_size
+    return train_stage(
+        part.name,
+        training,
+        Plan(task, architecture(stage), export, measure),
+        batches(source, batch_size=training.batch_size, seed=options.seed),
+        options,
+        data=identity,
+    )
 
 
-def find_clip(config: Cascade | OneStage) -> Any:
+def network(part: StagePart, options: SystemOptions) -> Any:
+    """The network of a stage, of the kind that its part is; an upsampler knows what size it starts from.
+
+    Raises:
+        UserError: there is no such network, it is of another kind, or the factor does not divide its pictures.
+    """
+    prefix, model = options.prefix(part.name), options.training(part.name).model
+    stage = with_prefix(f"{prefix}model: ", lambda: stage_presets.preset(model))
+    check_kind(part, stage, model, prefix)
+    if not part.kind.low_res:
+        return stage
+    size, factor = stage.model.image_size, factor_of(part, options)
+    if size % factor:
+        raise UserError(f"factor: {factor} does not divide {size}, the size of {prefix}model {model}")
+    return starting_from(stage, size // factor)
+
+
+def factor_of(part: StagePart, options: SystemOptions) -> int:
+    """How much larger an upsampler's pictures are than what it starts from."""
+    if part.factor is not None:
+        return part.factor
+    assert isinstance(options, OverCLIP)
+    return options.factor
+
+
+def find_clip(options: SystemOptions) -> LoadedCLIP:
     """The CLIP that is named, or that of the run directory. Writes nothing.
 
     Raises:
-      UserError: it has one tower, or it is another than that of the run directory.
+        UserError: it has one tower, or it is another than that of the run directory.
     """
-    import jax
-    import numpy as np
-
-    import clip_jax
-
-    kept = config.run / "clip"
-    if not config.clip:
+    kept, named = options.run / "clip", options.clip if isinstance(options, OverCLIP) else ""
+    if not named:
         return two_towers(clip_jax.load(kept), kept)
-    clip = two_towers(with_prefix("clip: ", lambda: clip_jax.load(config.clip)), config.clip)
+    clip = two_towers(with_prefix("clip: ", lambda: clip_jax.load(named)), named)
     if not kept.is_dir():
         return clip
     before = clip_jax.load(kept)
@@ -277,144 +345,35 @@ def find_clip(config: Cascade | OneStage) -> Any:
         jax.tree.leaves(jax.tree.map(np.array_equal, before.variables, clip.variables))
     )
     if not same:
-        raise UserError(f"clip: {config.clip} is not the CLIP in {config.run}; choose another run directory")
+        raise UserError(f"clip: {named} is not the CLIP in {options.run}; choose another run directory")
     return before
 
 
-def two_towers(clip: Any, source: Any) -> Any:
+def two_towers(clip: LoadedCLIP, source: Any) -> LoadedCLIP:
     """The CLIP itself. Raises UserError for one that has only one tower."""
     if not clip.model.config.two_towers:
         raise UserError(f"clip: {source} has one tower; unCLIP needs both")
     return clip
 
 
-def the_clip(config: Cascade | OneStage) -> Any:
+def the_clip(options: SystemOptions) -> LoadedCLIP:
     """The CLIP of the run directory, put there first if there is none."""
-    import clip_jax
-
-    clip = find_clip(config)
-    if not (config.run / "clip").is_dir():
-        clip_jax.save(config.run / "clip", clip.model, clip.variables, clip.tokenize)
+    clip = find_clip(options)
+    if not (options.run / "clip").is_dir():
+        clip_jax.save(options.run / "clip", clip.model, clip.variables, clip.tokenize)
     return clip
 
 
-def train_one(
-    folder: str, training: StageTraining, config: Cascade | OneStage, clip: Any, pictures: Any, tokens: Any, data: Any
-) -> None:
-    """Trains one stage to its end and writes its averaged weights into the run directory."""
-    from clip_jax.encode import joined
-    from train_jax.data import Replacing, batches
-
-    stage = fitted(stage_of(folder, training.model, config, prefix_of(config, folder)), clip.model.config)
-    kind = folder.partition("_")[0]
-    source = Replacing(Pictures(pictures, tokens, *SEEN[kind](stage, clip)), max_damaged=config.data.max_damaged)
-    examples = None if kind != "prior" else drawn_examples(source, STATISTICS, config.seed)
-    task = TASKS[kind](stage, clip.model.config, joined(clip.variables), examples, folder)
-
-    def export(state: TrainState) -> None:
-        from unclip_jax.pipeline import save_stage
-
-        params = state.ema_params
-        if stage.x0_error:
-            params = measured(task, params, drawn_examples(source, MEASURED, config.seed))
-        clip = None if kind == "upsampler" else config.run / "clip"
-        save_stage(config.run / folder, stage, params, dtype=config.weights, clip=clip)
-
-    if kind == "upsampler":
-        data = data | {"low_res_size": stage.model.low_res_size}
-    else:  # trained against this very CLIP
-        data = data | {"clip": digest(config.run / "clip")}
-    train_stage(
-        folder,
-        training,
-        Plan(task, architecture(stage), export),
-        batches(source, batch_size=training.batch_size, seed=config.seed),
-        run=config.run,
-        seed=config.seed,
-        data=data,
-        begin=config,
-    )
-
-
-class Pictures:
-    """Pictures and tokens as a random-access source; a picture is opened and resized when it is asked for."""
-
-    def __init__(self, pictures: Any, tokens: Any, size: int | None, preprocess: Any):
-        self.pictures, self.tokens, self.size, self.preprocess = pictures, tokens, size, preprocess
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """-> tokens int32 [L]; image uint8 [size, size, 3], the square in the middle; clip_image, what CLIP sees.
-
-        Without a size, ``image`` is what CLIP sees.
-        """
-        import numpy as np
-        from PIL import Image, ImageOps
-
-        from clip_jax.images import open_image
-
-        picture = open_image(self.pictures[index])
-        example: dict[str, Any] = {"tokens": self.tokens[index]}
-        if self.preprocess is not None:
-            example["image" if self.size is None else "clip_image"] = self.preprocess.pixels(picture)
-        if self.size is not None:
-            square = ImageOps.fit(picture.convert("RGB"), (self.size, self.size), Image.Resampling.BICUBIC)
-            example["image"] = np.asarray(square)
-        return example
-
-
-# Which pictures a kind of stage is given: the side of its own, and CLIP's if it needs them.
-SEEN = {
-    "prior": lambda stage, clip: (None, clip.preprocess),
-    "decoder": lambda stage, clip: (stage.model.image_size, clip.preprocess),
-    "upsampler": lambda stage, clip: (stage.model.image_size, None),
-}
-
-
-# The task of a kind of stage over a CLIP's config and weights; `examples` is what statistics are taken from.
-
-
-def prior_task(stage: Any, clip: Any, params: Any, examples: dict[str, Any] | None, folder: str) -> Any:
-    """Without examples the statistics are blank: for shapes alone."""
-    from unclip_jax.tasks import PriorTask, blank_statistics, embedding_statistics
-
-    if examples is None:
-        return PriorTask(stage, clip, params, *blank_statistics(clip))
-    return PriorTask(stage, clip, params, *embedding_statistics(clip, params, examples["image"]))
-
-
-def decoder_task(stage: Any, clip: Any, params: Any, examples: Any, folder: str) -> Any:
-    from unclip_jax.tasks import DecoderTask
-
-    return DecoderTask(stage, clip, params)
-
-
-def upsampler_task(stage: Any, clip: Any, params: Any, examples: Any, folder: str) -> Any:
-    """On windows of a quarter of the area; blur before the first upsampler, BSR before the second (§2.1)."""
-    from unclip_jax.degrade import BSRConfig, DegradeConfig
-    from unclip_jax.tasks import UpsamplerTask
-
-    worse = DegradeConfig() if folder == "upsampler_0" else BSRConfig()
-    model = stage.model
-    return UpsamplerTask(stage, low_res_size=model.low_res_size, crop_size=model.image_size // 2, degrade=worse)
-
-
-TASKS = {"prior": prior_task, "decoder": decoder_task, "upsampler": upsampler_task}
-
-
-def measured(task: Any, params: Any, examples: dict[str, Any]) -> Any:
-    """The parameters of a prior with the error of its estimates, which its analytic variance needs."""
-    import jax
-
-    from unclip_jax import stage as stages
-    from unclip_jax.tasks import encode, standardise
+def with_x0_error(task: tasks.PriorTask, weights: dict[str, Any], examples: HostBatch) -> dict[str, Any]:
+    """The weights of a prior with the error of its estimates, which its analytic variance needs."""
 
     @jax.jit
     def measure(params: Any, clip_params: Any, images: jax.Array, tokens: jax.Array) -> jax.Array:
-        cond = encode(task.clip, clip_params, images, tokens)
-        x0 = standardise(task.stage, params, cond.image_embed)
+        cond = tasks.encode(task.clip, clip_params, images, tokens)
+        x0 = tasks.standardise(task.stage, params, cond.image_embed)
         return stages.measure_x0_error(task.stage, params, x0, cond, jax.random.key(0, impl="threefry2x32"))
 
-    return params | {"x0_error": measure(params, task.clip_params, examples["image"], examples["tokens"])}
+    return weights | {"x0_error": measure(weights, task.clip_params, examples["image"], examples["tokens"])}
+
+
+RECIPE = Recipe(check, train)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -229,6 +229,7 @@ class OneStepPriorTask:
     clip_params: Params
     embed_mean: Float[np.ndarray, " D"]
     embed_std: Float[np.ndarray, " D"]
+    splits: ClassVar[bool] = False  # microbatches would contrast fewer examples than the batch
 
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
         statistics = {"embed_mean": jnp.asarray(self.embed_mean), "embed_std": jnp.asarray(self.embed_std)}

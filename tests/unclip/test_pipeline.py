@@ -12,8 +12,8 @@ import pytest
 import clip_jax
 from clip_jax.errors import UserError
 from tests.support.jaxprs import equations, scans
-from train_recipes.engine import fitted
-from train_recipes.shapes import LONG
+from train_recipes.presets import PRESETS
+from train_recipes.unclip import fitted
 from unclip_jax import pipeline
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
@@ -239,8 +239,9 @@ class TestFiles:
 
     def test_the_shipped_weights_are_those_of_the_presets(self):
         """What `train.py shapes-long` writes, in 8 MB at most; CI draws with them."""
-        loaded, clip = load(), clip_jax.preset(LONG.clip.model)
-        trainings = (LONG.prior, LONG.decoder, LONG.upsampler)
+        long = PRESETS["shapes-long"].options
+        loaded, clip = load(), clip_jax.preset(long.clip.model)
+        trainings = (long.prior, long.decoder, long.upsampler)
         prior, decoder, upsampler = (fitted(preset(training.model), clip) for training in trainings)
         assert loaded.unclip == UnCLIP(clip, prior, decoder, (upsampler,))
         assert sum(path.stat().st_size for path in pipeline.SHIPPED.rglob("*") if path.is_file()) <= 8e6
