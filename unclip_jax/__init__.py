@@ -35,8 +35,6 @@ from unclip_jax.tasks import (
     to_uint8,
 )
 
-__version__ = "0.1.0"
-
 __all__ = [
     "PRESETS",
     "ARPriorTask",

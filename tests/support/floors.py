@@ -85,10 +85,12 @@ def room_of(name: str) -> str | None:
 def imports(source: str, module: str) -> Iterator[Import]:
     """Every import of `source`, the text of the module `module`; relative ones are written out in full."""
     tree = ast.parse(source)
+    # A package's own `__getattr__` (PEP 562) gives its public names when they are first used: that is no late import.
+    lazy = {id(node) for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__getattr__"}
     inside = {
         id(node)
         for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and id(function) not in lazy
         for node in ast.walk(function)
     }
     for node in ast.walk(tree):
