@@ -12,7 +12,7 @@ transparency shows white, palettes and bilevel pictures are resampled in colour 
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ from clip_jax.config import Interpolation, PreprocessConfig
 from clip_jax.errors import UserError
 from image_text.decode import decode, is_one, naming, open_image, plain
 
-__all__ = ["Picture", "Preprocess", "normalise", "open_image", "plain", "resize_and_crop"]
+__all__ = ["MissingPreprocess", "Picture", "Preprocess", "normalise", "open_image", "plain", "resize_and_crop"]
 
 Picture = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase | Image.Image | AnyArray
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
@@ -120,6 +120,26 @@ class Preprocess:
             picture = _four_channels(image) if channels == 4 else decode(image)
             picture = resize_and_crop(picture, self.size, self.config)
         return np.asarray(picture.convert("L"))[..., None] if channels == 1 else np.asarray(picture)
+
+
+class MissingPreprocess(Preprocess):
+    """The preprocessing of a checkpoint without an image tower: whatever is asked of it is a UserError that says so.
+
+    Args:
+        message: the error, in one line.
+    """
+
+    def __init__(self, message: str):
+        self.message = message
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__"):  # of every object; copy and pickle look for some that are not there
+            return object.__getattribute__(self, name)
+        raise UserError(self.__dict__["message"])
+
+    def __call__(self, images: Any, *, threads: int = 1) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(self.__dict__["message"])
 
 
 def _four_channels(image: Any) -> Image.Image:

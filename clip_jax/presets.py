@@ -6,7 +6,9 @@ accuracy without any error, so `clip_jax.load` refuses it.
 """
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from clip_jax.config import (
@@ -347,13 +349,44 @@ PRESETS: dict[str, Preset] = {
 # fmt: on
 
 
+# OpenAI's models as OpenCLIP spells them.
+SPELLINGS = {
+    "ViT-B-32":         "ViT-B/32",
+    "ViT-B-16":         "ViT-B/16",
+    "ViT-L-14":         "ViT-L/14",
+    "ViT-L-14-336":     "ViT-L/14@336px",
+    "ViT-L-14-336px":   "ViT-L/14@336px",
+    "ViT-L/14-336":     "ViT-L/14@336px",
+    "ViT-L/14@336":     "ViT-L/14@336px",
+}  # fmt: skip
+
+
 def available_models() -> list[str]:
     """Names of the presets."""
     return list(PRESETS)
 
 
+def is_preset(name: str) -> bool:
+    """Whether there is a preset of this name, in either spelling."""
+    return name in PRESETS or name in SPELLINGS
+
+
 def preset(name: str) -> CLIPConfig:
-    """The configuration of a named model. Raises UserError for a name there is none of."""
-    if name not in PRESETS:
-        raise UserError(f"there is no model {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name].config
+    """The config of a named model.
+
+    Args:
+        name: of a row of `PRESETS`, also in OpenCLIP's spelling ("ViT-B-32" for "ViT-B/32").
+
+    Raises:
+        UserError: there is no model of this name; it suggests one that is spelled nearly so.
+    """
+    if not is_preset(name):
+        raise UserError(f"there is no model {name!r}{did_you_mean(name, PRESETS)}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[SPELLINGS.get(name, name)].config
+
+
+def did_you_mean(name: str, names: Iterable[str] = (*PRESETS, *SPELLINGS)) -> str:
+    """ ", did you mean ViT-B/32?" for a near miss of one of the names; empty where none is near."""
+    by_case = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), by_case, n=1, cutoff=0.75)
+    return f", did you mean {by_case[near[0]]}?" if near else ""

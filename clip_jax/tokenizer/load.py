@@ -14,7 +14,7 @@ from clip_jax.tokenizer.beside import Beside, read_beside
 from clip_jax.tokenizer.bpe import EOT, SOT, BPETokenizer
 from clip_jax.tokenizer.sentencepiece import SigLIPTokenizer
 from clip_jax.tokenizer.wordpiece import CLS, SEP, UNK, WordPieceTokenizer, read_vocabulary
-from clip_jax.weights.files import read_json
+from clip_jax.weights.jsons import read_json
 
 Kind = Literal["clip", "bert", "siglip", "siglip2", "ascii"]
 KINDS = get_args(Kind)

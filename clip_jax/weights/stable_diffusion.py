@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from clip_jax.config import CLIPConfig, TextConfig
 from clip_jax.errors import UserError
-from clip_jax.weights import openai
+from clip_jax.weights import huggingface, openai
 from clip_jax.weights.rules import Checkpoint, Format
 
 
@@ -66,9 +66,7 @@ def infer_alone(checkpoint: Checkpoint, where: str) -> CLIPConfig:
 
     Raises: UserError for a size that only other models have, whose activation is not in the weights.
     """
-    from clip_jax.weights.huggingface import FORMAT
-
-    found = openai.tower(FORMAT.sizes(checkpoint), "text")
+    found = openai.tower(huggingface.FORMAT.sizes(checkpoint), "text")
     named = re.search(r"clip[_-]?([lgh])(?![a-z])", Path(where).name.lower())
     if not named and found["width"] in WIDE:
         raise UserError(
@@ -76,7 +74,7 @@ def infer_alone(checkpoint: Checkpoint, where: str) -> CLIPConfig:
             "diffusion model has it: put the checkpoint's config.json beside them, or give config="
         )
     gelu = named[1] != "l" if named else found["layers"] >= DEEP
-    config = _config(FORMAT, checkpoint, "gelu" if gelu else "quick_gelu", zero_pad=gelu)
+    config = _config(huggingface.FORMAT, checkpoint, "gelu" if gelu else "quick_gelu", zero_pad=gelu)
     which = "OpenCLIP's H or bigG (GELU)" if gelu else "OpenAI's ViT-L/14 (QuickGELU)"
     warnings.warn(
         f"{where} came without a config: it is taken for the text encoder of {which}; give config= if it is another",
