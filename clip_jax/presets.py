@@ -386,7 +386,7 @@ def preset(name: str) -> CLIPConfig:
 
 
 def did_you_mean(name: str, names: Iterable[str] = (*PRESETS, *SPELLINGS)) -> str:
-    """ ", did you mean ViT-B/32?" for a near miss of one of the names; empty where none is near."""
+    """What an error adds to a near miss of one of the names, " (did you mean ViT-B/32?)"; else an empty string."""
     by_case = {known.lower(): known for known in names}
     near = difflib.get_close_matches(name.lower(), by_case, n=1, cutoff=0.75)
-    return f", did you mean {by_case[near[0]]}?" if near else ""
+    return f" (did you mean {by_case[near[0]]}?)" if near else ""

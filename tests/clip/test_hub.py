@@ -61,14 +61,14 @@ def test_a_directory_or_weights_of_ones_own_come_first(hub, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     huggingface(tmp_path / "ViT-B-32")
     same_weights(clip_jax.load("ViT-B-32"))
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="No such file"):
         clip_jax.load("ViT-B-16", weights=tmp_path / "absent.pt")
     assert not hub.requests
 
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("ViT-B32", "ViT-B-32"), ("vit-b/32", "ViT-B/32"), ("RN50x46", "RN50x4"), ("siglip-base-patch16", "siglip-base")],
+    [("ViT-B32", "ViT-B/32"), ("vit-b/32", "ViT-B/32"), ("RN50x46", "RN50x4"), ("siglip-base-patch16", "siglip-base")],
 )
 def test_a_near_miss_gets_a_suggestion(hub, name, meant):
     for call in (clip_jax.load, clip_jax.preset):

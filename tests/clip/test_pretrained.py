@@ -162,6 +162,6 @@ def test_of_one_tower_the_other_half_says_what_is_missing(tiny, tiny_variables, 
         assert isinstance(loaded.preprocess, Preprocess)
         part = loaded.tokenize if missing == "text" else loaded.preprocess
         for use in (lambda: part(["a"]), lambda: part.one, lambda: part.vocab_size, lambda: part.save("x.json")):  # noqa: B023
-            with pytest.raises(UserError, match="no (text|image) tower"):
+            with pytest.raises(UserError, match=r"no (text|image) tower"):
                 use()
         assert type(copy.deepcopy(part)) is type(pickle.loads(pickle.dumps(part))) is type(part)
