@@ -18,6 +18,7 @@ from clip_jax.config import (
     ViTConfig,
 )
 from clip_jax.errors import UserError
+from clip_jax.towers.attention import Implementation
 from clip_jax.towers.bert import BertTower
 from clip_jax.towers.eva import EVAVisionTransformer
 from clip_jax.towers.resnet import ModifiedResNet, ResNet
@@ -61,14 +62,17 @@ class CLIP(nn.Module):
     """
 
     config: CLIPConfig
-    dtype: Any = jnp.float32  # of the matrix products; parameters stay float32
+    dtype: Any = jnp.float32  # of the matrix products
+    implementation: Implementation | None = None  # of attention, see `clip_jax.towers.attention.attend`
 
     def setup(self) -> None:
         config, constant = self.config, nn.initializers.constant
         if config.vision is not None:
-            self.visual = VISION_TOWERS[type(config.vision)](config.vision, config.embed_dim, self.dtype)
+            self.visual = VISION_TOWERS[type(config.vision)](
+                config.vision, config.embed_dim, self.dtype, self.implementation
+            )
         if config.text is not None:
-            self.text = TEXT_TOWERS[type(config.text)](config.text, config.embed_dim, self.dtype)
+            self.text = TEXT_TOWERS[type(config.text)](config.text, config.embed_dim, self.dtype, self.implementation)
         if config.two_towers and config.logit_scale_learned:
             self.logit_scale = self.param("logit_scale", constant(config.logit_scale_init), (), jnp.float32)
         else:

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import BertConfig
-from clip_jax.towers.layers import ACTIVATIONS, LayerNorm, attend, run_blocks, split_heads
+from clip_jax.towers.attention import Implementation, attend, join_heads, split_heads
+from clip_jax.towers.layers import ACTIVATIONS, LayerNorm, make_blocks, run_blocks
 from clip_jax.towers.text import TextFeatures, check_tokens
 
 NORMAL = nn.initializers.normal(0.02)
@@ -43,6 +44,7 @@ class Embeddings(nn.Module):
 class SelfAttention(nn.Module):
     config: BertConfig
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
@@ -50,7 +52,8 @@ class SelfAttention(nn.Module):
             y = nn.Dense(self.config.width, kernel_init=NORMAL, dtype=self.dtype, name=name)(x)
             return split_heads(y, self.config.heads)
 
-        return attend(project("query"), project("key"), project("value"), mask)
+        q, k, v = project("query"), project("key"), project("value")
+        return join_heads(attend(q, k, v, mask, implementation=self.implementation))
 
 
 class Output(nn.Module):
@@ -68,10 +71,11 @@ class Output(nn.Module):
 class AttentionLayer(nn.Module):
     config: BertConfig
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
-        h = SelfAttention(self.config, self.dtype, name="self")(x, mask)
+        h = SelfAttention(self.config, self.dtype, self.implementation, name="self")(x, mask)
         return Output(self.config, self.dtype, name="output")(h, x)
 
 
@@ -90,11 +94,12 @@ class Dense(nn.Module):
 class Layer(nn.Module):
     config: BertConfig
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
         config, dtype = self.config, self.dtype
-        x = AttentionLayer(config, dtype, name="attention")(x, mask)
+        x = AttentionLayer(config, dtype, self.implementation, name="attention")(x, mask)
         activation = ACTIVATIONS[config.activation]
         h = Dense(config.mlp_width or 4 * config.width, activation, dtype, name="intermediate")(x)
         return Output(config, dtype, name="output")(h, x)
@@ -105,13 +110,16 @@ class Encoder(nn.Module):
 
     config: BertConfig
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"], *, hidden_states: bool
     ) -> tuple[Float[Array, "B L C"], ...]:
-        layer = functools.partial(nn.remat(Layer) if self.config.remat else Layer, self.config, self.dtype)
-        return run_blocks(layer, "layer", self.config, x, mask, hidden_states=hidden_states)
+        layer = nn.remat(Layer) if self.config.remat else Layer
+        layer = functools.partial(layer, self.config, self.dtype, self.implementation)
+        blocks = make_blocks(layer, "layer", self.config)
+        return run_blocks(blocks, self.config, x, mask, hidden_states=hidden_states)
 
 
 class BertTower(nn.Module):
@@ -120,6 +128,7 @@ class BertTower(nn.Module):
     config: BertConfig
     embed_dim: int | None  # None: no projection
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, tokens: Shaped[AnyArray, "*N L"] | Any, *, hidden_states: bool = False) -> TextFeatures:
@@ -127,7 +136,8 @@ class BertTower(nn.Module):
         tokens = check_tokens(tokens, config.context_length, config.vocab_size)
         mask = tokens != config.pad_id
         x = Embeddings(config, dtype, name="embeddings")(tokens)
-        states = Encoder(config, dtype, name="encoder")(x, mask[:, None, None], hidden_states=hidden_states)
+        encoder = Encoder(config, dtype, self.implementation, name="encoder")
+        states = encoder(x, mask[:, None, None], hidden_states=hidden_states)
         embed = states[-1][:, 0]
         if config.pool == "pooler":
             embed = Dense(config.width, jnp.tanh, dtype, name="pooler")(embed)

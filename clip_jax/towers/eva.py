@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int, Num
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import EVA02Config
-from clip_jax.towers.layers import LayerNorm, attend, per_channel, run_blocks, split_heads
+from clip_jax.towers.attention import Implementation, attend, join_heads, split_heads
+from clip_jax.towers.layers import LayerNorm, make_blocks, per_channel, run_blocks
 from clip_jax.towers.vit import ImageFeatures, PatchConv, check_images
 
 NORMAL = nn.initializers.truncated_normal(0.02)
@@ -43,6 +44,7 @@ def rotate(x: Float[Array, "B P N K"], cos: Float[Array, "*B P 1 K"], sin: Float
 class EVAAttention(nn.Module):
     config: EVA02Config
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], cos: Array, sin: Array) -> Float[Array, "B L C"]:
@@ -58,7 +60,8 @@ class EVAAttention(nn.Module):
         def turned(y: Array) -> Array:  # the class token has no place
             return jnp.concatenate([y[:, :1], rotate(y[:, 1:], cos, sin).astype(y.dtype)], axis=1)
 
-        out = attend(turned(project("q", True)), turned(project("k", False)), project("v", True))
+        q, k, v = turned(project("q", True)), turned(project("k", False)), project("v", True)
+        out = join_heads(attend(q, k, v, implementation=self.implementation))
         out = LayerNorm(self.config.ln_eps, name="inner_attn_ln")(out)
         return nn.Dense(width, kernel_init=NORMAL, dtype=self.dtype, name="proj")(out)
 
@@ -86,11 +89,13 @@ class EVABlock(nn.Module):
 
     config: EVA02Config
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], cos: Array, sin: Array) -> Float[Array, "B L C"]:
         eps = self.config.ln_eps
-        x = x + EVAAttention(self.config, self.dtype, name="attn")(LayerNorm(eps, name="norm1")(x), cos, sin)
+        attention = EVAAttention(self.config, self.dtype, self.implementation, name="attn")
+        x = x + attention(LayerNorm(eps, name="norm1")(x), cos, sin)
         return x + SwiGLU(self.config, self.dtype, name="mlp")(LayerNorm(eps, name="norm2")(x))
 
 
@@ -100,6 +105,7 @@ class EVAVisionTransformer(nn.Module):
     config: EVA02Config
     embed_dim: int | None  # None: no head
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -123,9 +129,11 @@ class EVAVisionTransformer(nn.Module):
             angles = angles[0][keep_patches]  # [B, K, head]
         first = jnp.broadcast_to(cls_token + positions[:, :1], (x.shape[0], 1, width))
         x = jnp.concatenate([first, x], axis=1)
-        block = functools.partial(nn.remat(EVABlock) if config.remat else EVABlock, config, self.dtype)
+        block = nn.remat(EVABlock) if config.remat else EVABlock
+        block = functools.partial(block, config, self.dtype, self.implementation)
         cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]  # [1 or B, P, 1, head]
-        states = run_blocks(block, "blocks", config, x, cos, sin, hidden_states=hidden_states)
+        blocks = make_blocks(block, "blocks", config)
+        states = run_blocks(blocks, config, x, cos, sin, hidden_states=hidden_states)
         embed = LayerNorm(config.ln_eps, name="norm")(states[-1][:, 0])
         if self.embed_dim is not None:
             embed = nn.Dense(self.embed_dim, kernel_init=NORMAL, dtype=self.dtype, name="head")(embed)

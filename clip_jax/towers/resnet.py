@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, Num
 from clip_jax.arrays import AnyArray
 from clip_jax.config import PlainResNetConfig, ResNetConfig
 from clip_jax.errors import UserError
-from clip_jax.towers.layers import attend, fan_in_uniform, per_channel, split_heads
+from clip_jax.towers.attention import Implementation, attend, join_heads, split_heads
+from clip_jax.towers.layers import fan_in_uniform, per_channel
 from clip_jax.towers.vit import ImageFeatures, check_images
 
 MOMENTUM = 0.9  # of the running statistics; torch, which counts the other way, calls it 0.1
@@ -134,6 +135,7 @@ class AttentionPool(nn.Module):
     heads: int
     embed_dim: int
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
@@ -147,7 +149,8 @@ class AttentionPool(nn.Module):
             return nn.Dense(width, kernel_init=normal, bias_init=fan_in_uniform(c), dtype=self.dtype, name=name)(x)
 
         q, k, v = dense("q_proj", c, x[:, :1]), dense("k_proj", c, x), dense("v_proj", c, x)
-        pooled = attend(*(split_heads(y, self.heads) for y in (q, k, v)))[:, 0]
+        q, k, v = (split_heads(y, self.heads) for y in (q, k, v))
+        pooled = join_heads(attend(q, k, v, implementation=self.implementation))[:, 0]
         return dense("c_proj", self.embed_dim, pooled)
 
 
@@ -162,6 +165,7 @@ class ModifiedResNet(nn.Module):
     config: ResNetConfig
     embed_dim: int
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -190,7 +194,9 @@ class ModifiedResNet(nn.Module):
                 blocks, width * 2**i, 1 if i == 0 else 2, True, config.bn_eps, self.dtype, name=f"layer{i + 1}"
             )
             states.append(stage(states[-1], train=train))
-        embed = AttentionPool(config.heads, self.embed_dim, self.dtype, name="attnpool")(states[-1])
+        embed = AttentionPool(config.heads, self.embed_dim, self.dtype, self.implementation, name="attnpool")(
+            states[-1]
+        )
         return ImageFeatures(embed, tuple(states) if hidden_states else None)
 
 
@@ -200,6 +206,7 @@ class ResNet(nn.Module):
     config: PlainResNetConfig
     embed_dim: int | None  # None: the mean itself
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(

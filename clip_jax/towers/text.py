@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 from clip_jax.arrays import AnyArray, check_is_array
 from clip_jax.config import TextConfig
 from clip_jax.errors import UserError
+from clip_jax.towers.attention import Implementation
 from clip_jax.towers.layers import LayerNorm, Transformer, scaled_init, sinusoids
 
 
@@ -76,6 +77,7 @@ class TextTransformer(nn.Module):
     config: TextConfig
     embed_dim: int | None  # None: no projection
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -117,8 +119,8 @@ class TextTransformer(nn.Module):
             seen = visible if seen is None else visible & seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
         placed = positions[None, :length] if position_ids is None else _placed(positions, position_ids)
         x = (embedding(tokens) + placed).astype(self.dtype)
-        transformer = Transformer(config, scaled_init(config), self.dtype, name="transformer")
-        states = transformer(x, seen, hidden_states=True) if hidden_states else (transformer(x, seen),)
+        transformer = Transformer(config, scaled_init(config), self.dtype, self.implementation, name="transformer")
+        states = transformer.hidden_states(x, seen) if hidden_states else (transformer(x, seen),)
         encodings = LayerNorm(config.ln_eps, name="ln_final")(states[-1])
 
         if config.pool == "last":

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Num
 from clip_jax.arrays import AnyArray, check_is_array
 from clip_jax.config import ViTConfig
 from clip_jax.errors import UserError
+from clip_jax.towers.attention import Implementation
 from clip_jax.towers.layers import (
     MLP,
     Attention,
@@ -103,6 +104,7 @@ class MAPHead(nn.Module):
 
     config: ViTConfig
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B C"]:
@@ -111,7 +113,7 @@ class MAPHead(nn.Module):
             self.dtype
         )
         query = jnp.broadcast_to(probe, (x.shape[0], 1, config.width))
-        h = Attention(config, inits, self.dtype, name="attention")(x, query=query)
+        h = Attention(config, inits, self.dtype, self.implementation, name="attention")(x, query=query)
         h = h + MLP(config, inits, self.dtype, name="mlp")(LayerNorm(config.ln_eps, name="layernorm")(h))
         return h[:, 0]
 
@@ -125,6 +127,7 @@ class VisionTransformer(nn.Module):
     config: ViTConfig
     embed_dim: int | None  # None: no projection
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -167,10 +170,14 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([first, x], axis=1)
         if config.ln_pre:
             x = LayerNorm(config.ln_eps, name="ln_pre")(x)
-        transformer = Transformer(config, torch_init(config), self.dtype, name="transformer")
-        states = transformer(x, hidden_states=True) if hidden_states else (transformer(x),)
+        transformer = Transformer(config, torch_init(config), self.dtype, self.implementation, name="transformer")
+        states = transformer.hidden_states(x) if hidden_states else (transformer(x),)
         ln_post = LayerNorm(config.ln_eps, name="ln_post")
-        x = ln_post(states[-1][:, 0]) if classed else MAPHead(config, self.dtype, name="head")(ln_post(states[-1]))
+        x = (
+            ln_post(states[-1][:, 0])
+            if classed
+            else MAPHead(config, self.dtype, self.implementation, name="head")(ln_post(states[-1]))
+        )
         if classed and self.embed_dim is not None:
             x = x @ self.param("proj", nn.initializers.normal(std), (config.width, self.embed_dim), jnp.float32).astype(
                 self.dtype
