@@ -182,7 +182,7 @@ class CaptionReader(nn.Module):
     def read_on(
         self, tokens: Float[Array, "B Q W"], prefix: Prefix, start: int | Int[Array, ""]
     ) -> tuple[Float[Array, "B Q W"], KVCaches]:
-        """Goes on reading with ``tokens`` [B, Q, W], whose first is at place ``start``: (states [B, Q, W], KV caches)."""
+        """Goes on reading with ``tokens`` [B, Q, W], whose first is at place ``start``: (states, KV caches)."""
         length = tokens.shape[1]
         positions = jax.lax.dynamic_slice_in_dim(self.positions, start, length)
         causal = jnp.arange(self.config.length) <= start + jnp.arange(length)[:, None]  # [Q, S]
