@@ -42,10 +42,12 @@ def normalise(images: Num[AnyArray, "*B H W c"], config: PreprocessConfig) -> Fl
 
 
 def resize_and_crop(image: Image.Image, size: int, config: PreprocessConfig) -> Image.Image:
-    """`size` × `size`, in RGB (RGBA stays so). The order (resize, crop, then RGB) and every rounding are torchvision's,
-    or transformers' where the config says so.
+    """The picture at `size` × `size` pixels, in RGB (RGBA stays so).
 
-    Raises: UserError for a strip so long that resizing it would fill the memory.
+    The order (resize, crop, then RGB) and every rounding are torchvision's, or transformers' where the config says so.
+
+    Raises:
+        UserError: for a strip so long that resizing it would fill the memory.
     """
     mode = "RGBA" if image.mode == "RGBA" else "RGB"
     side, resampling = config.resize_to or size, RESAMPLING[config.interpolation]
@@ -94,7 +96,8 @@ class Preprocess:
 
         `threads` decode and resize that many pictures at once; the result does not depend on it.
 
-        Raises: UserError for what is not a picture, beginning with its name.
+        Raises:
+            UserError: for what is not a picture, beginning with its name.
         """
         if threads < 1:
             raise UserError(f"threads: {threads} is less than 1")

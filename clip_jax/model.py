@@ -35,6 +35,8 @@ TEXT_TOWERS: dict[type, type[nn.Module]] = {TextConfig: TextTransformer, BertCon
 
 
 class CLIPOutput(NamedTuple):
+    """Unit-norm features of both towers, and what their similarities are scaled by."""
+
     image_features: Float[Array, "B D"]  # unit norm
     text_features: Float[Array, "T D"]  # unit norm
     logit_scale: Float[Array, ""]  # log of the inverse temperature
@@ -42,7 +44,7 @@ class CLIPOutput(NamedTuple):
 
 
 def unit_norm(x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
-    """x / ‖x‖ in float32, for any finite x; a zero vector stays zero, also in its gradient."""
+    """The vectors x / ‖x‖ in float32, for any finite x; a zero vector stays zero, also in its gradient."""
     h: Any = x.astype(jnp.float32)
     # Squares from 2^64 on are infinite. Smaller vectors are multiplied by 1, so that no bit of theirs changes.
     largest = jax.lax.stop_gradient(jnp.abs(h).max(-1, keepdims=True, initial=0.0))
@@ -51,8 +53,10 @@ def unit_norm(x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
 
 
 class CLIP(nn.Module):
-    """The model. Parameters: `visual`, `text`, `logit_scale`, `logit_bias`, as many of them as the config asks for;
-    so `params["text"]` alone drives a `TextTransformer`. ResNets also have a collection `batch_stats`.
+    """The model: an image tower, a text tower, and the scale of their similarity.
+
+    Parameters: `visual`, `text`, `logit_scale`, `logit_bias`, as many of them as the config asks for; so
+    `params["text"]` alone drives a `TextTransformer`. ResNets also have a collection `batch_stats`.
 
     Images are CLIP-normalised float NHWC [B, H, W, c] (see `clip_jax.images`), tokens integers [B, L].
 
@@ -66,6 +70,7 @@ class CLIP(nn.Module):
     implementation: Implementation | None = None  # of attention, see `clip_jax.towers.attention.attend`
 
     def setup(self) -> None:
+        """The towers that the config has."""
         config, constant = self.config, nn.initializers.constant
         if config.vision is not None:
             self.visual = VISION_TOWERS[type(config.vision)](

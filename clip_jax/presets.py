@@ -49,6 +49,8 @@ GIGANTIC = Size(1664, 48, 16, 8192)
 
 
 class Preset(NamedTuple):
+    """A config by its name, with what its source says of it."""
+
     config: CLIPConfig
     num_params: int | None  # as published, or as the source adds up
     source: str
@@ -69,6 +71,7 @@ def clip_text(width: int, layers: int = 12, activation: Any = "quick_gelu", **fi
 
 
 def resnet(image: int, layers: tuple[int, int, int, int], width: int) -> ResNetConfig:
+    """CLIP's ResNet with heads of 64 channels in its attention pool."""
     return ResNetConfig(image_size=image, layers=layers, width=width, heads=width // 2)
 
 
@@ -165,6 +168,7 @@ def chinese(embed: int, vision: ViTConfig | ResNetConfig, text_layers: int = 12,
 
 
 def quick_vit(image: int, patch: int, size: Size) -> ViTConfig:
+    """A vision transformer with QuickGELU."""
     return ViTConfig(image_size=image, patch_size=patch, **size._asdict())
 
 

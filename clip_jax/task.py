@@ -49,7 +49,8 @@ class CLIPTask:
         direction: of the softmax loss, see `clip_loss`.
         equal_captions: whether equal captions are right for each other's image; if not, they count as wrong.
 
-    Raises: UserError for a dropout that the towers cannot have.
+    Raises:
+        UserError: for a dropout that the towers cannot have.
     """
 
     config: CLIPConfig

@@ -51,7 +51,8 @@ class Tokenizer(ABC):
             texts: a str, or any iterable of str with an order: list, tuple, generator, array, column of a table.
             context_length: L; None: the tokenizer's own.
 
-        Raises: UserError for anything but text.
+        Raises:
+            UserError: for anything but text.
 
         A text that does not fit keeps its start and its end token; a TruncationWarning says how much was dropped.
         """
@@ -144,7 +145,8 @@ class MissingTokenizer(Tokenizer):
 def as_texts(texts: Any, name: str = "texts") -> list[str]:
     """One text or an iterable of texts as a list.
 
-    Raises: UserError, which names the argument `name`, for anything else: bytes, numbers, None, lists in lists, sets.
+    Raises:
+        UserError: it names the argument `name`; for anything else: bytes, numbers, None, lists in lists, sets.
     """
     if isinstance(texts, str):
         return [texts]

@@ -27,6 +27,7 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Int[AnyArray, "B L"]) -> Float[Array, "B L C"]:
+        """Tokens [B, L] -> embeddings [B, L, C]."""
         config = self.config
 
         def embed(name: str, size: int, ids: AnyArray) -> Array:
@@ -42,12 +43,16 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """Multi-head self-attention with three projections."""
+
     config: BertConfig
     dtype: Any
     implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
+        """Attention where `mask` is True, heads joined."""
+
         def project(name: str) -> Array:
             y = nn.Dense(self.config.width, kernel_init=NORMAL, dtype=self.dtype, name=name)(x)
             return split_heads(y, self.config.heads)
@@ -64,17 +69,21 @@ class Output(nn.Module):
 
     @nn.compact
     def __call__(self, h: Float[Array, "B L H"], x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
+        """The dense layer on `h` [B, L, H], added to `x` and normalised."""
         h = nn.Dense(self.config.width, kernel_init=NORMAL, dtype=self.dtype, name="dense")(h)
         return LayerNorm(self.config.ln_eps, name="LayerNorm")(x + h)
 
 
 class AttentionLayer(nn.Module):
+    """Self-attention, then `Output`."""
+
     config: BertConfig
     dtype: Any
     implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
+        """Hidden states [B, L, C] -> the same, attended and normalised."""
         h = SelfAttention(self.config, self.dtype, self.implementation, name="self")(x, mask)
         return Output(self.config, self.dtype, name="output")(h, x)
 
@@ -88,16 +97,20 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B H"]:
+        """The dense layer on the last axis."""
         return self.activation(nn.Dense(self.width, kernel_init=NORMAL, dtype=self.dtype, name="dense")(x))
 
 
 class Layer(nn.Module):
+    """Attention, then the MLP, each followed by its norm (post-norm)."""
+
     config: BertConfig
     dtype: Any
     implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
+        """Hidden states [B, L, C] -> those of the next layer."""
         config, dtype = self.config, self.dtype
         x = AttentionLayer(config, dtype, self.implementation, name="attention")(x, mask)
         activation = ACTIVATIONS[config.activation]
@@ -116,6 +129,7 @@ class Encoder(nn.Module):
     def __call__(
         self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"], *, hidden_states: bool
     ) -> tuple[Float[Array, "B L C"], ...]:
+        """The layers one after the other."""
         layer = nn.remat(Layer) if self.config.remat else Layer
         layer = functools.partial(layer, self.config, self.dtype, self.implementation)
         blocks = make_blocks(layer, "layer", self.config)
@@ -132,6 +146,7 @@ class BertTower(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Shaped[AnyArray, "*N L"] | Any, *, hidden_states: bool = False) -> TextFeatures:
+        """Tokens [B, L] -> `TextFeatures`; `hidden_states` asks for the states of all layers."""
         config, dtype = self.config, self.dtype
         tokens = check_tokens(tokens, config.context_length, config.vocab_size)
         mask = tokens != config.pad_id

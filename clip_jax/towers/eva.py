@@ -22,8 +22,10 @@ NORMAL = nn.initializers.truncated_normal(0.02)
 
 
 def rotary_angles(grid: int, head_width: int, rope_grid: int) -> Float[np.ndarray, "P K"]:
-    """Angle of each channel of a head at each patch, row by row: rows in the first half of the channels, columns in the
-    second. Neighbouring channels share an angle. A patch lies at (row, column) · rope_grid / grid.
+    """Angle of each channel of a head at each patch, row by row (RoPE, Su et al. 2021, in two dimensions).
+
+    Rows turn the first half of the channels, columns the second. Neighbouring channels share an angle. A patch lies
+    at (row, column) · rope_grid / grid.
     """
     frequencies = 10000.0 ** (-np.arange(0, head_width // 2, 2) / (head_width // 2))  # [K / 4]
     along = np.arange(grid)[:, None] / grid * rope_grid * frequencies
@@ -42,12 +44,15 @@ def rotate(x: Float[Array, "B P N K"], cos: Float[Array, "*B P 1 K"], sin: Float
 
 
 class EVAAttention(nn.Module):
+    """Self-attention with rotary positions (RoPE) and a norm before the last product."""
+
     config: EVA02Config
     dtype: Any
     implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], cos: Array, sin: Array) -> Float[Array, "B L C"]:
+        """Attention with the patches turned by `cos` and `sin` (RoPE)."""
         width, heads = self.config.width, self.config.heads
 
         def project(name: str, bias: bool) -> Array:
@@ -74,6 +79,7 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
+        """The gated MLP on the last axis."""
         config = self.config
         hidden = config.mlp_width or int(config.width * 2.6667)
 
@@ -93,6 +99,7 @@ class EVABlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], cos: Array, sin: Array) -> Float[Array, "B L C"]:
+        """Hidden states [B, L, C] -> those of the next block."""
         eps = self.config.ln_eps
         attention = EVAAttention(self.config, self.dtype, self.implementation, name="attn")
         x = x + attention(LayerNorm(eps, name="norm1")(x), cos, sin)

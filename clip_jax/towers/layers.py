@@ -24,7 +24,7 @@ Initializer = Callable[..., Array]
 
 
 def quick_gelu(x: Array) -> Array:
-    """x · sigmoid(1.702 x): up to 0.02 away from the true GELU, and what OpenAI's models were trained with."""
+    """QuickGELU, x · sigmoid(1.702 x): up to 0.02 away from GELU, and what OpenAI's models were trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -51,7 +51,7 @@ class BlockInit(NamedTuple):
 
 
 def torch_init(config: TransformerConfig) -> BlockInit:
-    """torch's own defaults, which OpenAI leaves in place for the image tower."""
+    """The defaults of torch, which OpenAI leaves in place for the image tower."""
     return BlockInit(
         in_proj=nn.initializers.xavier_uniform(),
         out_proj=fan_in_uniform(config.width),
@@ -81,6 +81,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+        """The norm of the last axis."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         h = x.astype(jnp.float32)
@@ -101,6 +102,7 @@ class Attention(nn.Module):
     implementation: Implementation | None = None
 
     def setup(self) -> None:
+        """The projections `in_proj` and `out_proj`."""
         width = self.config.width
         self.in_proj = nn.Dense(3 * width, kernel_init=self.inits.in_proj, dtype=self.dtype)
         self.out_proj = nn.Dense(width, kernel_init=self.inits.out_proj, dtype=self.dtype)
@@ -140,6 +142,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+        """The MLP on the last axis."""
         width, hidden = self.config.width, self.config.mlp_width or 4 * self.config.width
         h = nn.Dense(
             hidden, kernel_init=self.inits.c_fc, bias_init=fan_in_uniform(width), dtype=self.dtype, name="c_fc"
@@ -159,6 +162,7 @@ class ResidualAttentionBlock(nn.Module):
     implementation: Implementation | None = None
 
     def setup(self) -> None:
+        """The parts by OpenAI's names."""
         eps = self.config.ln_eps
         self.ln_1, self.ln_2 = LayerNorm(eps), LayerNorm(eps)
         self.attn = Attention(self.config, self.inits, self.dtype, self.implementation)
@@ -230,6 +234,7 @@ class Transformer(nn.Module):
     implementation: Implementation | None = None
 
     def setup(self) -> None:
+        """The blocks."""
         block = nn.remat(ResidualAttentionBlock) if self.config.remat else ResidualAttentionBlock
         block = functools.partial(block, self.config, self.inits, self.dtype, self.implementation)
         self.resblocks = block() if self.config.scan_layers else [block() for _ in range(self.config.layers)]

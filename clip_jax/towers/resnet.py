@@ -1,5 +1,6 @@
-"""Convolutional image towers: CLIP's ResNet with attention pooling (Radford et al. 2021 §2.4) and the plain one of
-torchvision (He et al. 2015).
+"""Convolutional image towers: CLIP's ResNet and the plain one of torchvision.
+
+CLIP's has attention pooling (Radford et al. 2021 §2.4), the plain one a mean (He et al. 2015).
 
 Parameters and running statistics carry the names of both originals; `downsample_0` and `downsample_1` are the
 convolution and the norm of the shortcut.
@@ -35,6 +36,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[AnyArray, "*B C"], *, train: bool) -> Float[Array, "*B C"]:
+        """The norm; `train` uses the statistics of the batch."""
         channels = x.shape[-1:]
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
@@ -70,6 +72,7 @@ def conv(width: int, kernel: int, fan_in: int, name: str, dtype: Any, stride: in
 
 
 def avg_pool(x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B h w C"]:
+    """The mean of squares of `stride` × `stride` pixels."""
     if stride == 1:
         return x
     sides = (stride, stride)
@@ -91,6 +94,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w C4"]:
+        """The block, at 1 / stride of the size."""
         fan_in, out, (conv_stride, pool_stride) = (
             x.shape[-1],
             4 * self.width,
@@ -122,6 +126,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w C4"]:
+        """The blocks of the stage one after the other."""
         for i in range(self.blocks):
             stride = self.stride if i == 0 else 1
             block = Bottleneck(self.width, stride, self.antialiased, self.bn_eps, self.dtype, name=str(i))
@@ -139,6 +144,7 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
+        """The features of all places -> the embedding [B, D]."""
         b, h, w, c = x.shape
         x = x.reshape(b, h * w, c)
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)  # [B, 1 + HW, C]

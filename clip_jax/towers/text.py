@@ -1,5 +1,6 @@
-"""The text tower of CLIP: a causal transformer whose output at the end-of-text token is the sentence
-(Radford et al. 2021 §2.4), and its relatives, which differ in what a token sees and in where they pool.
+"""The text tower of CLIP: a causal transformer, pooled at the end-of-text token (Radford et al. 2021 §2.4).
+
+Its relatives differ in what a token sees and in where they pool.
 """
 
 from typing import Any, NamedTuple
@@ -35,8 +36,9 @@ def eot_index(tokens: Int[AnyArray, "B L"], eos_id: int | None) -> Int[AnyArray,
 def check_tokens(tokens: Shaped[AnyArray, "*N L"] | Any, context_length: int, vocab_size: int) -> Int[Array, "B L"]:
     """The tokens as int32.
 
-    Raises: UserError for what is no matrix of integers, rows longer than the model's positions, and ids that are not in
-        the vocabulary, as far as their values are known: under `jit` they are not.
+    Raises:
+        UserError: for what is no matrix of integers, rows longer than the model's positions, and ids that are not in
+            the vocabulary, as far as their values are known: under `jit` they are not.
     """
     check_is_array("tokens", tokens)
     if tokens.ndim != 2 or not tokens.shape[1]:
@@ -91,6 +93,7 @@ class TextTransformer(nn.Module):
         """As the class says.
 
         Args:
+            tokens: integers [B, L].
             hidden_states: whether to return the states of all layers.
             attention_mask: not 0 at tokens that others may look at, as transformers has it. None: at all of them; CLIP
                 was trained so.

@@ -1,5 +1,7 @@
-"""The image tower: a vision transformer (Dosovitskiy et al. 2020), as CLIP changed it (Radford et al. 2021 §2.4) and
-as SigLIP has it (Zhai et al. 2023: no class token, pooled by attention).
+"""The image tower: a vision transformer (ViT, Dosovitskiy et al. 2020).
+
+As CLIP changed it (Radford et al. 2021 §2.4), and as SigLIP has it (Zhai et al. 2023: no class token, pooled by
+attention).
 """
 
 from typing import Any, NamedTuple
@@ -68,6 +70,7 @@ class PatchConv(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[AnyArray, "B H W c"]) -> Float[Array, "B P C"]:
+        """Images -> patches [B, P, C], row by row."""
         b, h, w, c = images.shape
         p = self.patch_size
         kernel = self.param("kernel", fan_in_uniform(p * p * c), (p, p, c, self.width), jnp.float32)
@@ -92,6 +95,7 @@ class ConvStem(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[AnyArray, "B H W c"]) -> Float[Array, "B h w C"]:
+        """Images -> features at 1 / 2^n of the size."""
         x: Any = images
         for i, width in enumerate(self.config.stem):
             x = nn.Conv(width, (3, 3), (2, 2), padding=((1, 1), (1, 1)), dtype=self.dtype, name=f"conv_{i}")(x)
@@ -108,6 +112,7 @@ class MAPHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B C"]:
+        """Patches [B, P, C] -> the pooled state [B, C]."""
         config, inits = self.config, torch_init(self.config)
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, config.width), jnp.float32).astype(
             self.dtype

@@ -90,7 +90,7 @@ def _attention(ours: str, theirs: str, heads: int) -> tuple[Rule, ...]:
 
 
 def unrolled(checkpoint: Checkpoint) -> dict[str, Entry]:
-    """Without `params/` before the names, and with stacked layers taken apart: `encoderblock` -> `encoderblock_0`…"""
+    """The names without `params/`, and stacked layers taken apart: `encoderblock` -> `encoderblock_0` and so on."""
     found: dict[str, Entry] = {}
     for name, entry in checkpoint.items():
         name = name.removeprefix("params/")

@@ -125,7 +125,8 @@ def weights_file(folder: Path, names: Iterable[str] = NAMES) -> Path | None:
     A variant (`model.fp16.safetensors`, `model.safetensors.index.fp16.json`) is taken where there is no plain one, and
     only one.
 
-    Raises: UserError when there are several variants, or shards without their index.
+    Raises:
+        UserError: there are several variants, or shards without their index.
     """
     ranks = {name: rank for rank, name in enumerate(names)}
     files = sorted(file.name for file in folder.iterdir() if file.is_file())
@@ -161,7 +162,8 @@ def _parts(file: str) -> tuple[str, str, bool] | None:
 def clip_weights(path: Path) -> Path:
     """The weights file of a directory; a file as it is.
 
-    Raises: UserError when there is none, or several; it says what the directory is instead, where that is known.
+    Raises:
+        UserError: there is none, or several; it says what the directory is instead, where that is known.
     """
     if not path.is_dir():
         return path

@@ -39,6 +39,9 @@ def export(
     """Writes a CLIP for others to read; `load(directory)` gives back the same bits.
 
     Args:
+        directory: made if it is not there.
+        model: the module or its config.
+        variables: {"params": …}, and "batch_stats" where there are batch norms.
         tokenizer: written as `tokenizer.json` beside the weights; None leaves it out.
         layout: "huggingface" (transformers' `config.json`, `model.safetensors`, `preprocessor_config.json`),
             "open_clip" (`open_clip_config.json`, `open_clip_model.safetensors`), or "openai" (`model.safetensors` in

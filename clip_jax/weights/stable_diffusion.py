@@ -17,6 +17,8 @@ from clip_jax.weights.rules import Checkpoint, Format
 
 
 class Place(NamedTuple):
+    """Where a text encoder lies in a single file, and what it then is."""
+
     prefix: str  # what comes before the names of the weights, as a regular expression
     part: str  # the name of the directory in the layout of diffusers
     activation: str
@@ -64,7 +66,8 @@ def infer_alone(checkpoint: Checkpoint, where: str) -> CLIPConfig:
     The name of the file says which it is, else the depth, as in ComfyUI: OpenAI's L has QuickGELU, OpenCLIP's H and
     bigG have GELU. A warning says what was taken.
 
-    Raises: UserError for a size that only other models have, whose activation is not in the weights.
+    Raises:
+        UserError: for a size that only other models have, whose activation is not in the weights.
     """
     found = openai.tower(huggingface.FORMAT.sizes(checkpoint), "text")
     named = re.search(r"clip[_-]?([lgh])(?![a-z])", Path(where).name.lower())
