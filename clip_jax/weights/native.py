@@ -97,8 +97,8 @@ def load_params(
         digest: SHA-256 that the file must have, as `file_digest` gives it; None takes any.
 
     Raises:
-        UserError: it names, all at once, what is missing, not expected, of another shape or type, or not finite; or that
-            the file is absent, damaged, not the one of this digest, or a Git LFS pointer.
+        UserError: it names, all at once, what is missing, not expected, of another shape or type, or not finite; or
+            that the file is absent, damaged, not the one of this digest, or a Git LFS pointer.
     """
     flat = read_safetensors(path)
     check_digest(path, digest)
