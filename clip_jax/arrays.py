@@ -25,8 +25,9 @@ def check_features(name: str, features: Any) -> AnyArray:
 
     A feature of NaN compares with nothing, and would rank anywhere: that of a damaged picture must not count as a hit.
 
-    Raises: UserError, which names the argument, for another shape, for what are no numbers, and for rows with NaN or
-        Inf, which it counts.
+    Raises:
+        UserError: it names the argument; for another shape, for what are no numbers, and for rows with NaN or Inf,
+            which it counts.
     """
     try:
         array: Any = features if hasattr(features, "dtype") and hasattr(features, "ndim") else np.asarray(features)

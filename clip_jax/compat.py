@@ -107,7 +107,7 @@ class CLIPModelOutput(_Output):
 
 
 class Config:
-    """Fields of transformers' config by their names: `hidden_size`, `max_position_embeddings`, …"""
+    """Fields of transformers' config by their names: `hidden_size`, `max_position_embeddings` and the others."""
 
     def __init__(self, data: Mapping[str, Any]):
         for name, value in data.items():
@@ -129,7 +129,8 @@ class FlaxCLIPPreTrainedModel:
         seed: of the drawing.
         input_shape: not needed, the config says it.
 
-    Raises: UserError when the config lacks a tower of the class.
+    Raises:
+        UserError: the config lacks a tower of the class.
     """
 
     towers: ClassVar[tuple[str, ...]] = ("text", "vision")
@@ -166,7 +167,7 @@ class FlaxCLIPPreTrainedModel:
 
     @property
     def config(self) -> Any:
-        """transformers' config of this model; ours where transformers has no such model."""
+        """The config of transformers of this model; ours where transformers has no such model."""
         if self._own_layout:
             return self._model.config
         return Config(huggingface.config_to_json(self._model.config))
@@ -185,7 +186,8 @@ class FlaxCLIPPreTrainedModel:
 
         `how`: what says in transformers how a file is fetched (`from_pt`, `revision`, …) makes no difference here.
 
-        Raises: UserError for other arguments.
+        Raises:
+            UserError: for other arguments.
         """
         if unknown := sorted(set(how) - HOW_TO_FETCH):
             raise UserError(f"from_pretrained: {unknown[0]} is not supported: leave it out")
@@ -268,7 +270,8 @@ class FlaxCLIPTextPreTrainedModel(FlaxCLIPPreTrainedModel):
     ) -> Any:
         """-> the output of the class, or its tuple with `return_dict=False`. There is no dropout, nothing to `train`.
 
-        Raises: UserError for attentions, which are not kept.
+        Raises:
+            UserError: for attentions, which are not kept.
         """
         _no_attentions(output_attentions)
         found = _encode_text(
@@ -320,7 +323,8 @@ class FlaxCLIPVisionModelWithProjection(FlaxCLIPPreTrainedModel):
     ) -> Any:
         """-> the output of the class, or its tuple with `return_dict=False`.
 
-        Raises: UserError for attentions, which are not kept.
+        Raises:
+            UserError: for attentions, which are not kept.
         """
         _no_attentions(output_attentions)
         found = _image_states(self._model, self._given(params), pixel_values)
@@ -372,7 +376,8 @@ class FlaxCLIPModel(FlaxCLIPPreTrainedModel):
     ) -> Any:
         """-> `CLIPModelOutput`, or its tuple with `return_dict=False`.
 
-        Raises: UserError for attentions and hidden states, which the models of one tower return.
+        Raises:
+            UserError: for attentions and hidden states, which the models of one tower return.
         """
         _no_attentions(output_attentions)
         if output_hidden_states:

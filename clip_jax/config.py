@@ -341,7 +341,8 @@ class CLIPConfig:
     def from_dict(cls, data: dict[str, Any]) -> "CLIPConfig":
         """The inverse of `to_dict`.
 
-        Raises: UserError for a field that is unknown or missing, or for sizes that do not fit.
+        Raises:
+            UserError: for a field that is unknown or missing, or for sizes that do not fit.
         """
         fields = _object(data, "the CLIP config")
         fields["vision"] = _tower(fields, "vision", VISION_TYPES)

@@ -35,42 +35,57 @@ def variables_of(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encode_images(
-    config: CLIPConfig, params: Mapping[str, Any], images: Num[AnyArray, "B H W c"]
+    config: CLIPConfig, params: Mapping[str, Any], images: Num[AnyArray, "B H W c"], *, dtype: Any = jnp.float32
 ) -> Float[Array, "B D"]:
     """Image embeddings, not normalised; under `jit` too.
 
     Args:
         config: of the CLIP.
         params: its weights as one tree, see `joined`.
-        images: [B, H, W, c] of the CLIP's own size; uint8, or float in [−1, 1]. They are CLIP-normalised here, and for
-            a CLIP of grey pictures RGB is made grey, as its `preprocess` does.
+        images: [B, H, W, c] of the CLIP's own size; uint8, or float in [−1, 1]; see `network_input`.
+        dtype: of the matrix products.
 
-    Returns: float [B, D].
+    Returns:
+        [B, D] in `dtype`.
 
-    Raises: UserError for images of another size, or a CLIP without an image tower.
+    Raises:
+        UserError: the images have another size, or the CLIP has no image tower.
     """
-    return CLIP(config).apply(variables_of(params), _network_input(config, images), method="encode_image")
+    return CLIP(config, dtype).apply(variables_of(params), network_input(config, images), method="encode_image")
 
 
-def image_states(config: CLIPConfig, params: Mapping[str, Any], images: Num[AnyArray, "B H W c"]) -> ImageFeatures:
-    """As `encode_images`, with the state before and after each block of the image tower."""
-    return CLIP(config).apply(variables_of(params), _network_input(config, images), method="image_states")
+def image_states(
+    config: CLIPConfig, params: Mapping[str, Any], images: Num[AnyArray, "B H W c"], *, dtype: Any = jnp.float32
+) -> ImageFeatures:
+    """As `encode_images`, with the hidden state before and after each block of the image tower."""
+    return CLIP(config, dtype).apply(variables_of(params), network_input(config, images), method="image_states")
 
 
-def encode_texts(config: CLIPConfig, params: Mapping[str, Any], tokens: Int[AnyArray, "B L"]) -> TextFeatures:
+def encode_texts(
+    config: CLIPConfig, params: Mapping[str, Any], tokens: Int[AnyArray, "B L"], *, dtype: Any = jnp.float32
+) -> TextFeatures:
     """Text embeddings (not normalised), per-token states and their mask; under `jit` too.
 
     Args:
         config: of the CLIP.
         params: its weights as one tree, see `joined`.
         tokens: int32 [B, L] of its tokenizer.
+        dtype: of the matrix products.
 
-    Raises: UserError for a CLIP without a text tower.
+    Raises:
+        UserError: the CLIP has no text tower.
     """
-    return CLIP(config).apply(variables_of(params), tokens, method="encode_text")
+    return CLIP(config, dtype).apply(variables_of(params), tokens, method="encode_text")
 
 
-def _network_input(config: CLIPConfig, images: Num[AnyArray, "B H W c"]) -> Float[Array, "B H W c2"]:
+def network_input(config: CLIPConfig, images: Num[AnyArray, "B H W c"]) -> Float[Array, "B H W c2"]:
+    """Pixels as the image tower takes them: CLIP-normalised float32.
+
+    Args:
+        config: of the CLIP.
+        images: [B, H, W, c]; uint8, or float in [−1, 1]. For a CLIP of grey pictures RGB is made grey, as its
+            `preprocess` does.
+    """
     if config.vision is not None and config.vision.channels == 1 and images.shape[-1] == 3:
         images = luma(images)
     return normalise(images, config.preprocess)

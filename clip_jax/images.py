@@ -12,7 +12,7 @@ transparency shows white, palettes and bilevel pictures are resampled in colour 
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ from clip_jax.config import Interpolation, PreprocessConfig
 from clip_jax.errors import UserError
 from image_text.decode import decode, is_one, naming, open_image, plain
 
-__all__ = ["Picture", "Preprocess", "normalise", "open_image", "plain", "resize_and_crop"]
+__all__ = ["MissingPreprocess", "Picture", "Preprocess", "normalise", "open_image", "plain", "resize_and_crop"]
 
 Picture = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase | Image.Image | AnyArray
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
@@ -42,10 +42,12 @@ def normalise(images: Num[AnyArray, "*B H W c"], config: PreprocessConfig) -> Fl
 
 
 def resize_and_crop(image: Image.Image, size: int, config: PreprocessConfig) -> Image.Image:
-    """`size` × `size`, in RGB (RGBA stays so). The order (resize, crop, then RGB) and every rounding are torchvision's,
-    or transformers' where the config says so.
+    """The picture at `size` × `size` pixels, in RGB (RGBA stays so).
 
-    Raises: UserError for a strip so long that resizing it would fill the memory.
+    The order (resize, crop, then RGB) and every rounding are torchvision's, or transformers' where the config says so.
+
+    Raises:
+        UserError: for a strip so long that resizing it would fill the memory.
     """
     mode = "RGBA" if image.mode == "RGBA" else "RGB"
     side, resampling = config.resize_to or size, RESAMPLING[config.interpolation]
@@ -94,7 +96,8 @@ class Preprocess:
 
         `threads` decode and resize that many pictures at once; the result does not depend on it.
 
-        Raises: UserError for what is not a picture, beginning with its name.
+        Raises:
+            UserError: for what is not a picture, beginning with its name.
         """
         if threads < 1:
             raise UserError(f"threads: {threads} is less than 1")
@@ -120,6 +123,26 @@ class Preprocess:
             picture = _four_channels(image) if channels == 4 else decode(image)
             picture = resize_and_crop(picture, self.size, self.config)
         return np.asarray(picture.convert("L"))[..., None] if channels == 1 else np.asarray(picture)
+
+
+class MissingPreprocess(Preprocess):
+    """The preprocessing of a checkpoint without an image tower: whatever is asked of it is a UserError that says so.
+
+    Args:
+        message: the error, in one line.
+    """
+
+    def __init__(self, message: str):
+        self.message = message
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__"):  # of every object; copy and pickle look for some that are not there
+            return object.__getattribute__(self, name)
+        raise UserError(self.__dict__["message"])
+
+    def __call__(self, images: Any, *, threads: int = 1) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(self.__dict__["message"])
 
 
 def _four_channels(image: Any) -> Image.Image:

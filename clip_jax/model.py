@@ -18,6 +18,7 @@ from clip_jax.config import (
     ViTConfig,
 )
 from clip_jax.errors import UserError
+from clip_jax.towers.attention import Implementation
 from clip_jax.towers.bert import BertTower
 from clip_jax.towers.eva import EVAVisionTransformer
 from clip_jax.towers.resnet import ModifiedResNet, ResNet
@@ -34,6 +35,8 @@ TEXT_TOWERS: dict[type, type[nn.Module]] = {TextConfig: TextTransformer, BertCon
 
 
 class CLIPOutput(NamedTuple):
+    """Unit-norm features of both towers, and what their similarities are scaled by."""
+
     image_features: Float[Array, "B D"]  # unit norm
     text_features: Float[Array, "T D"]  # unit norm
     logit_scale: Float[Array, ""]  # log of the inverse temperature
@@ -41,7 +44,7 @@ class CLIPOutput(NamedTuple):
 
 
 def unit_norm(x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
-    """x / ‖x‖ in float32, for any finite x; a zero vector stays zero, also in its gradient."""
+    """The vectors x / ‖x‖ in float32, for any finite x; a zero vector stays zero, also in its gradient."""
     h: Any = x.astype(jnp.float32)
     # Squares from 2^64 on are infinite. Smaller vectors are multiplied by 1, so that no bit of theirs changes.
     largest = jax.lax.stop_gradient(jnp.abs(h).max(-1, keepdims=True, initial=0.0))
@@ -50,8 +53,10 @@ def unit_norm(x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
 
 
 class CLIP(nn.Module):
-    """The model. Parameters: `visual`, `text`, `logit_scale`, `logit_bias`, as many of them as the config asks for;
-    so `params["text"]` alone drives a `TextTransformer`. ResNets also have a collection `batch_stats`.
+    """The model: an image tower, a text tower, and the scale of their similarity.
+
+    Parameters: `visual`, `text`, `logit_scale`, `logit_bias`, as many of them as the config asks for; so
+    `params["text"]` alone drives a `TextTransformer`. ResNets also have a collection `batch_stats`.
 
     Images are CLIP-normalised float NHWC [B, H, W, c] (see `clip_jax.images`), tokens integers [B, L].
 
@@ -61,14 +66,18 @@ class CLIP(nn.Module):
     """
 
     config: CLIPConfig
-    dtype: Any = jnp.float32  # of the matrix products; parameters stay float32
+    dtype: Any = jnp.float32  # of the matrix products
+    implementation: Implementation | None = None  # of attention, see `clip_jax.towers.attention.attend`
 
     def setup(self) -> None:
+        """The towers that the config has."""
         config, constant = self.config, nn.initializers.constant
         if config.vision is not None:
-            self.visual = VISION_TOWERS[type(config.vision)](config.vision, config.embed_dim, self.dtype)
+            self.visual = VISION_TOWERS[type(config.vision)](
+                config.vision, config.embed_dim, self.dtype, self.implementation
+            )
         if config.text is not None:
-            self.text = TEXT_TOWERS[type(config.text)](config.text, config.embed_dim, self.dtype)
+            self.text = TEXT_TOWERS[type(config.text)](config.text, config.embed_dim, self.dtype, self.implementation)
         if config.two_towers and config.logit_scale_learned:
             self.logit_scale = self.param("logit_scale", constant(config.logit_scale_init), (), jnp.float32)
         else:

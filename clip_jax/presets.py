@@ -6,7 +6,9 @@ accuracy without any error, so `clip_jax.load` refuses it.
 """
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from clip_jax.config import (
@@ -47,6 +49,8 @@ GIGANTIC = Size(1664, 48, 16, 8192)
 
 
 class Preset(NamedTuple):
+    """A config by its name, with what its source says of it."""
+
     config: CLIPConfig
     num_params: int | None  # as published, or as the source adds up
     source: str
@@ -67,6 +71,7 @@ def clip_text(width: int, layers: int = 12, activation: Any = "quick_gelu", **fi
 
 
 def resnet(image: int, layers: tuple[int, int, int, int], width: int) -> ResNetConfig:
+    """CLIP's ResNet with heads of 64 channels in its attention pool."""
     return ResNetConfig(image_size=image, layers=layers, width=width, heads=width // 2)
 
 
@@ -163,6 +168,7 @@ def chinese(embed: int, vision: ViTConfig | ResNetConfig, text_layers: int = 12,
 
 
 def quick_vit(image: int, patch: int, size: Size) -> ViTConfig:
+    """A vision transformer with QuickGELU."""
     return ViTConfig(image_size=image, patch_size=patch, **size._asdict())
 
 
@@ -347,13 +353,44 @@ PRESETS: dict[str, Preset] = {
 # fmt: on
 
 
+# OpenAI's models as OpenCLIP spells them.
+SPELLINGS = {
+    "ViT-B-32":         "ViT-B/32",
+    "ViT-B-16":         "ViT-B/16",
+    "ViT-L-14":         "ViT-L/14",
+    "ViT-L-14-336":     "ViT-L/14@336px",
+    "ViT-L-14-336px":   "ViT-L/14@336px",
+    "ViT-L/14-336":     "ViT-L/14@336px",
+    "ViT-L/14@336":     "ViT-L/14@336px",
+}  # fmt: skip
+
+
 def available_models() -> list[str]:
     """Names of the presets."""
     return list(PRESETS)
 
 
+def is_preset(name: str) -> bool:
+    """Whether there is a preset of this name, in either spelling."""
+    return name in PRESETS or name in SPELLINGS
+
+
 def preset(name: str) -> CLIPConfig:
-    """The configuration of a named model. Raises UserError for a name there is none of."""
-    if name not in PRESETS:
-        raise UserError(f"there is no model {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name].config
+    """The config of a named model.
+
+    Args:
+        name: of a row of `PRESETS`, also in OpenCLIP's spelling ("ViT-B-32" for "ViT-B/32").
+
+    Raises:
+        UserError: there is no model of this name; it suggests one that is spelled nearly so.
+    """
+    if not is_preset(name):
+        raise UserError(f"there is no model {name!r}{did_you_mean(name, PRESETS)}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[SPELLINGS.get(name, name)].config
+
+
+def did_you_mean(name: str, names: Iterable[str] = (*PRESETS, *SPELLINGS)) -> str:
+    """What an error adds to a near miss of one of the names, " (did you mean ViT-B/32?)"; else an empty string."""
+    by_case = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), by_case, n=1, cutoff=0.75)
+    return f" (did you mean {by_case[near[0]]}?)" if near else ""

@@ -11,8 +11,8 @@ from jaxtyping import Array, Int
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import CLIPConfig, PlainResNetConfig, ResNetConfig, TextConfig
+from clip_jax.encode import network_input
 from clip_jax.errors import UserError
-from clip_jax.images import normalise
 from clip_jax.losses import Direction, clip_loss, same_rows, sigmoid_loss
 from clip_jax.model import CLIP, init
 from clip_jax.towers.text import eot_index
@@ -49,7 +49,8 @@ class CLIPTask:
         direction: of the softmax loss, see `clip_loss`.
         equal_captions: whether equal captions are right for each other's image; if not, they count as wrong.
 
-    Raises: UserError for a dropout that the towers cannot have.
+    Raises:
+        UserError: for a dropout that the towers cannot have.
     """
 
     config: CLIPConfig
@@ -97,7 +98,7 @@ class CLIPTask:
                 kept = max(1, round(patches * (1 - self.patch_drop_prob)))
                 order = jax.random.uniform(patch_key, (tokens.shape[0], patches)).argsort(-1)
                 keep_patches = order[:, :kept]
-        images = normalise(batch["image"], config.preprocess)
+        images = network_input(config, batch["image"])
         out, changed = CLIP(config, self.dtype).apply(
             {"params": params, **model_state}, images, tokens, keep_patches, train=train, mutable=[*model_state]
         )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from clip_jax.errors import UserError
 from clip_jax.weights.digest import DIGESTS, digests, file_digest, read_digests
 from clip_jax.weights.files import one_line, read_json
-from clip_jax.weights.layouts import TOKENIZER
+from clip_jax.weights.find import TOKENIZER
 from clip_jax.weights.native import atomic_path, load_params, save_params
 from unclip_jax import priors
 from unclip_jax.models.prior import PriorConfig

@@ -10,7 +10,7 @@
 
 from clip_jax.tokenizer.added import AddedToken
 from clip_jax.tokenizer.ascii import AsciiTokenizer
-from clip_jax.tokenizer.base import Tokenizer, TruncationWarning
+from clip_jax.tokenizer.base import MissingTokenizer, Tokenizer, TruncationWarning
 from clip_jax.tokenizer.bpe import BPETokenizer, train_bpe
 from clip_jax.tokenizer.cleaning import clean
 from clip_jax.tokenizer.load import load_tokenizer
@@ -21,6 +21,7 @@ __all__ = [
     "AddedToken",
     "AsciiTokenizer",
     "BPETokenizer",
+    "MissingTokenizer",
     "SigLIPTokenizer",
     "Tokenizer",
     "TruncationWarning",

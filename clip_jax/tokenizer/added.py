@@ -42,7 +42,8 @@ def added_token(entry: Any, where: str, id: Any = None) -> AddedToken:
 
     Spaces about a token (`lstrip`, `rstrip`) make no difference here, as a space is no token.
 
-    Raises: UserError, which names `where`, for anything else.
+    Raises:
+        UserError: it names `where`; for anything else.
     """
     if not isinstance(entry, Mapping) or not isinstance(entry.get("content"), str) or not entry["content"]:
         raise UserError(f"{where}: an added token has to be an object with a content, got {str(entry)[:60]!r}")
@@ -76,7 +77,8 @@ def merged(groups: Iterable[Iterable[AddedToken]], where: str) -> dict[str, Adde
 def learned(tokens: Iterable[AddedToken], base: Mapping[str, int], where: str) -> list[AddedToken]:
     """Those that are not in the vocabulary itself.
 
-    Raises: UserError when one is there under another id, or its id belongs to another word.
+    Raises:
+        UserError: one is there under another id, or its id belongs to another word.
     """
     found = []
     for token in tokens:

@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int
@@ -51,7 +51,8 @@ class Tokenizer(ABC):
             texts: a str, or any iterable of str with an order: list, tuple, generator, array, column of a table.
             context_length: L; None: the tokenizer's own.
 
-        Raises: UserError for anything but text.
+        Raises:
+            UserError: for anything but text.
 
         A text that does not fit keeps its start and its end token; a TruncationWarning says how much was dropped.
         """
@@ -94,13 +95,6 @@ class Tokenizer(ABC):
         """
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
-    @staticmethod
-    def load(path: str | os.PathLike) -> "Tokenizer":
-        """`load_tokenizer(path)`."""
-        from clip_jax.tokenizer.load import load_tokenizer  # it knows the kinds, and they are made of this class
-
-        return load_tokenizer(path)
-
     def body(self, tokens: Iterable[SupportsIndex]) -> list[int]:
         """The ids of a row between its start and its end. Raises UserError for ids that are not in the vocabulary."""
         ids: list[int] = []
@@ -114,10 +108,45 @@ class Tokenizer(ABC):
         return ids
 
 
+class MissingTokenizer(Tokenizer):
+    """The tokenizer of a checkpoint that came without one: whatever is asked of it is a UserError that says so.
+
+    Args:
+        message: the error, in one line.
+    """
+
+    kind = "missing"
+
+    def __init__(self, message: str):
+        self.message = message
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__"):  # of every object; copy and pickle look for some that are not there
+            return object.__getattribute__(self, name)
+        raise UserError(self.__dict__["message"])
+
+    def __call__(self, texts: Any, context_length: int | None = None) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(self.__dict__["message"])
+
+    def encode(self, texts: Sequence[Any]) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(self.__dict__["message"])
+
+    def decode(self, tokens: Iterable[SupportsIndex]) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(self.__dict__["message"])
+
+    def to_json(self) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(self.__dict__["message"])
+
+
 def as_texts(texts: Any, name: str = "texts") -> list[str]:
     """One text or an iterable of texts as a list.
 
-    Raises: UserError, which names the argument `name`, for anything else: bytes, numbers, None, lists in lists, sets.
+    Raises:
+        UserError: it names the argument `name`; for anything else: bytes, numbers, None, lists in lists, sets.
     """
     if isinstance(texts, str):
         return [texts]

@@ -1,5 +1,6 @@
-"""What Hugging Face's files beside a vocabulary say of it: `tokenizer_config.json`, `special_tokens_map.json` and
-`added_tokens.json`, read as transformers reads them.
+"""What Hugging Face's files beside a vocabulary say of it, read as transformers reads them.
+
+They are `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
 
 What they ask for is done, or refused by its name; a field that is not known here is refused.
 """
@@ -108,7 +109,8 @@ class Beside:
 def read_beside(folder: Path) -> Beside:
     """What is said in a directory, nothing where there are no such files.
 
-    Raises: UserError, with the name of the file, when one is damaged or has a field that is not known.
+    Raises:
+        UserError: it names the file; one is damaged or has a field that is not known.
     """
     files = {name: folder / name for name in (CONFIG, SPECIALS, ADDED) if (folder / name).is_file()}
     if not files:

@@ -58,7 +58,8 @@ class BPETokenizer(Tokenizer):
         clean: what is done to a text first, a name of `clip_jax.tokenizer.cleaning`; "lower" is OpenAI's.
         added: tokens learned later, as those of textual inversion: each is one token wherever it stands in a text.
 
-    Raises: UserError when the merges make no CLIP vocabulary, or an added token does not fit it.
+    Raises:
+        UserError: the merges make no CLIP vocabulary, or an added token does not fit it.
     """
 
     kind = "clip"
@@ -157,7 +158,8 @@ class BPETokenizer(Tokenizer):
     ) -> "BPETokenizer":
         """From a vocabulary and its merges ("a b", or pairs), as `vocab.json` and `tokenizer.json` hold them.
 
-        Raises: UserError, which names `where`, when they are not laid out as CLIP's.
+        Raises:
+            UserError: it names `where`; when they are not laid out as CLIP's.
         """
         if not isinstance(vocab, Mapping):
             raise UserError(f"{where}: its vocabulary is no object of words and ids")

@@ -14,7 +14,7 @@ from clip_jax.tokenizer.beside import Beside, read_beside
 from clip_jax.tokenizer.bpe import EOT, SOT, BPETokenizer
 from clip_jax.tokenizer.sentencepiece import SigLIPTokenizer
 from clip_jax.tokenizer.wordpiece import CLS, SEP, UNK, WordPieceTokenizer, read_vocabulary
-from clip_jax.weights.files import read_json
+from clip_jax.weights.jsons import read_json
 
 Kind = Literal["clip", "bert", "siglip", "siglip2", "ascii"]
 KINDS = get_args(Kind)
@@ -54,6 +54,7 @@ def load_tokenizer(
     `vocab.json` with `merges.txt`, BERT's `vocab.txt`, and SentencePiece's `spiece.model`.
 
     Args:
+        source: the file or directory.
         context_length: None: what is said beside the vocabulary (`model_max_length` in `tokenizer_config.json`), else
             what is usual for the kind.
         pad_id: None: the `pad_token` named beside the vocabulary, else what is usual for the kind.
@@ -66,7 +67,8 @@ def load_tokenizer(
     `added_tokens.json`) are followed as transformers follows them, learned tokens included; what they ask for that is
     not supported, or not known, is refused by its name.
 
-    Raises: UserError when there is no tokenizer, it is damaged, or it is of another kind.
+    Raises:
+        UserError: there is no tokenizer, it is damaged, or it is of another kind.
     """
     if kind is not None and kind not in KINDS:
         raise UserError(f"there is no tokenizer {kind!r}: choose one of {', '.join(KINDS)}")

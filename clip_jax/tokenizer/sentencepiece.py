@@ -142,13 +142,16 @@ class SentencePieceModel:
         self.size = self.base_size = self._processor.get_piece_size()
 
     def id_of(self, piece: str) -> int | None:
+        """The id of a piece, None where it is none."""
         i = self._processor.piece_to_id(piece)
         return i if self._processor.id_to_piece(i) == piece else None
 
     def encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, without an end."""
         return self._processor.encode(texts)
 
     def decode(self, ids: list[int]) -> str:
+        """The text of ids."""
         return self._processor.decode(ids)
 
 
@@ -174,10 +177,13 @@ class LibraryModel:
         self.base_size = self._library.get_vocab_size(with_added_tokens=False)
 
     def id_of(self, piece: str) -> int | None:
+        """The id of a piece, None where it is none."""
         return self._library.token_to_id(piece)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, without an end."""
         return [encoding.ids for encoding in self._library.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: list[int]) -> str:
+        """The text of ids."""
         return self._library.decode(ids, skip_special_tokens=False)

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import BertConfig
-from clip_jax.towers.layers import ACTIVATIONS, LayerNorm, attend, run_blocks, split_heads
+from clip_jax.towers.attention import Implementation, attend, join_heads, split_heads
+from clip_jax.towers.layers import ACTIVATIONS, LayerNorm, make_blocks, run_blocks
 from clip_jax.towers.text import TextFeatures, check_tokens
 
 NORMAL = nn.initializers.normal(0.02)
@@ -26,6 +27,7 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Int[AnyArray, "B L"]) -> Float[Array, "B L C"]:
+        """Tokens [B, L] -> embeddings [B, L, C]."""
         config = self.config
 
         def embed(name: str, size: int, ids: AnyArray) -> Array:
@@ -41,16 +43,22 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """Multi-head self-attention with three projections."""
+
     config: BertConfig
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
+        """Attention where `mask` is True, heads joined."""
+
         def project(name: str) -> Array:
             y = nn.Dense(self.config.width, kernel_init=NORMAL, dtype=self.dtype, name=name)(x)
             return split_heads(y, self.config.heads)
 
-        return attend(project("query"), project("key"), project("value"), mask)
+        q, k, v = project("query"), project("key"), project("value")
+        return join_heads(attend(q, k, v, mask, implementation=self.implementation))
 
 
 class Output(nn.Module):
@@ -61,17 +69,22 @@ class Output(nn.Module):
 
     @nn.compact
     def __call__(self, h: Float[Array, "B L H"], x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
+        """The dense layer on `h` [B, L, H], added to `x` and normalised."""
         h = nn.Dense(self.config.width, kernel_init=NORMAL, dtype=self.dtype, name="dense")(h)
         return LayerNorm(self.config.ln_eps, name="LayerNorm")(x + h)
 
 
 class AttentionLayer(nn.Module):
+    """Self-attention, then `Output`."""
+
     config: BertConfig
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
-        h = SelfAttention(self.config, self.dtype, name="self")(x, mask)
+        """Hidden states [B, L, C] -> the same, attended and normalised."""
+        h = SelfAttention(self.config, self.dtype, self.implementation, name="self")(x, mask)
         return Output(self.config, self.dtype, name="output")(h, x)
 
 
@@ -84,17 +97,22 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B H"]:
+        """The dense layer on the last axis."""
         return self.activation(nn.Dense(self.width, kernel_init=NORMAL, dtype=self.dtype, name="dense")(x))
 
 
 class Layer(nn.Module):
+    """Attention, then the MLP, each followed by its norm (post-norm)."""
+
     config: BertConfig
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
+        """Hidden states [B, L, C] -> those of the next layer."""
         config, dtype = self.config, self.dtype
-        x = AttentionLayer(config, dtype, name="attention")(x, mask)
+        x = AttentionLayer(config, dtype, self.implementation, name="attention")(x, mask)
         activation = ACTIVATIONS[config.activation]
         h = Dense(config.mlp_width or 4 * config.width, activation, dtype, name="intermediate")(x)
         return Output(config, dtype, name="output")(h, x)
@@ -105,13 +123,17 @@ class Encoder(nn.Module):
 
     config: BertConfig
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"], *, hidden_states: bool
     ) -> tuple[Float[Array, "B L C"], ...]:
-        layer = functools.partial(nn.remat(Layer) if self.config.remat else Layer, self.config, self.dtype)
-        return run_blocks(layer, "layer", self.config, x, mask, hidden_states=hidden_states)
+        """The layers one after the other."""
+        layer = nn.remat(Layer) if self.config.remat else Layer
+        layer = functools.partial(layer, self.config, self.dtype, self.implementation)
+        blocks = make_blocks(layer, "layer", self.config)
+        return run_blocks(blocks, self.config, x, mask, hidden_states=hidden_states)
 
 
 class BertTower(nn.Module):
@@ -120,14 +142,17 @@ class BertTower(nn.Module):
     config: BertConfig
     embed_dim: int | None  # None: no projection
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, tokens: Shaped[AnyArray, "*N L"] | Any, *, hidden_states: bool = False) -> TextFeatures:
+        """Tokens [B, L] -> `TextFeatures`; `hidden_states` asks for the states of all layers."""
         config, dtype = self.config, self.dtype
         tokens = check_tokens(tokens, config.context_length, config.vocab_size)
         mask = tokens != config.pad_id
         x = Embeddings(config, dtype, name="embeddings")(tokens)
-        states = Encoder(config, dtype, name="encoder")(x, mask[:, None, None], hidden_states=hidden_states)
+        encoder = Encoder(config, dtype, self.implementation, name="encoder")
+        states = encoder(x, mask[:, None, None], hidden_states=hidden_states)
         embed = states[-1][:, 0]
         if config.pool == "pooler":
             embed = Dense(config.width, jnp.tanh, dtype, name="pooler")(embed)

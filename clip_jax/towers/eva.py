@@ -14,15 +14,18 @@ from jaxtyping import Array, Float, Int, Num
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import EVA02Config
-from clip_jax.towers.layers import LayerNorm, attend, per_channel, run_blocks, split_heads
+from clip_jax.towers.attention import Implementation, attend, join_heads, split_heads
+from clip_jax.towers.layers import LayerNorm, make_blocks, per_channel, run_blocks
 from clip_jax.towers.vit import ImageFeatures, PatchConv, check_images
 
 NORMAL = nn.initializers.truncated_normal(0.02)
 
 
 def rotary_angles(grid: int, head_width: int, rope_grid: int) -> Float[np.ndarray, "P K"]:
-    """Angle of each channel of a head at each patch, row by row: rows in the first half of the channels, columns in the
-    second. Neighbouring channels share an angle. A patch lies at (row, column) · rope_grid / grid.
+    """Angle of each channel of a head at each patch, row by row (RoPE, Su et al. 2021, in two dimensions).
+
+    Rows turn the first half of the channels, columns the second. Neighbouring channels share an angle. A patch lies
+    at (row, column) · rope_grid / grid.
     """
     frequencies = 10000.0 ** (-np.arange(0, head_width // 2, 2) / (head_width // 2))  # [K / 4]
     along = np.arange(grid)[:, None] / grid * rope_grid * frequencies
@@ -41,11 +44,15 @@ def rotate(x: Float[Array, "B P N K"], cos: Float[Array, "*B P 1 K"], sin: Float
 
 
 class EVAAttention(nn.Module):
+    """Self-attention with rotary positions (RoPE) and a norm before the last product."""
+
     config: EVA02Config
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], cos: Array, sin: Array) -> Float[Array, "B L C"]:
+        """Attention with the patches turned by `cos` and `sin` (RoPE)."""
         width, heads = self.config.width, self.config.heads
 
         def project(name: str, bias: bool) -> Array:
@@ -58,7 +65,8 @@ class EVAAttention(nn.Module):
         def turned(y: Array) -> Array:  # the class token has no place
             return jnp.concatenate([y[:, :1], rotate(y[:, 1:], cos, sin).astype(y.dtype)], axis=1)
 
-        out = attend(turned(project("q", True)), turned(project("k", False)), project("v", True))
+        q, k, v = turned(project("q", True)), turned(project("k", False)), project("v", True)
+        out = join_heads(attend(q, k, v, implementation=self.implementation))
         out = LayerNorm(self.config.ln_eps, name="inner_attn_ln")(out)
         return nn.Dense(width, kernel_init=NORMAL, dtype=self.dtype, name="proj")(out)
 
@@ -71,6 +79,7 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
+        """The gated MLP on the last axis."""
         config = self.config
         hidden = config.mlp_width or int(config.width * 2.6667)
 
@@ -86,11 +95,14 @@ class EVABlock(nn.Module):
 
     config: EVA02Config
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], cos: Array, sin: Array) -> Float[Array, "B L C"]:
+        """Hidden states [B, L, C] -> those of the next block."""
         eps = self.config.ln_eps
-        x = x + EVAAttention(self.config, self.dtype, name="attn")(LayerNorm(eps, name="norm1")(x), cos, sin)
+        attention = EVAAttention(self.config, self.dtype, self.implementation, name="attn")
+        x = x + attention(LayerNorm(eps, name="norm1")(x), cos, sin)
         return x + SwiGLU(self.config, self.dtype, name="mlp")(LayerNorm(eps, name="norm2")(x))
 
 
@@ -100,6 +112,7 @@ class EVAVisionTransformer(nn.Module):
     config: EVA02Config
     embed_dim: int | None  # None: no head
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -123,9 +136,11 @@ class EVAVisionTransformer(nn.Module):
             angles = angles[0][keep_patches]  # [B, K, head]
         first = jnp.broadcast_to(cls_token + positions[:, :1], (x.shape[0], 1, width))
         x = jnp.concatenate([first, x], axis=1)
-        block = functools.partial(nn.remat(EVABlock) if config.remat else EVABlock, config, self.dtype)
+        block = nn.remat(EVABlock) if config.remat else EVABlock
+        block = functools.partial(block, config, self.dtype, self.implementation)
         cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]  # [1 or B, P, 1, head]
-        states = run_blocks(block, "blocks", config, x, cos, sin, hidden_states=hidden_states)
+        blocks = make_blocks(block, "blocks", config)
+        states = run_blocks(blocks, config, x, cos, sin, hidden_states=hidden_states)
         embed = LayerNorm(config.ln_eps, name="norm")(states[-1][:, 0])
         if self.embed_dim is not None:
             embed = nn.Dense(self.embed_dim, kernel_init=NORMAL, dtype=self.dtype, name="head")(embed)

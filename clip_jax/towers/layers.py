@@ -7,7 +7,7 @@ Norms and softmax are always computed in float32, as OpenAI's are even in its fl
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +18,13 @@ from jaxtyping import Array, Bool, Float
 
 from clip_jax.arrays import AnyArray
 from clip_jax.config import TransformerConfig
+from clip_jax.towers.attention import Implementation, KVCache, KVCaches, attend, join_heads
 
 Initializer = Callable[..., Array]
 
 
 def quick_gelu(x: Array) -> Array:
-    """x · sigmoid(1.702 x): up to 0.02 away from the true GELU, and what OpenAI's models were trained with."""
+    """QuickGELU, x · sigmoid(1.702 x): up to 0.02 away from GELU, and what OpenAI's models were trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -50,7 +51,7 @@ class BlockInit(NamedTuple):
 
 
 def torch_init(config: TransformerConfig) -> BlockInit:
-    """torch's own defaults, which OpenAI leaves in place for the image tower."""
+    """The defaults of torch, which OpenAI leaves in place for the image tower."""
     return BlockInit(
         in_proj=nn.initializers.xavier_uniform(),
         out_proj=fan_in_uniform(config.width),
@@ -80,6 +81,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+        """The norm of the last axis."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         h = x.astype(jnp.float32)
@@ -88,85 +90,47 @@ class LayerNorm(nn.Module):
         return (h * per_channel(scale, x) + per_channel(bias, x)).astype(x.dtype)
 
 
-def attend(
-    q: Float[Array, "B Q N K"],
-    k: Float[Array, "B S N K"],
-    v: Float[Array, "B S N K"],
-    mask: Bool[AnyArray, "*M #Q S"] | None = None,
-) -> Float[Array, "B Q C"]:
-    """softmax(q kᵀ / √K) v for each head, heads joined: C = N · K. `mask` is True where a query may look at a key."""
-    logits = jnp.einsum("bqnk,bsnk->bnqs", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bnqs,bsnk->bqnk", weights, v)
-    return out.reshape(*out.shape[:2], out.shape[2] * out.shape[3])
-
-
-class KeysValues(NamedTuple):
-    """What an attention layer has read of a sequence: its keys and values, with room for what is still to come.
-
-    A token that is not there yet holds zeros, and the mask must hide it.
-    """
-
-    keys: Float[Array, "B S N K"]
-    values: Float[Array, "B S N K"]
-
-
-Memory = tuple[KeysValues, ...] | KeysValues
-"""`KeysValues` of every layer of a `Transformer`; with `scan_layers` they are one, with a leading layer axis."""
-
-
-def empty_memory(config: TransformerConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Memory:
-    """The memory of a `Transformer` that has read nothing yet of `batch` sequences of `length` tokens."""
-    shape = batch, length, config.heads, config.width // config.heads
-    if config.scan_layers:
-        return KeysValues(*(jnp.zeros((config.layers, *shape), dtype) for _ in range(2)))
-    return tuple(KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.layers))
-
-
-def split_heads(x: Float[Array, "B L C"], heads: int) -> Float[Array, "B L N K"]:
-    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
-
-
 class Attention(nn.Module):
     """Multi-head attention with one fused projection [C, 3C] in the order q, k, v.
 
-    `mask` is True where a query (next-to-last axis) may look at a key (last axis). The queries come from `x` itself,
-    or from `query` [B, Q, C].
-
-    With a `memory` the keys are those it holds, with those of `x` written from place `start` (may be traced) on, and
-    the result is (output, memory).
+    `mask` is True where a query (next-to-last axis) may look at a key (last axis).
     """
 
     config: TransformerConfig
     inits: BlockInit
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        """The projections `in_proj` and `out_proj`."""
+        width = self.config.width
+        self.in_proj = nn.Dense(3 * width, kernel_init=self.inits.in_proj, dtype=self.dtype)
+        self.out_proj = nn.Dense(width, kernel_init=self.inits.out_proj, dtype=self.dtype)
+
     def __call__(
         self,
         x: Float[Array, "B L C"],
         mask: Bool[AnyArray, "*M #Q S"] | None = None,
         query: Float[Array, "B Q C"] | None = None,
-        memory: KeysValues | None = None,
-        start: int | Array = 0,
-    ) -> Any:
+    ) -> Float[Array, "B Q C"]:
+        """Attention to `x`; the queries come from `x` itself, or from `query`."""
+        q, k, v = self._project(x)
+        if query is not None:
+            q = self._project(query)[0]
+        return self.out_proj(join_heads(attend(q, k, v, mask, implementation=self.implementation)))
+
+    def decode(
+        self, x: Float[Array, "B Q C"], cache: KVCache, mask: Bool[AnyArray, "*M #Q S"] | None, start: int | Array
+    ) -> tuple[Float[Array, "B Q C"], KVCache]:
+        """Attention of Q more tokens, the first at place `start`, to all S of the cache: (output, updated cache)."""
+        q, k, v = self._project(x)
+        cache = cache.update(k, v, start)
+        return self.out_proj(join_heads(cache.attend(q, mask, implementation=self.implementation))), cache
+
+    def _project(self, x: Float[Array, "B L C"]) -> tuple[Array, Array, Array]:
         width, heads = self.config.width, self.config.heads
-        in_proj = nn.Dense(3 * width, kernel_init=self.inits.in_proj, dtype=self.dtype, name="in_proj")
-
-        def project(x: Array) -> Array:
-            return in_proj(x).reshape(*x.shape[:2], 3, heads, width // heads)
-
-        qkv = project(x)
-        q = (qkv if query is None else project(query))[:, :, 0]  # [B, Q, N, K]
-        keys_values = KeysValues(qkv[:, :, 1], qkv[:, :, 2])
-        if memory is not None:
-            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
-            keys_values = KeysValues(*map(write, memory, keys_values))
-        out = attend(q, *keys_values, mask)
-        out = nn.Dense(width, kernel_init=self.inits.out_proj, dtype=self.dtype, name="out_proj")(out)
-        return out if memory is None else (out, keys_values)
+        qkv = self.in_proj(x).reshape(*x.shape[:2], 3, heads, width // heads)
+        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 
 class MLP(nn.Module):
@@ -178,6 +142,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+        """The MLP on the last axis."""
         width, hidden = self.config.width, self.config.mlp_width or 4 * self.config.width
         h = nn.Dense(
             hidden, kernel_init=self.inits.c_fc, bias_init=fan_in_uniform(width), dtype=self.dtype, name="c_fc"
@@ -189,42 +154,54 @@ class MLP(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """x + attn(ln_1(x)), then x + mlp(ln_2(x)); with a `memory`, as `Attention` has it, (x, memory)."""
+    """x + attn(ln_1(x)), then x + mlp(ln_2(x))."""
 
     config: TransformerConfig
     inits: BlockInit
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B L C"],
-        mask: Bool[AnyArray, "*M #L S"] | None = None,
-        memory: KeysValues | None = None,
-        start: int | Array = 0,
-    ) -> Any:
+    def setup(self) -> None:
+        """The parts by OpenAI's names."""
         eps = self.config.ln_eps
-        attention = Attention(self.config, self.inits, self.dtype, name="attn")
-        read = attention(LayerNorm(eps, name="ln_1")(x), mask, memory=memory, start=start)
-        if memory is not None:
-            read, memory = read
-        x = x + read
-        x = x + MLP(self.config, self.inits, self.dtype, name="mlp")(LayerNorm(eps, name="ln_2")(x))
-        return x if memory is None else (x, memory)
+        self.ln_1, self.ln_2 = LayerNorm(eps), LayerNorm(eps)
+        self.attn = Attention(self.config, self.inits, self.dtype, self.implementation)
+        self.mlp = MLP(self.config, self.inits, self.dtype)
+
+    def __call__(
+        self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "*M #L S"] | None = None
+    ) -> Float[Array, "B L C"]:
+        """The block applied to whole sequences."""
+        x = x + self.attn(self.ln_1(x), mask)
+        return x + self.mlp(self.ln_2(x))
+
+    def decode(
+        self, x: Float[Array, "B Q C"], cache: KVCache, mask: Bool[AnyArray, "*M #Q S"] | None, start: int | Array
+    ) -> tuple[Float[Array, "B Q C"], KVCache]:
+        """The block applied to Q more tokens, as `Attention.decode`."""
+        attended, cache = self.attn.decode(self.ln_1(x), cache, mask, start)
+        x = x + attended
+        return x + self.mlp(self.ln_2(x)), cache
 
 
 def run_blocks(
-    block: Callable[..., nn.Module],
-    name: str,
+    blocks: Sequence[nn.Module] | nn.Module | Any,
     config: TransformerConfig,
     x: Float[Array, "B L C"],
     *args: Any,
     hidden_states: bool = False,
 ) -> tuple[Float[Array, "B L C"], ...]:
-    """Applies `config.layers` blocks `x = block(name=…)(x, *args)`, from within the compact method of a module.
+    """Applies `config.layers` blocks `x = block(x, *args)`, from within a method of the module that holds them.
 
-    Returns all states, the input first, with `hidden_states`; else the last one alone. The blocks are called
-    `{name}_0`, `{name}_1`…; with `scan_layers` there is one `{name}` with a leading layer axis in its parameters.
+    Args:
+        blocks: one of each layer; with `scan_layers` a single one, with a leading layer axis in its parameters.
+        config: says how many, and whether they are scanned.
+        x: input of the first block.
+        args: further arguments of each block.
+        hidden_states: whether to return all states.
+
+    Returns:
+        All states, the input first, with `hidden_states`; else the last one alone.
     """
     if config.scan_layers:
         scan = nn.scan(
@@ -233,69 +210,74 @@ def run_blocks(
             split_rngs={"params": True},
             length=config.layers,
         )
-        last, states = scan(block(name=name), x, None)
+        last, states = scan(blocks, x, None)
         return (x, *states) if hidden_states else (last,)
     states = [x]
-    for i in range(config.layers):
-        states.append(block(name=f"{name}_{i}")(states[-1], *args))
+    for block in blocks:
+        states.append(block(states[-1], *args))
     return tuple(states) if hidden_states else (states[-1],)
 
 
-def read_on(
-    block: Callable[..., nn.Module],
-    name: str,
-    config: TransformerConfig,
-    x: Float[Array, "B L C"],
-    memory: Memory,
-    mask: Bool[AnyArray, "*M #L S"] | None,
-    start: int | Array,
-) -> tuple[Float[Array, "B L C"], Memory]:
-    """As `run_blocks`, for blocks `x, memory = block(name=…)(x, mask, memory, start)`."""
+def make_blocks(block: Callable[..., nn.Module], name: str, config: TransformerConfig) -> Any:
+    """The blocks of a stack, for `run_blocks` in a compact method: `{name}_0`, `{name}_1`…, or `{name}` if scanned."""
     if config.scan_layers:
-        scan = nn.scan(
-            lambda layer, h, own: layer(h, mask, own, start),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=config.layers,
-        )
-        return scan(block(name=name), x, memory)
-    written = []
-    for i, own in enumerate(memory):
-        x, own = block(name=f"{name}_{i}")(x, mask, own, start)
-        written.append(own)
-    return x, tuple(written)
+        return block(name=name)
+    return [block(name=f"{name}_{i}") for i in range(config.layers)]
 
 
 class Transformer(nn.Module):
-    """The stack: `resblocks_0`, `resblocks_1`…; with `scan_layers` one `resblocks` with a leading layer axis.
-
-    Returns the last state, or with `hidden_states` a tuple of all of them, the input first.
-
-    A sequence can also be read piece by piece. `memory`, from `empty_memory` or an earlier piece, then holds what came
-    before; `x` are the tokens from place `start` on, `mask` says which of the S places of the memory each of them may
-    look at, and the result is (last state, memory).
-    """
+    """The stack: `resblocks_0`, `resblocks_1`…; with `scan_layers` one `resblocks` with a leading layer axis."""
 
     config: TransformerConfig
     inits: BlockInit
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B L C"],
-        mask: Bool[AnyArray, "*M #L S"] | None = None,
-        *,
-        hidden_states: bool = False,
-        memory: Memory | None = None,
-        start: int | Array = 0,
-    ) -> Any:
+    def setup(self) -> None:
+        """The blocks."""
         block = nn.remat(ResidualAttentionBlock) if self.config.remat else ResidualAttentionBlock
-        block = functools.partial(block, self.config, self.inits, self.dtype)
-        if memory is not None:
-            return read_on(block, "resblocks", self.config, x, memory, mask, start)
-        states = run_blocks(block, "resblocks", self.config, x, mask, hidden_states=hidden_states)
-        return states if hidden_states else states[-1]
+        block = functools.partial(block, self.config, self.inits, self.dtype, self.implementation)
+        self.resblocks = block() if self.config.scan_layers else [block() for _ in range(self.config.layers)]
+
+    def __call__(
+        self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "*M #L S"] | None = None
+    ) -> Float[Array, "B L C"]:
+        """The last state [B, L, C] of whole sequences."""
+        return run_blocks(self.resblocks, self.config, x, mask)[-1]
+
+    def hidden_states(
+        self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "*M #L S"] | None = None
+    ) -> tuple[Float[Array, "B L C"], ...]:
+        """All states, the input first: layers + 1 of them."""
+        return run_blocks(self.resblocks, self.config, x, mask, hidden_states=True)
+
+    def decode(
+        self, x: Float[Array, "B Q C"], caches: KVCaches, mask: Bool[AnyArray, "*M #Q S"] | None, start: int | Array
+    ) -> tuple[Float[Array, "B Q C"], KVCaches]:
+        """Reads Q more tokens of sequences that are read piece by piece.
+
+        Args:
+            x: the tokens.
+            caches: the KV caches, from `empty_caches` or an earlier piece.
+            mask: which of the S places of the caches each token may look at.
+            start: the place of the first token; may be traced.
+
+        Returns:
+            The last state, and the caches with these tokens in them.
+        """
+        if self.config.scan_layers:
+            scan = nn.scan(
+                lambda layer, h, cache: layer.decode(h, cache, mask, start),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=self.config.layers,
+            )
+            return scan(self.resblocks, x, caches)
+        updated = []
+        for block, cache in zip(self.resblocks, caches, strict=True):
+            x, cache = block.decode(x, cache, mask, start)
+            updated.append(cache)
+        return x, tuple(updated)
 
 
 def sinusoids(length: int, width: int) -> Float[np.ndarray, "L C"]:

@@ -1,5 +1,6 @@
-"""Convolutional image towers: CLIP's ResNet with attention pooling (Radford et al. 2021 §2.4) and the plain one of
-torchvision (He et al. 2015).
+"""Convolutional image towers: CLIP's ResNet and the plain one of torchvision.
+
+CLIP's has attention pooling (Radford et al. 2021 §2.4), the plain one a mean (He et al. 2015).
 
 Parameters and running statistics carry the names of both originals; `downsample_0` and `downsample_1` are the
 convolution and the norm of the shortcut.
@@ -15,7 +16,8 @@ from jaxtyping import Array, Float, Int, Num
 from clip_jax.arrays import AnyArray
 from clip_jax.config import PlainResNetConfig, ResNetConfig
 from clip_jax.errors import UserError
-from clip_jax.towers.layers import attend, fan_in_uniform, per_channel, split_heads
+from clip_jax.towers.attention import Implementation, attend, join_heads, split_heads
+from clip_jax.towers.layers import fan_in_uniform, per_channel
 from clip_jax.towers.vit import ImageFeatures, check_images
 
 MOMENTUM = 0.9  # of the running statistics; torch, which counts the other way, calls it 0.1
@@ -34,6 +36,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[AnyArray, "*B C"], *, train: bool) -> Float[Array, "*B C"]:
+        """The norm; `train` uses the statistics of the batch."""
         channels = x.shape[-1:]
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
@@ -69,6 +72,7 @@ def conv(width: int, kernel: int, fan_in: int, name: str, dtype: Any, stride: in
 
 
 def avg_pool(x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B h w C"]:
+    """The mean of squares of `stride` × `stride` pixels."""
     if stride == 1:
         return x
     sides = (stride, stride)
@@ -90,6 +94,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w C4"]:
+        """The block, at 1 / stride of the size."""
         fan_in, out, (conv_stride, pool_stride) = (
             x.shape[-1],
             4 * self.width,
@@ -121,6 +126,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w C4"]:
+        """The blocks of the stage one after the other."""
         for i in range(self.blocks):
             stride = self.stride if i == 0 else 1
             block = Bottleneck(self.width, stride, self.antialiased, self.bn_eps, self.dtype, name=str(i))
@@ -134,9 +140,11 @@ class AttentionPool(nn.Module):
     heads: int
     embed_dim: int
     dtype: Any
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
+        """The features of all places -> the embedding [B, D]."""
         b, h, w, c = x.shape
         x = x.reshape(b, h * w, c)
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)  # [B, 1 + HW, C]
@@ -147,7 +155,8 @@ class AttentionPool(nn.Module):
             return nn.Dense(width, kernel_init=normal, bias_init=fan_in_uniform(c), dtype=self.dtype, name=name)(x)
 
         q, k, v = dense("q_proj", c, x[:, :1]), dense("k_proj", c, x), dense("v_proj", c, x)
-        pooled = attend(*(split_heads(y, self.heads) for y in (q, k, v)))[:, 0]
+        q, k, v = (split_heads(y, self.heads) for y in (q, k, v))
+        pooled = join_heads(attend(q, k, v, implementation=self.implementation))[:, 0]
         return dense("c_proj", self.embed_dim, pooled)
 
 
@@ -162,6 +171,7 @@ class ModifiedResNet(nn.Module):
     config: ResNetConfig
     embed_dim: int
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -190,7 +200,9 @@ class ModifiedResNet(nn.Module):
                 blocks, width * 2**i, 1 if i == 0 else 2, True, config.bn_eps, self.dtype, name=f"layer{i + 1}"
             )
             states.append(stage(states[-1], train=train))
-        embed = AttentionPool(config.heads, self.embed_dim, self.dtype, name="attnpool")(states[-1])
+        embed = AttentionPool(config.heads, self.embed_dim, self.dtype, self.implementation, name="attnpool")(
+            states[-1]
+        )
         return ImageFeatures(embed, tuple(states) if hidden_states else None)
 
 
@@ -200,6 +212,7 @@ class ResNet(nn.Module):
     config: PlainResNetConfig
     embed_dim: int | None  # None: the mean itself
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(

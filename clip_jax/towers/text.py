@@ -1,5 +1,6 @@
-"""The text tower of CLIP: a causal transformer whose output at the end-of-text token is the sentence
-(Radford et al. 2021 §2.4), and its relatives, which differ in what a token sees and in where they pool.
+"""The text tower of CLIP: a causal transformer, pooled at the end-of-text token (Radford et al. 2021 §2.4).
+
+Its relatives differ in what a token sees and in where they pool.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 from clip_jax.arrays import AnyArray, check_is_array
 from clip_jax.config import TextConfig
 from clip_jax.errors import UserError
+from clip_jax.towers.attention import Implementation
 from clip_jax.towers.layers import LayerNorm, Transformer, scaled_init, sinusoids
 
 
@@ -34,8 +36,9 @@ def eot_index(tokens: Int[AnyArray, "B L"], eos_id: int | None) -> Int[AnyArray,
 def check_tokens(tokens: Shaped[AnyArray, "*N L"] | Any, context_length: int, vocab_size: int) -> Int[Array, "B L"]:
     """The tokens as int32.
 
-    Raises: UserError for what is no matrix of integers, rows longer than the model's positions, and ids that are not in
-        the vocabulary, as far as their values are known: under `jit` they are not.
+    Raises:
+        UserError: for what is no matrix of integers, rows longer than the model's positions, and ids that are not in
+            the vocabulary, as far as their values are known: under `jit` they are not.
     """
     check_is_array("tokens", tokens)
     if tokens.ndim != 2 or not tokens.shape[1]:
@@ -76,6 +79,7 @@ class TextTransformer(nn.Module):
     config: TextConfig
     embed_dim: int | None  # None: no projection
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -89,6 +93,7 @@ class TextTransformer(nn.Module):
         """As the class says.
 
         Args:
+            tokens: integers [B, L].
             hidden_states: whether to return the states of all layers.
             attention_mask: not 0 at tokens that others may look at, as transformers has it. None: at all of them; CLIP
                 was trained so.
@@ -117,8 +122,8 @@ class TextTransformer(nn.Module):
             seen = visible if seen is None else visible & seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
         placed = positions[None, :length] if position_ids is None else _placed(positions, position_ids)
         x = (embedding(tokens) + placed).astype(self.dtype)
-        transformer = Transformer(config, scaled_init(config), self.dtype, name="transformer")
-        states = transformer(x, seen, hidden_states=True) if hidden_states else (transformer(x, seen),)
+        transformer = Transformer(config, scaled_init(config), self.dtype, self.implementation, name="transformer")
+        states = transformer.hidden_states(x, seen) if hidden_states else (transformer(x, seen),)
         encodings = LayerNorm(config.ln_eps, name="ln_final")(states[-1])
 
         if config.pool == "last":

@@ -1,5 +1,7 @@
-"""The image tower: a vision transformer (Dosovitskiy et al. 2020), as CLIP changed it (Radford et al. 2021 §2.4) and
-as SigLIP has it (Zhai et al. 2023: no class token, pooled by attention).
+"""The image tower: a vision transformer (ViT, Dosovitskiy et al. 2020).
+
+As CLIP changed it (Radford et al. 2021 §2.4), and as SigLIP has it (Zhai et al. 2023: no class token, pooled by
+attention).
 """
 
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ from jaxtyping import Array, Float, Int, Num
 from clip_jax.arrays import AnyArray, check_is_array
 from clip_jax.config import ViTConfig
 from clip_jax.errors import UserError
+from clip_jax.towers.attention import Implementation
 from clip_jax.towers.layers import (
     MLP,
     Attention,
@@ -67,6 +70,7 @@ class PatchConv(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[AnyArray, "B H W c"]) -> Float[Array, "B P C"]:
+        """Images -> patches [B, P, C], row by row."""
         b, h, w, c = images.shape
         p = self.patch_size
         kernel = self.param("kernel", fan_in_uniform(p * p * c), (p, p, c, self.width), jnp.float32)
@@ -91,6 +95,7 @@ class ConvStem(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[AnyArray, "B H W c"]) -> Float[Array, "B h w C"]:
+        """Images -> features at 1 / 2^n of the size."""
         x: Any = images
         for i, width in enumerate(self.config.stem):
             x = nn.Conv(width, (3, 3), (2, 2), padding=((1, 1), (1, 1)), dtype=self.dtype, name=f"conv_{i}")(x)
@@ -103,15 +108,17 @@ class MAPHead(nn.Module):
 
     config: ViTConfig
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B C"]:
+        """Patches [B, P, C] -> the pooled state [B, C]."""
         config, inits = self.config, torch_init(self.config)
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, config.width), jnp.float32).astype(
             self.dtype
         )
         query = jnp.broadcast_to(probe, (x.shape[0], 1, config.width))
-        h = Attention(config, inits, self.dtype, name="attention")(x, query=query)
+        h = Attention(config, inits, self.dtype, self.implementation, name="attention")(x, query=query)
         h = h + MLP(config, inits, self.dtype, name="mlp")(LayerNorm(config.ln_eps, name="layernorm")(h))
         return h[:, 0]
 
@@ -125,6 +132,7 @@ class VisionTransformer(nn.Module):
     config: ViTConfig
     embed_dim: int | None  # None: no projection
     dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -167,10 +175,14 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([first, x], axis=1)
         if config.ln_pre:
             x = LayerNorm(config.ln_eps, name="ln_pre")(x)
-        transformer = Transformer(config, torch_init(config), self.dtype, name="transformer")
-        states = transformer(x, hidden_states=True) if hidden_states else (transformer(x),)
+        transformer = Transformer(config, torch_init(config), self.dtype, self.implementation, name="transformer")
+        states = transformer.hidden_states(x) if hidden_states else (transformer(x),)
         ln_post = LayerNorm(config.ln_eps, name="ln_post")
-        x = ln_post(states[-1][:, 0]) if classed else MAPHead(config, self.dtype, name="head")(ln_post(states[-1]))
+        x = (
+            ln_post(states[-1][:, 0])
+            if classed
+            else MAPHead(config, self.dtype, self.implementation, name="head")(ln_post(states[-1]))
+        )
         if classed and self.embed_dim is not None:
             x = x @ self.param("proj", nn.initializers.normal(std), (config.width, self.embed_dim), jnp.float32).astype(
                 self.dtype

@@ -39,7 +39,8 @@ def image_features(
 ) -> Float[np.ndarray, "N D"]:
     """Unit-norm float32 features of any number of pictures, read as they are needed; of one, if it is one.
 
-    Raises: UserError for what is not a picture.
+    Raises:
+        UserError: for what is not a picture.
     """
     encode = partial(_encode_image, clip.model, clip.variables)
     prepare = partial(clip.preprocess, threads=threads)

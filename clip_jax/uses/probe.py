@@ -30,13 +30,14 @@ class Probe(NamedTuple):
     bias: Float[Array, " K"]
 
     def logits(self, features: Float[AnyArray, "N D"]) -> Float[Array, "N K"]:
-        """features @ weights + bias, in float32."""
+        """The logits features @ weights + bias, in float32."""
         return jnp.asarray(features, jnp.float32) @ self.weights + self.bias[None]
 
     def accuracy(self, features: Float[AnyArray, "N D"], labels: Int[AnyArray, " N"]) -> float:
         """How often the likeliest class is the right one, in [0, 1].
 
-        Raises: UserError for features that are not finite, or labels that are not one integer for each of them.
+        Raises:
+            UserError: for features that are not finite, or labels that are not one integer for each of them.
         """
         features = check_features("features", features)
         labels = check_labels("labels", labels, len(features))
@@ -55,10 +56,15 @@ def fit_probe(
     """The minimum of the objective above.
 
     Args:
+        features: [N, D].
+        labels: the class of each, from 0.
+        C: the inverse of the weight of ‖W‖².
         num_classes: None: as many as the labels reach.
         tolerance: of the largest gradient of the objective over C · N; what float32 can hold.
+        max_iterations: of L-BFGS.
 
-    Raises: UserError for labels that are not integers from 0, features that are not finite, or C not above 0.
+    Raises:
+        UserError: for labels that are not integers from 0, features that are not finite, or C not above 0.
     """
     features, labels = np.asarray(features, np.float32), np.asarray(labels)
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
@@ -135,7 +141,8 @@ def best_c(score: Callable[[float], float], *, steps_per_decade: int = 8) -> flo
 def few_shot(labels: Int[AnyArray, " N"], shots: int, seed: int = 0) -> Int[np.ndarray, " M"]:
     """Indices of `shots` examples of each class, drawn at random, in ascending order.
 
-    Raises: UserError when a class has fewer.
+    Raises:
+        UserError: a class has fewer.
     """
     (shots,) = check_ks(shots, "shots")
     labels, rng = np.asarray(labels), np.random.default_rng(seed)

@@ -33,7 +33,8 @@ def nearest(
 
     At most `chunk` queries and `chunk` candidates are compared at once.
 
-    Raises: UserError when either is empty, their dimensions differ, k is below 1, or a row has NaN or Inf.
+    Raises:
+        UserError: either is empty, their dimensions differ, k is below 1, or a row has NaN or Inf.
     """
     queries, candidates = check_features("queries", queries), check_features("candidates", candidates)
     ((k,), (chunk,)) = check_ks(k, "k"), check_ks(chunk, "chunk")
@@ -81,9 +82,14 @@ def recall(
     """recall@k: how often one of a query's relevant candidates is among its k most similar ones (in [0, 1]).
 
     Args:
+        queries: features [Q, D].
+        candidates: features [N, D].
+        ks: for each of which there is a recall.
+        chunk: how many rows are compared at once.
         relevant: for each query the indices of its relevant candidates, or the index of the only one.
 
-    Raises: UserError as `nearest`, and for indices that belong to no candidate.
+    Raises:
+        UserError: as `nearest`, and for indices that belong to no candidate.
     """
     ks = check_ks(ks)
     if len(relevant) != len(queries):

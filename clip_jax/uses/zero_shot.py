@@ -23,8 +23,9 @@ ClassName = str | Sequence[str]  # several names of one class are averaged, as O
 def prompts(classes: Iterable[Any] | Any, templates: Iterable[Any]) -> list[list[str]]:
     """The prompts of each class: every template with every name of it.
 
-    Raises: UserError when there is no class, a name is empty, or a template has no place for a name; also for one str
-        in place of a list, which would be a class, or a template, for each of its letters.
+    Raises:
+        UserError: there is no class, a name is empty, or a template has no place for a name; also for one str in place
+            of a list, which would be a class, or a template, for each of its letters.
     """
     for argument, value in (("classes", classes), ("templates", templates)):
         if isinstance(value, str | bytes):
@@ -81,7 +82,8 @@ def top_k(
 ) -> tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]]:
     """Similarities and class indices of the k best classes for each image, best first.
 
-    Raises: UserError for features with NaN or Inf, dimensions that differ, or k below 1.
+    Raises:
+        UserError: for features with NaN or Inf, dimensions that differ, or k below 1.
     """
     (k,) = check_ks(k, "k")
     image_features, weights = _comparable("image_features", image_features, weights)
@@ -118,7 +120,8 @@ def classify(
 
     They are those of a choice among the classes, or, for SigLIP, of each class being right for itself.
 
-    Raises: UserError for what is not a picture, and as `prompts` does.
+    Raises:
+        UserError: for what is not a picture, and as `prompts` does.
     """
     weights = classifier_weights(lambda texts: text_features(clip, texts), classes, templates)
     return rank(clip, image_features(clip, pictures), weights, k)
@@ -150,7 +153,8 @@ def accuracy(
 ) -> dict[int, float]:
     """Top-k accuracies in [0, 1] (with as many classes as there are, when k is more).
 
-    Raises: UserError for features with NaN or Inf, no rows, or labels that are not one integer for each row.
+    Raises:
+        UserError: for features with NaN or Inf, no rows, or labels that are not one integer for each row.
     """
     ks = check_ks(ks)
     labels = check_labels("labels", labels, len(features))

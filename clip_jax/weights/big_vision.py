@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.weights import openai
 from clip_jax.weights.huggingface_config import HALF, siglip_text
 from clip_jax.weights.rules import Checkpoint, Entry, Format, Op, Rule, count, drop_axes, renamed, same, scalar
 
@@ -89,7 +90,7 @@ def _attention(ours: str, theirs: str, heads: int) -> tuple[Rule, ...]:
 
 
 def unrolled(checkpoint: Checkpoint) -> dict[str, Entry]:
-    """Without `params/` before the names, and with stacked layers taken apart: `encoderblock` -> `encoderblock_0`…"""
+    """The names without `params/`, and stacked layers taken apart: `encoderblock` -> `encoderblock_0` and so on."""
     found: dict[str, Entry] = {}
     for name, entry in checkpoint.items():
         name = name.removeprefix("params/")
@@ -140,10 +141,8 @@ HABITS: dict[str, Any] = {"activation": "gelu_tanh", "ln_eps": 1e-6}
 
 def infer(checkpoint: Checkpoint) -> CLIPConfig:
     """SigLIP's activation (tanh GELU), eps and preprocessing; the sizes are all in the shapes."""
-    from clip_jax.weights.openai import tower
-
     found = sizes(checkpoint)
-    vision, text = tower(found, "vision"), tower(found, "text")
+    vision, text = openai.tower(found, "vision"), openai.tower(found, "text")
     both = bool(vision and text)
     if vision:
         vision["image_size"] = vision.pop("grid") * vision["patch_size"]

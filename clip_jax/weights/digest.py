@@ -47,7 +47,8 @@ def digests(directory: str | os.PathLike, names: Iterable[str]) -> dict[str, str
 def read_digests(value: Any, field: str, names: Iterable[str]) -> dict[str, str]:
     """The digests of a `config.json`: {} where the field is absent (None), as older versions left it.
 
-    Raises: UserError, naming the field, when it is anything but {name: SHA-256 in hex} of these names.
+    Raises:
+        UserError: it names the field; it is anything but {name: SHA-256 in hex} of these names.
     """
     if value is None:
         return {}

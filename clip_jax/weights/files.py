@@ -33,11 +33,15 @@ ADAPTERS = re.compile(
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """The arrays of a weights file, whose kind is told from its content: safetensors, npz, a torch file (state dict or
-    TorchScript), or the index of a sharded checkpoint.
+    """The arrays of a weights file, whose kind is told from its content.
 
-    Raises: UserError when it is absent, damaged, another kind of file, or holds anything but data. The same when an
-        array is read.
+    Args:
+        path: safetensors, npz, a torch file (state dict or TorchScript), Flax's msgpack, or the index of a sharded
+            checkpoint.
+
+    Raises:
+        UserError: it is absent, damaged, another kind of file, or holds anything but data. The same when an array is
+            read.
     """
     path = Path(path)
     if is_index(path.name):
@@ -53,7 +57,8 @@ def is_index(name: str) -> bool:
 def inner_folder(folder: Path) -> Path:
     """Where the CLIP lies in a folder of sentence-transformers (`0_CLIPModel` in it); any other folder as it is.
 
-    Raises: UserError when the folder's list of modules is damaged.
+    Raises:
+        UserError: the folder's list of modules is damaged.
     """
     if not (folder / "config_sentence_transformers.json").is_file() or (folder / "config.json").is_file():
         return folder

@@ -1,20 +1,23 @@
-"""Where the weights, the configs and the tokenizer of a checkpoint lie in its directory."""
+"""Finding a checkpoint: where its weights, config and tokenizer lie, and what is known of it before it is read."""
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clip_jax.config import CLIPConfig
-from clip_jax.errors import UserError
-from clip_jax.fields import brief
+from clip_jax.errors import UserError, reading
 from clip_jax.tokenizer.load import find_tokenizer
-from clip_jax.weights import huggingface_config, open_clip
-from clip_jax.weights.files import read_json
-from clip_jax.weights.rules import Checkpoint, some
+from clip_jax.weights import open_clip
+from clip_jax.weights.configs import CONFIG, OPEN_CLIP_CONFIG, config_beside, own_config
+from clip_jax.weights.digest import DIGESTS, read_digests
+from clip_jax.weights.files import inner_folder, read_checkpoint, read_json
+from clip_jax.weights.formats import recognise
+from clip_jax.weights.rules import Checkpoint, Format, some
 
-CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
-PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+WEIGHTS, TOKENIZER = "weights.safetensors", "tokenizer.json"  # what `clip_jax.save` writes beside its `config.json`
+PIPELINE = "model_index.json"  # of diffusers
 
 # What a directory is searched for, in this order, each as the index of its shards or whole; else the one file in it.
 NAMES = (
@@ -24,6 +27,7 @@ NAMES = (
     "open_clip_pytorch_model.bin",
     "flax_model.msgpack",
 )
+OPEN_CLIP_NAMES = tuple(name for name in NAMES if name.startswith("open_clip"))
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".ckpt", ".msgpack")
 SHARD = re.compile(r".*-\d+-of-\d+(\.[\w-]+)?\.\w+")
 
@@ -45,13 +49,84 @@ OTHER_SUFFIXES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that was found and recognised. None of its arrays has been read.
+
+    Attributes:
+        file: the weights, or the index of their shards.
+        where: what an error calls the weights.
+        format: the table of a published format; None: the file was written by `clip_jax.save`.
+        checkpoint: the arrays of a published format by the names of its table.
+        config: the config that files beside the weights state; None: they state none, and the shapes must do.
+        stated_by: what an error calls the place where `config` is stated.
+        tokenizer: the file or directory of the tokenizer beside the weights; None: there is none.
+        digests: SHA-256 of files that `clip_jax.save` wrote, by their names.
+    """
+
+    file: Path
+    where: str
+    format: Format | None
+    checkpoint: Checkpoint
+    config: CLIPConfig | None
+    stated_by: str
+    tokenizer: Path | None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What the shapes of a published format say of the config: {"vision.width": 768, …}."""
+        return {} if self.format is None else self.format.sizes(self.checkpoint)
+
+
+def find(path: Path, part: str | None = None) -> Found:
+    """The checkpoint in a directory or file, whoever wrote it.
+
+    Args:
+        path: a directory of `clip_jax.save`, of Hugging Face, OpenCLIP or diffusers, or a weights file.
+        part: which model, where there are several (see `clip_jax.load`).
+
+    Raises:
+        UserError: there is no CLIP, there are several of which `part` chooses none, or a file is damaged.
+    """
+    if path.name in (CONFIG, WEIGHTS) and (path.parent / CONFIG).is_file():
+        path = path.parent  # one file of a directory that says the rest
+    path = inner_folder(path)
+    if path.is_dir() and (path / PIPELINE).is_file():
+        path, part = part_of_pipeline(path, part), None
+    if not (path.is_dir() and (path / CONFIG).is_file()):
+        return _find_published(path, clip_weights(path), part)
+    data = read_json(path / CONFIG)
+    if "model_type" in data or open_clip.matches(data):
+        return _find_published(path, clip_weights(path), part)
+    if (path / OPEN_CLIP_CONFIG).is_file():  # the other config is timm's, of an image tower that lies beside the CLIP
+        return _find_published(path, weights_file(path, OPEN_CLIP_NAMES) or clip_weights(path), part)
+    if part is not None:
+        raise UserError(f"{path} is one model: part={part!r} is for files that hold several, leave it out")
+    with reading(path / CONFIG, "the config"):
+        config = own_config(data, str(path / CONFIG))
+        digests = read_digests(data.get(DIGESTS), DIGESTS, (WEIGHTS, TOKENIZER))
+    tokenizer = None if config.text is None else path / TOKENIZER
+    return Found(path / WEIGHTS, str(path), None, {}, config, str(path / CONFIG), tokenizer, digests)
+
+
+def _find_published(path: Path, file: Path, part: str | None) -> Found:
+    # Its names are told as torch's, which the tables know: whoever reads an error should know why.
+    where = f"{file} (Flax's msgpack, in the names of torch)" if file.suffix == ".msgpack" else str(file)
+    table, checkpoint = recognise(read_checkpoint(file), part, where)
+    config = None if table.name == "stable_diffusion" else config_beside(file.parent, table.name, checkpoint)
+    folder = file.parent if config is not None or path.is_dir() else None
+    return Found(file, where, table, checkpoint, config, f"{file.parent}'s config", tokenizer_beside(folder))
+
+
 def weights_file(folder: Path, names: Iterable[str] = NAMES) -> Path | None:
     """The weights of these names in a directory, as one file or as the index of shards; None without any.
 
     A variant (`model.fp16.safetensors`, `model.safetensors.index.fp16.json`) is taken where there is no plain one, and
     only one.
 
-    Raises: UserError when there are several variants, or shards without their index.
+    Raises:
+        UserError: there are several variants, or shards without their index.
     """
     ranks = {name: rank for rank, name in enumerate(names)}
     files = sorted(file.name for file in folder.iterdir() if file.is_file())
@@ -87,7 +162,8 @@ def _parts(file: str) -> tuple[str, str, bool] | None:
 def clip_weights(path: Path) -> Path:
     """The weights file of a directory; a file as it is.
 
-    Raises: UserError when there is none, or several; it says what the directory is instead, where that is known.
+    Raises:
+        UserError: there is none, or several; it says what the directory is instead, where that is known.
     """
     if not path.is_dir():
         return path
@@ -133,43 +209,6 @@ def part_of_pipeline(path: Path, part: str | None) -> Path:
             f"{path} is a pipeline, part is {part!r}: choose part= of {', '.join(parts) or 'nothing it has'}"
         )
     return path / str(part)
-
-
-def config_beside(folder: Path, table: str, checkpoint: Checkpoint) -> CLIPConfig | None:
-    """What the directory says of weights in this format; None when it says nothing.
-
-    Raises: UserError when a config cannot be followed, or two files contradict each other.
-    """
-    if table == "huggingface" and (folder / CONFIG).is_file():
-        projected = any(name in checkpoint for name in ("text_projection.weight", "visual_projection.weight"))
-        data, where = read_json(folder / CONFIG), str(folder / CONFIG)
-        found = [
-            huggingface_config.config_from_json(data, where, projected=projected, pictures=(said, str(folder / name)))
-            for name, said in _image_processors(folder)
-        ]
-        if not found:
-            return huggingface_config.config_from_json(data, where, projected=projected)
-        if any(config != found[0] for config in found):
-            raise UserError(f"{folder}: {PREPROCESSOR} and {PROCESSOR} say different things: remove the wrong one")
-        return found[0]
-    for name in (OPEN_CLIP_CONFIG, CONFIG):
-        if table in ("openai", "eva") and (folder / name).is_file():
-            data = read_json(folder / name)
-            if open_clip.matches(data):
-                return open_clip.config_from_json(data, str(folder / name))
-    return None
-
-
-def _image_processors(folder: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    found: list[tuple[str, Mapping[str, Any]]] = []
-    for name in (PREPROCESSOR, PROCESSOR):
-        if (folder / name).is_file():
-            data = read_json(folder / name)
-            if "image_processor" in data and not isinstance(data["image_processor"], Mapping):
-                raise UserError(f"{folder / name}.image_processor is {brief(data['image_processor'])}: not an object")
-            if name == PREPROCESSOR or "image_processor" in data:
-                found.append((name, data))
-    return found
 
 
 def tokenizer_beside(folder: Path | None) -> Path | None:

@@ -42,7 +42,8 @@ class _Damaged(Exception):
 def read_flax(path: Path) -> dict[str, Entry]:
     """The arrays of a msgpack file of Flax, in the names and axes of transformers' torch models.
 
-    Raises: UserError when it is damaged, or holds anything but named arrays.
+    Raises:
+        UserError: it is damaged, or holds anything but named arrays.
     """
     try:
         with open(path, "rb") as file:

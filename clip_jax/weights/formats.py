@@ -15,11 +15,14 @@ def recognise(checkpoint: Checkpoint, part: str | None, where: str) -> tuple[For
     """The format of a checkpoint, and the checkpoint in the names of its table.
 
     Args:
+        checkpoint: the arrays by their names.
+        where: what an error calls it.
         part: which of the models in the file, where it holds several: the name of a text encoder of Stable Diffusion,
             or what comes before the names of the model ("ema").
 
-    Raises: UserError when it is none of them, holds several of which `part` chooses none, or `part` is asked for where
-        there are no parts.
+    Raises:
+        UserError: it is none of them, holds several of which `part` chooses none, or `part` is asked for where there
+            are no parts.
     """
     names = without_inner_wrappers(checkpoint, where)
     models = prefixes(names)

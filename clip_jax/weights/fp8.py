@@ -21,7 +21,8 @@ REFUSED = (".weight_scale_inv", ".weight_zero_point", ".qweight", ".qzeros", ".a
 def scaled(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """The checkpoint with each scale multiplied into its weight when that is read, and none left beside.
 
-    Raises: UserError when there is a scale without a weight, or the weights are made small in another way.
+    Raises:
+        UserError: there is a scale without a weight, or the weights are made small in another way.
     """
     for name in checkpoint:
         if name.endswith(REFUSED):

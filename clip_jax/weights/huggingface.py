@@ -138,8 +138,9 @@ FORMAT = Format("huggingface", rules, sizes, infer, r".*position_ids")
 
 
 def preprocess_from_json(data: Mapping[str, Any], config: CLIPConfig, where: str) -> PreprocessConfig:
-    """transformers' `preprocessor_config.json` -> ours, checked against the image tower; without one, what there was.
+    """The `preprocessor_config.json` -> ours, checked against the image tower; without one, what there was.
 
-    Raises: UserError for another size, or a recipe we have not; it names the field.
+    Raises:
+        UserError: for another size, or a recipe we have not; it names the field.
     """
     return config.preprocess if config.vision is None else preprocess_of(data, config.vision, where)

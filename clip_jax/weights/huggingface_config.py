@@ -1,4 +1,4 @@
-"""transformers' `config.json` of CLIP, SigLIP and Chinese-CLIP as our config, and back.
+"""The transformers `config.json` of CLIP, SigLIP and Chinese-CLIP as our config, and back.
 
 Everything in a config is either followed, or known to change nothing about what the network computes, or refused by
 name. What is not said there has transformers' default.
@@ -128,14 +128,16 @@ def config_from_json(
     projected: bool | None = None,
     pictures: tuple[Mapping[str, Any], str] | None = None,
 ) -> CLIPConfig:
-    """transformers' `config.json` -> our config.
+    """The `config.json` of transformers as our config.
 
     Args:
+        data: its content.
         where: the file, for errors.
         projected: whether the weights of a tower alone have a projection, where `architectures` does not say it.
         pictures: the content of the `preprocessor_config.json` beside it, and that file's name.
 
-    Raises: UserError for a model of another kind, or one whose settings we have not; it names the field.
+    Raises:
+        UserError: for a model of another kind, or one whose settings we have not; it names the field.
     """
     settings = Settings(data, where)
     kind = settings.get("model_type")
@@ -173,8 +175,11 @@ def config_from_json(
 
 
 def _tower(settings: Settings, name: str, family: str) -> Settings:
-    """The config of one tower. `text_config_dict`, in older files, is a whole config where it is given: transformers
-    fills it up with defaults and puts it over `text_config`."""
+    """The config of one tower.
+
+    `text_config_dict`, in older files, is a whole config where it is given: transformers fills it up with defaults and
+    puts it over `text_config`.
+    """
     where = f"{settings.where}: {name}_config"
     inner = settings.get(f"{name}_config")
     first = Settings({} if inner is None else inner, where).data

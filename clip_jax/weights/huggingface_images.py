@@ -50,13 +50,15 @@ FIXED = {
 
 @names_its_file
 def preprocess_of(data: Mapping[str, Any], vision: VisionConfig, where: str) -> PreprocessConfig:
-    """transformers' `preprocessor_config.json`, or the part of `processor_config.json`, as our config.
+    """The `preprocessor_config.json` of transformers, or the part of `processor_config.json`, as our config.
 
     Args:
+        data: its content.
         vision: the image tower, whose size and channels the file must fit.
         where: the file, for errors.
 
-    Raises: UserError for another size, or a recipe we have not; it names the field.
+    Raises:
+        UserError: for another size, or a recipe we have not; it names the field.
     """
     if "image_processor" in data:
         data = Settings(data, where).inner("image_processor").data

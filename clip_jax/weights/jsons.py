@@ -12,8 +12,8 @@ from clip_jax.weights.untrusted import MAX_HEADER
 def parse_json(content: bytes | str) -> Any:
     """What a JSON text says.
 
-    Raises: UserError when it is no JSON, nested too deep, or has a key twice, of which readers keep the one or the
-        other.
+    Raises:
+        UserError: it is no JSON, nested too deep, or has a key twice, of which readers keep the one or the other.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
@@ -29,7 +29,8 @@ def parse_json(content: bytes | str) -> Any:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file.
 
-    Raises: UserError when the file is absent, larger than `MAX_HEADER`, or holds something else.
+    Raises:
+        UserError: the file is absent, larger than `MAX_HEADER`, or holds something else.
     """
     try:
         with open(path, "rb") as file:

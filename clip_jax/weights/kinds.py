@@ -36,7 +36,9 @@ OTHERS = (
 def kind_of(path: Path) -> str:
     """The kind of a weights file, `SAFETENSORS`, `ZIP`, `PICKLE` or `MSGPACK`, whatever its name is.
 
-    Raises: UserError that says what the file is instead; OSError when it cannot be opened.
+    Raises:
+        UserError: the file is of another kind, which the error names.
+        OSError: it cannot be opened.
     """
     with open(path, "rb") as file:
         start = file.read(LOOKED_AT)

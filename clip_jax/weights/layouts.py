@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -18,14 +17,12 @@ from clip_jax.tokenizer import Tokenizer
 from clip_jax.towers.layers import unstack_layers
 from clip_jax.weights import huggingface_config, native, open_clip, openai
 from clip_jax.weights.agree import check_tokenizer, equal, fields
-from clip_jax.weights.find import CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR
+from clip_jax.weights.configs import CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR
+from clip_jax.weights.dtypes import stored_dtype
+from clip_jax.weights.find import TOKENIZER
 from clip_jax.weights.formats import FORMATS
 from clip_jax.weights.rules import export as to_format
 from clip_jax.weights.rules import flat_variables
-
-TOKENIZER = "tokenizer.json"
-DTYPES = {name: np.dtype(kind) for name, kind in
-          {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}.items()}  # fmt: skip
 
 Layout = Literal["openai", "open_clip", "huggingface"]
 
@@ -42,6 +39,9 @@ def export(
     """Writes a CLIP for others to read; `load(directory)` gives back the same bits.
 
     Args:
+        directory: made if it is not there.
+        model: the module or its config.
+        variables: {"params": …}, and "batch_stats" where there are batch norms.
         tokenizer: written as `tokenizer.json` beside the weights; None leaves it out.
         layout: "huggingface" (transformers' `config.json`, `model.safetensors`, `preprocessor_config.json`),
             "open_clip" (`open_clip_config.json`, `open_clip_model.safetensors`), or "openai" (`model.safetensors` in
@@ -56,12 +56,12 @@ def export(
         raise UserError(f"there is no layout {layout!r}: choose one of {', '.join(get_args(Layout))}")
     if tokenizer is not None and config.text is not None:
         check_tokenizer(config, tokenizer, "the tokenizer")
-    stored = _dtype(dtype)
+    stored = stored_dtype(dtype)
     config, variables = _unrolled(config, variables)
     files: dict[str, Any] = {}
     if layout == "huggingface":
-        said = {} if stored is None else {"torch_dtype": stored.name}
-        files[CONFIG] = {**huggingface_config.config_to_json(config), **said}
+        torch_dtype = {} if stored is None else {"torch_dtype": stored.name}
+        files[CONFIG] = {**huggingface_config.config_to_json(config), **torch_dtype}
         if config.vision is not None:
             files[PREPROCESSOR] = huggingface_config.pictures_to_json(config)
         if tokenizer is not None and config.text is not None:
@@ -140,19 +140,6 @@ def _tokenizer_config(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Any
     if tokenizer.kind == "clip":
         data |= {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     return data
-
-
-def _dtype(dtype: Any) -> np.dtype | None:
-    """Of the stored weights. Raises UserError for one that no reader expects."""
-    if dtype is None:
-        return None
-    try:
-        stored = DTYPES.get(dtype) if isinstance(dtype, str) else np.dtype(dtype)
-    except TypeError:
-        stored = None
-    if stored not in DTYPES.values():
-        raise UserError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}")
-    return stored
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -59,10 +59,13 @@ def save_params(
     """Writes a nested dict of arrays; the file appears whole or not at all.
 
     Args:
+        path: of the file.
+        params: nested dict of arrays.
         dtype: store floating-point arrays in it (float16 or bfloat16 halve the file); None keeps theirs.
         metadata: text to keep in the file's header.
 
-    Raises: UserError when an array is not finite in the stored dtype (float16 ends at 65,504).
+    Raises:
+        UserError: an array is not finite in the stored dtype (float16 ends at 65,504).
     """
     flat = {}
     for name, value in flatten(params).items():
@@ -87,13 +90,15 @@ def load_params(
     """Reads what `save_params` wrote, as a nested dict of numpy arrays.
 
     Args:
+        path: of the file.
         expect: nested dict of anything with a `shape` and perhaps a `dtype` (what `jax.eval_shape` gives); None takes
             all there is.
         dtype: of the floating-point arrays; half precision is a way to store, so the default gives float32 back.
         digest: SHA-256 that the file must have, as `file_digest` gives it; None takes any.
 
-    Raises: UserError naming, all at once, what is missing, not expected, of another shape or type, or not finite; or
-        that the file is absent, damaged, not the one of this digest, or a Git LFS pointer.
+    Raises:
+        UserError: it names, all at once, what is missing, not expected, of another shape or type, or not finite; or
+            that the file is absent, damaged, not the one of this digest, or a Git LFS pointer.
     """
     flat = read_safetensors(path)
     check_digest(path, digest)
@@ -120,7 +125,8 @@ def load_params(
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """All arrays of a safetensors file.
 
-    Raises: UserError when it is absent, damaged, another kind of file, or holds a name twice.
+    Raises:
+        UserError: it is absent, damaged, another kind of file, or holds a name twice.
     """
     file = _open(path)
     return {name: file.read(name) for name in file.tensors}

@@ -28,7 +28,8 @@ HEADER = re.compile(
 def read_npz(archive: Archive) -> dict[str, Entry]:
     """The arrays of an archive whose members are all `.npy`.
 
-    Raises: UserError when a member is no array of numbers.
+    Raises:
+        UserError: a member is no array of numbers.
     """
     return {name.removesuffix(".npy"): _entry(archive, name) for name in archive.names}
 

@@ -44,7 +44,8 @@ def matches(data: Mapping[str, Any]) -> bool:
 def config_from_json(data: Mapping[str, Any], where: str) -> CLIPConfig:
     """`open_clip_config.json`, or one of its relatives, as our config.
 
-    Raises: UserError for settings we have not, that are missing or of a wrong type; it names the file and the field.
+    Raises:
+        UserError: for settings we have not, that are missing or of a wrong type; it names the file and the field.
     """
     try:
         if "transformer_width" in data:

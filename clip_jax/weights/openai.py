@@ -143,7 +143,8 @@ def tower(found: dict[str, Any], name: str) -> dict[str, Any]:
 def infer(checkpoint: Checkpoint) -> CLIPConfig:
     """OpenAI's models say all but the number of heads, which is always width / 64.
 
-    Raises: UserError for sizes that only other projects have: their heads and activations are not in the weights.
+    Raises:
+        UserError: for sizes that only other projects have: their heads and activations are not in the weights.
     """
     found = sizes(checkpoint)
     vision, text = tower(found, "vision"), tower(found, "text")

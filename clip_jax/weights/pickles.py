@@ -77,11 +77,13 @@ class Bounded:
 def read_pickle(file: io.BufferedIOBase | Bounded, names: Names) -> Any:
     """The value of one pickle, which begins where the file stands; the file is left behind its end.
 
-    Returns: None, numbers, texts, tuples, lists, dicts, `Object`, and whatever the functions of `names` return. Lists
-        and dicts may hold themselves, and the same value may stand in many places. Only texts and integers below 2^60
-        are kept as keys: the names of weights are texts, and the rest can be made to collide.
+    Returns:
+        None, numbers, texts, tuples, lists, dicts, `Object`, and whatever the functions of `names` return. Lists and
+        dicts may hold themselves, and the same value may stand in many places. Only texts and integers below 2^60 are
+        kept as keys: the names of weights are texts, and the rest can be made to collide.
 
-    Raises: PickleError, or what `names` raises; ValueError from the arguments of opcodes.
+    Raises:
+        PickleError: or what `names` raises; ValueError from the arguments of opcodes.
     """
     return _Machine(names).run(file if isinstance(file, Bounded) else Bounded(file))
 

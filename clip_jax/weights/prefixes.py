@@ -41,7 +41,8 @@ MOMENTS = re.compile(r"(^|[./])(opt|optim|optimizer|opt_state|optimizer_state\w*
 def without_inner_wrappers(checkpoint: Checkpoint, where: str) -> dict[str, Entry]:
     """The same arrays without the names of wrappers inside theirs (`visual._orig_mod.conv1.weight`).
 
-    Raises: UserError when two arrays then have the same name.
+    Raises:
+        UserError: two arrays then have the same name.
     """
     found: dict[str, Entry] = {}
     twice = []

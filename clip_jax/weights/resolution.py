@@ -21,7 +21,8 @@ POSITIONS = {ViTConfig: "visual/positional_embedding", EVA02Config: "visual/pos_
 def at_resolution(config: CLIPConfig, image_size: int) -> CLIPConfig:
     """The config of the same model for pictures of another size.
 
-    Raises: UserError when the model has no grid of positions that could be interpolated, or the size does not fit it.
+    Raises:
+        UserError: the model has no grid of positions that could be interpolated, or the size does not fit it.
     """
     vision = config.vision
     if vision is None:
@@ -47,6 +48,9 @@ def interpolated(
     """Flat parameters of `before` for the grid of `after`: the class token's position stays, the others are bicubic.
 
     Args:
+        flat: parameters by their path.
+        before: their config.
+        after: the config for pictures of another size.
         antialias: OpenCLIP's rule, else transformers'.
     """
     old, new = before.vision.grid, after.vision.grid

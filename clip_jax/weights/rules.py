@@ -137,11 +137,14 @@ def convert(
     """A checkpoint in the names of a table -> our parameters, flat, float32.
 
     Args:
+        checkpoint: the published arrays.
+        rules: the table.
         expect: our flat parameters, as anything with a `shape`.
         ignore: a regular expression for names that are no weights (buffers, counters) and may be left over.
         where: what to call the checkpoint in an error.
 
-    Raises: UserError naming everything that is missing, left over, of another shape, or not finite.
+    Raises:
+        UserError: it names everything that is missing, left over, of another shape, or not finite.
     """
     links = list(_links(rules, {name: tuple(leaf.shape) for name, leaf in expect.items()}))
     needed: dict[str, Shape] = {}

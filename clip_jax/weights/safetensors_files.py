@@ -52,7 +52,8 @@ class Tensor(NamedTuple):
 class SafetensorsFile:
     """The header of a safetensors file, and its arrays on demand.
 
-    Raises: UserError when the file is absent, cut off, holds a name twice, or anything but arrays that fill it exactly.
+    Raises:
+        UserError: the file is absent, cut off, holds a name twice, or anything but arrays that fill it exactly.
     """
 
     def __init__(self, path: str | os.PathLike):

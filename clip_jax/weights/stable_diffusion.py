@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 from clip_jax.config import CLIPConfig, TextConfig
 from clip_jax.errors import UserError
-from clip_jax.weights import openai
+from clip_jax.weights import huggingface, openai
 from clip_jax.weights.rules import Checkpoint, Format
 
 
 class Place(NamedTuple):
+    """Where a text encoder lies in a single file, and what it then is."""
+
     prefix: str  # what comes before the names of the weights, as a regular expression
     part: str  # the name of the directory in the layout of diffusers
     activation: str
@@ -64,11 +66,10 @@ def infer_alone(checkpoint: Checkpoint, where: str) -> CLIPConfig:
     The name of the file says which it is, else the depth, as in ComfyUI: OpenAI's L has QuickGELU, OpenCLIP's H and
     bigG have GELU. A warning says what was taken.
 
-    Raises: UserError for a size that only other models have, whose activation is not in the weights.
+    Raises:
+        UserError: for a size that only other models have, whose activation is not in the weights.
     """
-    from clip_jax.weights.huggingface import FORMAT
-
-    found = openai.tower(FORMAT.sizes(checkpoint), "text")
+    found = openai.tower(huggingface.FORMAT.sizes(checkpoint), "text")
     named = re.search(r"clip[_-]?([lgh])(?![a-z])", Path(where).name.lower())
     if not named and found["width"] in WIDE:
         raise UserError(
@@ -76,7 +77,7 @@ def infer_alone(checkpoint: Checkpoint, where: str) -> CLIPConfig:
             "diffusion model has it: put the checkpoint's config.json beside them, or give config="
         )
     gelu = named[1] != "l" if named else found["layers"] >= DEEP
-    config = _config(FORMAT, checkpoint, "gelu" if gelu else "quick_gelu", zero_pad=gelu)
+    config = _config(huggingface.FORMAT, checkpoint, "gelu" if gelu else "quick_gelu", zero_pad=gelu)
     which = "OpenCLIP's H or bigG (GELU)" if gelu else "OpenAI's ViT-L/14 (QuickGELU)"
     warnings.warn(
         f"{where} came without a config: it is taken for the text encoder of {which}; give config= if it is another",

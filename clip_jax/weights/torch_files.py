@@ -128,7 +128,8 @@ Read = Callable[[str], bytes]  # all bytes of the storage of a key
 def read_torch_zip(archive: Archive) -> dict[str, Entry]:
     """The tensors of what `torch.save` or `torch.jit.save` wrote.
 
-    Raises: UserError or PickleError when it is another kind of zip, damaged, or holds anything but data.
+    Raises:
+        UserError, PickleError: it is another kind of zip, damaged, or holds anything but data.
     """
     roots = [name.removesuffix(SUFFIX) for name in archive.names if name.endswith(SUFFIX)]
     if len(roots) != 1 or "/" in roots[0]:
@@ -154,7 +155,8 @@ def read_torch_zip(archive: Archive) -> dict[str, Entry]:
 def read_legacy(path: Path) -> dict[str, Entry]:
     """The tensors of what torch wrote before 1.6, and writes today when it is told to.
 
-    Raises: UserError or PickleError when it is another pickle, damaged, or holds anything but data.
+    Raises:
+        UserError, PickleError: it is another pickle, damaged, or holds anything but data.
     """
     storages: dict[str, Storage] = {}
     beside: set[str] = set()

@@ -34,9 +34,12 @@ def load_tower(path: str | os.PathLike, config: CLIPConfig, tower: Literal["visu
     Args:
         path: a weights file (safetensors or a torch zip) of torchvision's `resnet50` for "visual", of Hugging Face's
             BERT ("google-bert/bert-base-uncased") for "text".
+        config: of the CLIP that starts with it.
+        tower: which of its towers.
 
-    Raises: UserError when the file cannot be read, or an array is missing, left over, or of another shape; or when the
-        config has another kind of tower.
+    Raises:
+        UserError: the file cannot be read, or an array is missing, left over, or of another shape; or when the config
+            has another kind of tower.
     """
     kind, table, projection, ignore = TOWERS[tower]
     part = config.vision if tower == "visual" else config.text

@@ -18,7 +18,8 @@ ENCRYPTED = 1  # bit of a member's flags
 class Archive:
     """The members of a zip archive that were found sound: no bomb, no name twice, nothing that points outside.
 
-    Raises: UserError when the archive is anything else. Other exceptions mean a damaged file.
+    Raises:
+        UserError: the archive is anything else. Other exceptions mean a damaged file.
     """
 
     def __init__(self, path: Path):

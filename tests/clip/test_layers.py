@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from clip_jax.config import TransformerConfig
+from clip_jax.towers.attention import empty_caches
 from clip_jax.towers.layers import (
     ACTIVATIONS,
     Attention,
     LayerNorm,
     Transformer,
-    empty_memory,
     scaled_init,
     stack_layers,
     torch_init,
@@ -93,13 +93,13 @@ def test_read_piece_by_piece_is_read_at_once(stack, scan_layers):
     whole = jax.jit(module.apply)({"params": params}, x, jnp.tril(jnp.ones((5, 5), bool)))
 
     @jax.jit
-    def read(tokens, memory, start):
+    def read(tokens, caches, start):
         mask = jnp.arange(5) <= start + jnp.arange(tokens.shape[1])[:, None]
-        return module.apply({"params": params}, tokens, mask, memory=memory, start=start)
+        return module.apply({"params": params}, tokens, caches, mask, start, method="decode")
 
-    memory, pieces = empty_memory(module.config, 2, 5), []
+    caches, pieces = empty_caches(module.config, 2, 5), []
     for start, stop in ((0, 3), (3, 4), (4, 5)):
-        states, memory = read(x[:, start:stop], memory, start)
+        states, caches = read(x[:, start:stop], caches, start)
         pieces.append(states)
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=1e-5)
 

@@ -1,4 +1,7 @@
+import copy
+import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 
@@ -7,7 +10,8 @@ import numpy as np
 import pytest
 
 import clip_jax
-from clip_jax import CLIP, UserError
+from clip_jax import CLIP, Tokenizer, UserError
+from clip_jax.images import Preprocess
 
 
 @pytest.fixture
@@ -119,3 +123,45 @@ def test_importing_pulls_in_no_training_machinery():
     code = f"import clip_jax, sys; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", np.float16])
+def test_half_precision_is_kept_and_computed(directory, images, captions, dtype):
+    """Matrices are kept in it and multiplied in it; norms, biases, scales and features of unit norm are float32."""
+    whole, half = clip_jax.load(directory), clip_jax.load(directory, dtype=dtype)
+    assert half.model.dtype == dtype
+    for leaf in jax.tree.leaves(half.variables):
+        assert leaf.dtype == (dtype if leaf.ndim > 1 else np.float32)
+    image = half.model.apply(half.variables, half.preprocess(images), method="encode_image")
+    assert image.dtype == dtype
+    apply = [(c.model.apply)(c.variables, c.preprocess(images), c.tokenize(captions)) for c in (whole, half)]
+    assert apply[1].image_features.dtype == apply[1].logit_scale.dtype == np.float32
+    for name in ("image_features", "text_features"):
+        assert (getattr(apply[0], name) * getattr(apply[1], name)).sum(-1).min() > 0.999
+
+
+def test_what_a_dtype_cannot_hold_is_refused(tiny, tiny_variables, tokenizer, tmp_path):
+    variables = jax.tree.map(np.array, tiny_variables)
+    variables["params"]["visual"]["proj"][0, 0] = 1e6
+    clip_jax.save(tmp_path, tiny, variables, tokenizer)
+    clip_jax.load(tmp_path, dtype="bfloat16")
+    with pytest.raises(UserError, match="visual/proj is not finite in float16"):
+        clip_jax.load(tmp_path, dtype="float16")
+    for dtype in ("int8", "half", 3):
+        with pytest.raises(UserError, match="dtype is"):
+            clip_jax.load(tmp_path, dtype=dtype)
+
+
+def test_of_one_tower_the_other_half_says_what_is_missing(tiny, tiny_variables, tokenizer, tmp_path):
+    for tower, inner, missing in (("vision", "visual", "text"), ("text", "text", "vision")):
+        config = dataclasses.replace(tiny, **{missing: None})
+        params = {"params": {inner: tiny_variables["params"][inner]}}
+        clip_jax.save(tmp_path / tower, config, params, tokenizer)
+        loaded = clip_jax.load(tmp_path / tower)
+        assert isinstance(loaded.tokenize, Tokenizer)
+        assert isinstance(loaded.preprocess, Preprocess)
+        part = loaded.tokenize if missing == "text" else loaded.preprocess
+        for use in (lambda: part(["a"]), lambda: part.one, lambda: part.vocab_size, lambda: part.save("x.json")):  # noqa: B023
+            with pytest.raises(UserError, match=r"no (text|image) tower"):
+                use()
+        assert type(copy.deepcopy(part)) is type(pickle.loads(pickle.dumps(part))) is type(part)

@@ -257,7 +257,7 @@ TABLE = {
     "two weights": (lambda p: clip_jax.load((p.file(), p.file(name="v.safetensors"))[0].parent), ["2 weights", "give"]),
     "not JSON": (lambda p: clip_jax.load(p.write(CONFIG_JSON, b"{").parent), ["not JSON"]),
     # the call
-    "a preset without weights": (lambda p: clip_jax.load("ViT-B/32"), ["architecture", "weights=path"]),
+    "a preset without weights": (lambda p: clip_jax.load("shapes"), ["architecture", "weights=path"]),
     "weights without a preset": (lambda p: clip_jax.load(p.path, weights=p.file()), ["weights=", "ViT-B/32"]),
     "a part of what has none": (
         lambda p: clip_jax.load(p.file(), part="text_encoder"), ["part='text_encoder'", "leave"]),

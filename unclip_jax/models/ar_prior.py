@@ -135,8 +135,8 @@ class ARPrior(CaptionReader):
         self, token: Int[Array, " B"], place: int | Int[Array, ""], prefix: Prefix
     ) -> tuple[Float[Array, "B buckets"], Prefix]:
         """Reads one more token, int32 [B], at ``place`` of the sequence: (logits of the next, all read)."""
-        states, memory = self.read_on(self.bucket_embed(token)[:, None], prefix, place)
-        return self._read_off(states[:, 0]), prefix._replace(memory=memory)
+        states, caches = self.read_on(self.bucket_embed(token)[:, None], prefix, place)
+        return self._read_off(states[:, 0]), prefix._replace(caches=caches)
 
     def restore(self, coordinates: Int[Array, "B K"]) -> Float[Array, "B D"]:
         """Coordinates int32 [B, K] -> image embeddings [B, D]."""

@@ -10,11 +10,11 @@ import functools
 from dataclasses import dataclass
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from clip_jax.errors import UserError
+from clip_jax.towers.attention import attend, join_heads, split_heads
 from unclip_jax.models.unet import Level, nearest_double
 
 
@@ -88,9 +88,8 @@ class Attention(nn.Module):
         b, height, width, c = x.shape
         dense = functools.partial(nn.Dense, c, dtype=self.dtype)
         h = SpatialNorm(self.dtype, name="spatial_norm")(x, latents).reshape(b, height * width, c)
-        query, key, value = (dense(name=name)(h) for name in ("to_q", "to_k", "to_v"))
-        logits = jnp.einsum("bqc,bsc->bqs", query * c**-0.5, key, preferred_element_type=jnp.float32)
-        h = jnp.einsum("bqs,bsc->bqc", jax.nn.softmax(logits, axis=-1).astype(value.dtype), value)
+        query, key, value = (split_heads(dense(name=name)(h), 1) for name in ("to_q", "to_k", "to_v"))
+        h = join_heads(attend(query, key, value))
         return x + dense(name="to_out")(h).reshape(x.shape)
 
 

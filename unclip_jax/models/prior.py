@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.config import TransformerConfig
 from clip_jax.errors import UserError
-from clip_jax.towers.layers import LayerNorm, Memory, Transformer, empty_memory, scaled_init
+from clip_jax.towers.attention import KVCaches, empty_caches
+from clip_jax.towers.layers import LayerNorm, Transformer, scaled_init
 from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
 from unclip_jax.models.embeddings import TimestepMLP
 from unclip_jax.ranges import DEPTH, WIDTH, check_dtype, check_ranges
@@ -120,11 +121,11 @@ class Prefix(NamedTuple):
     """Captions that a prior has read.
 
     Attributes:
-      memory: keys and values of the S tokens of a sequence, of which only the caption's are there yet.
+      caches: KV caches of the S tokens of a sequence, of which only the caption's are there yet.
       readable: [B, S] bool, False for the padding behind a caption.
     """
 
-    memory: Memory
+    caches: KVCaches
     readable: Bool[Array, "B S"]
 
 
@@ -173,21 +174,21 @@ class CaptionReader(nn.Module):
         """(state at the last token of a caption [B, W], what was read)."""
         tokens, readable = self.caption_tokens(cond)
         empty = Prefix(
-            empty_memory(self.config.transformer, len(tokens), self.config.length, self.config.dtype), readable
+            empty_caches(self.config.transformer, len(tokens), self.config.length, self.config.dtype), readable
         )
-        states, memory = self.read_on(tokens, empty, 0)
-        return states[:, -1], Prefix(memory, readable)
+        states, caches = self.read_on(tokens, empty, 0)
+        return states[:, -1], Prefix(caches, readable)
 
     def read_on(
         self, tokens: Float[Array, "B Q W"], prefix: Prefix, start: int | Int[Array, ""]
-    ) -> tuple[Float[Array, "B Q W"], Memory]:
-        """Goes on reading with ``tokens`` [B, Q, W], whose first is at place ``start``: (states [B, Q, W], memory)."""
+    ) -> tuple[Float[Array, "B Q W"], KVCaches]:
+        """Goes on reading with ``tokens`` [B, Q, W], whose first is at place ``start``: (states, KV caches)."""
         length = tokens.shape[1]
         positions = jax.lax.dynamic_slice_in_dim(self.positions, start, length)
         causal = jnp.arange(self.config.length) <= start + jnp.arange(length)[:, None]  # [Q, S]
         mask = causal & prefix.readable[:, None, None, :]
         tokens = (tokens + positions).astype(self.config.dtype)
-        return self.transformer(tokens, mask, memory=prefix.memory, start=start)
+        return self.transformer.decode(tokens, prefix.caches, mask, start)
 
     def read_all(self, tokens: Float[Array, "B S W"], readable: Bool[Array, "B S"]) -> Float[Array, "B S W"]:
         """States [B, S, W] of whole sequences, read at once as training does."""

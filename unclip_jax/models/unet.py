@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.errors import UserError
+from clip_jax.towers.attention import attend, join_heads, split_heads
 from clip_jax.towers.layers import LayerNorm
 from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
 from unclip_jax.models.embeddings import TimestepMLP
@@ -220,21 +221,17 @@ class ContextAttention(nn.Module):
         dense = functools.partial(nn.Dense, c, dtype=self.config.dtype)
 
         def heads(y):
-            # [B, N, L, K] before the products: on CPU the gradient is 1.4 to 1.7 times faster than in the [B, L, N, K]
-            # layout.
-            return y.reshape(b, -1, c // head_width, head_width).transpose(0, 2, 1, 3)
+            return split_heads(y, c // head_width)
 
         h = GroupNorm(self.config.groups, name="group_norm")(x).reshape(b, height * width, c)
         query, key, value = (heads(dense(name=name)(h)) for name in ("to_q", "to_k", "to_v"))
-        visible: Array | bool = True
+        visible = None
         if context is not None:
             added_key, added_value = (heads(dense(name=name)(context)) for name in ("add_k_proj", "add_v_proj"))
-            key = jnp.concatenate([added_key, key], axis=2)
-            value = jnp.concatenate([added_value, value], axis=2)
+            key = jnp.concatenate([added_key, key], axis=1)
+            value = jnp.concatenate([added_value, value], axis=1)
             visible = jnp.concatenate([context_mask, jnp.ones((b, height * width), bool)], axis=1)[:, None, None, :]
-        logits = jnp.einsum("bnqk,bnsk->bnqs", query * head_width**-0.5, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(jnp.where(visible, logits, jnp.finfo(jnp.float32).min), axis=-1).astype(value.dtype)
-        attended = jnp.einsum("bnqs,bnsk->bnqk", weights, value).transpose(0, 2, 1, 3).reshape(b, height * width, c)
+        attended = join_heads(attend(query, key, value, visible))
         out = dense(kernel_init=nn.initializers.zeros, name="to_out")(attended)
         return x + out.reshape(x.shape)
 
@@ -311,10 +308,10 @@ class UNet(nn.Module):
 
         # `train` is no array: it decides what is traced.
         block = nn.remat(ResBlock, static_argnums=(3,)) if config.remat else ResBlock
-        attend = nn.remat(ContextAttention) if config.remat else ContextAttention
+        attention_block = nn.remat(ContextAttention) if config.remat else ContextAttention
 
         def attention(name):
-            return attend(config, name=name)
+            return attention_block(config, name=name)
 
         h = x_t if not config.low_res else jnp.concatenate([x_t, enlarge(cond.low_res, x_t.shape[1:3])], axis=-1)
         h = space_to_depth(h, config.patch_size)

@@ -1,0 +1,136 @@
+"""Attention, once for all networks: softmax(q kᵀ / √K) v, and the KV cache of a transformer that reads piece by piece.
+
+Vaswani et al. 2017 §3.2.1. Every tower, the U-Net, MoVQ and the priors call `attend`, which hands the work to cuDNN's
+flash attention (`jax.nn.dot_product_attention`) or writes it out for XLA. The choice is no part of a model: it is an
+argument, and is in no saved config.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from clip_jax.arrays import AnyArray
+from clip_jax.config import TransformerConfig
+from clip_jax.errors import UserError
+
+Implementation = Literal["xla", "cudnn"]
+MOST_CHANNELS = 128  # of a head for cuDNN; Hopper takes 256
+LEAST_CAPABILITY = 8.0  # Ampere
+
+
+def attend(
+    q: Float[Array, "B Q N K"],
+    k: Float[Array, "B S N K"],
+    v: Float[Array, "B S N K"],
+    mask: Bool[AnyArray, "*M #Q S"] | None = None,
+    *,
+    implementation: Implementation | None = None,
+) -> Float[Array, "B Q N K"]:
+    """softmax(q kᵀ / √K) v for each head. Logits and softmax are float32 whatever the dtype.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        mask: True where a query may look at a key, broadcast to [B, N, Q, S]. A row without any True looks at all keys
+            alike.
+        implementation: "cudnn", flash attention on a GPU; "xla", anywhere; None: cuDNN where it can (`cudnn_lacks`),
+            XLA else.
+
+    Returns:
+        [B, Q, N, K] in the dtype of `v`.
+
+    Raises:
+        UserError: the implementation is unknown, or cuDNN is asked for where it cannot.
+    """
+    if implementation not in (None, "xla", "cudnn"):
+        raise UserError(f"implementation is {implementation!r}: choose xla or cudnn, or None for what fits")
+    lacks = "" if implementation == "xla" else cudnn_lacks(q, k, mask)
+    if implementation == "cudnn" and lacks:
+        raise UserError(f'implementation is "cudnn", which {lacks}: leave it out, or give "xla"')
+    if mask is not None:
+        mask = jnp.reshape(mask, (1,) * (4 - mask.ndim) + mask.shape)
+    if implementation != "xla" and not lacks:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    # Heads before positions: XLA's products on a CPU take 1.1 to 1.3 times as long in the other order, as in
+    # `jax.nn.dot_product_attention(implementation="xla")`.
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    logits = jnp.einsum("bnqk,bnsk->bnqs", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bnqs,bnsk->bnqk", weights, v).transpose(0, 2, 1, 3)
+
+
+def cudnn_lacks(q: Float[Array, "B Q N K"], k: Float[Array, "B S N K"], mask: AnyArray | None) -> str:
+    """Why cuDNN cannot do this attention, as the end of a sentence; empty where it can.
+
+    As in `jax/_src/cudnn/fused_attention_stablehlo.py`. With a mask its gradient needs even numbers of queries and
+    keys; whether there will be a gradient is not known here, so they are asked for always.
+    """
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"takes bfloat16 and float16, and not {q.dtype}"
+    if q.shape[-1] % 8 or q.shape[-1] > MOST_CHANNELS:
+        return f"takes heads of a multiple of 8 channels up to {MOST_CHANNELS}, and not {q.shape[-1]}"
+    if mask is not None and (q.shape[1] % 2 or k.shape[1] % 2):
+        return f"takes a mask over even numbers of queries and keys, and not {q.shape[1]} and {k.shape[1]}"
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
+        return f"needs an NVIDIA GPU, and not {device.platform}"
+    capability = float(getattr(device, "compute_capability", 0.0))
+    return "" if capability >= LEAST_CAPABILITY else f"needs compute capability {LEAST_CAPABILITY}, not {capability}"
+
+
+def split_heads(x: Float[Array, "B L C"], heads: int) -> Float[Array, "B L N K"]:
+    """Channels as N heads of K = C / N each."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def join_heads(x: Float[Array, "B L N K"]) -> Float[Array, "B L C"]:
+    """The inverse of `split_heads`."""
+    return x.reshape(*x.shape[:-2], math.prod(x.shape[-2:]))
+
+
+class KVCache(NamedTuple):
+    """KV cache of one layer, preallocated to S tokens.
+
+    Attributes:
+        keys: [B, S, N, K]; zeros where no token has been read yet, which the mask must hide.
+        values: as `keys`.
+    """
+
+    keys: Float[Array, "*layers B S N K"]
+    values: Float[Array, "*layers B S N K"]
+
+    def update(self, k: Float[Array, "B Q N K"], v: Float[Array, "B Q N K"], start: int | Array) -> "KVCache":
+        """The cache with the keys and values of Q more tokens, written from place `start` (may be traced) on."""
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
+            for old, new in ((self.keys, k), (self.values, v))
+        )
+        return KVCache(keys, values)
+
+    def attend(
+        self,
+        q: Float[Array, "B Q N K"],
+        mask: Bool[AnyArray, "*M #Q S"] | None,
+        *,
+        implementation: Implementation | None = None,
+    ) -> Float[Array, "B Q N K"]:
+        """`attend` over all S tokens."""
+        return attend(q, self.keys, self.values, mask, implementation=implementation)
+
+
+KVCaches = tuple[KVCache, ...] | KVCache
+"""A `KVCache` of every layer; with `scan_layers` they are one, with a leading layer axis."""
+
+
+def empty_caches(config: TransformerConfig, batch: int, length: int, dtype: Any = jnp.float32) -> KVCaches:
+    """The KV caches of a `Transformer` that has read nothing yet of `batch` sequences of `length` tokens."""
+    shape = batch, length, config.heads, config.width // config.heads
+    if config.scan_layers:
+        return KVCache(*(jnp.zeros((config.layers, *shape), dtype) for _ in range(2)))
+    return tuple(KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.layers))
