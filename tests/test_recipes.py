@@ -273,7 +273,8 @@ def test_a_stage_says_which_clip_it_was_trained_against(untrained_run, tmp_path)
     config = dataclasses.replace(shapes.TINY, run=tmp_path)
     for name in ("decoder", "upsampler_0"):
         stage, params = pipeline.load_stage(untrained_run / name)
-        shapes.save_as(name, stage, config)(TrainState(0, params, params, (), {}, 0))
+        params, model_state = params["params"], {n: tree for n, tree in params.items() if n != "params"}
+        shapes.save_as(name, stage, config)(TrainState(0, params, params, (), model_state, 0))
     other = jax.tree.map(lambda a: np.asarray(a) + 1, clip.variables)
     clip_jax.save(tmp_path / "clip", clip.model, other, clip.tokenize)
     check_clip(tmp_path / "upsampler_0", tmp_path / "clip")
@@ -319,7 +320,9 @@ def test_a_finished_prior_knows_its_error(untrained_run, tmp_path):
     examples = drawn_examples(source, 8, seed=0)
     task = unclip.prior_task(stage, clip.model.config, joined(clip.variables), examples, "prior")
     assert isinstance(task, PriorTask)
-    error = np.asarray(unclip.measured(task, random_state(task).params, examples)["x0_error"])
+    state = random_state(task)
+    variables = {"params": state.params, **state.model_state}
+    error = np.asarray(unclip.measured(task, variables, examples)["statistics"]["x0_error"])
     assert error.shape == (1000,)
     assert (error > 0).all()
     assert not np.allclose(error, 1.0)
@@ -348,8 +351,8 @@ def test_each_round_is_taught_by_the_student_of_the_one_before(caught, monkeypat
     first, second = (plan.task for plan, _, _ in caught)
     assert (first.teacher, second.teacher) == (original, first.student)
     assert (first.num_steps, second.num_steps) == (4, 2)
-    jax.tree.map(np.testing.assert_array_equal, first.teacher_params, teacher.params[model])
-    jax.tree.map(np.testing.assert_array_equal, second.teacher_params, random_state(first).params)
+    jax.tree.map(np.testing.assert_array_equal, first.teacher_variables, teacher.params[model])
+    jax.tree.map(np.testing.assert_array_equal, second.teacher_variables["params"], random_state(first).params)
     last = student.unclip.decoder if model == "decoder" else student.unclip.upsamplers[0]
     assert last == second.student
     for other in {"clip", "prior", "decoder", "upsampler_0"} - {model}:
@@ -358,7 +361,9 @@ def test_each_round_is_taught_by_the_student_of_the_one_before(caught, monkeypat
     for task in (first, second):
         state = jax.eval_shape(task.init, jax.random.key(0))
         loss, _ = jax.eval_shape(
-            lambda params, model_state, task=task: task.loss(params, model_state, batch, jax.random.key(0), train=True),
+            lambda params, model_state, task=task: task.loss(
+                params, {**model_state, **task.frozen}, batch, jax.random.key(0), train=True
+            ),
             *state,
         )
         assert loss.shape == ()

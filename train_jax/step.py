@@ -45,11 +45,14 @@ def make_train_step(
     it), and whatever the task returns.
     """
 
+    frozen = dict(getattr(task, "frozen", {}))
+
     def gradients(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array):
         def objective(params: PyTree):
-            return task.loss(params, model_state, batch, key, train=True)
+            return task.loss(params, {**model_state, **frozen}, batch, key, train=True)
 
         (loss, (metrics, state)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        state = {name: tree for name, tree in state.items() if name not in frozen}
         return (grads, jax.tree.map(_float32, {**metrics, "loss": loss})), state
 
     def accumulated(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array):

@@ -115,7 +115,8 @@ def trace(
     def loss(frozen: Any, batch: Any, key: Any) -> Any:
         task = make(frozen)
         state = init_state(task, tx, key)
-        return task.loss(state.params, state.model_state, batch, key, train=True)
+        model_state = {**state.model_state, **getattr(task, "frozen", {})}
+        return task.loss(state.params, model_state, batch, key, train=True)
 
     def traced() -> None:
         try:

@@ -101,7 +101,7 @@ def check(name: str, config: Distillation) -> None:
 
 def check_rounds(config: Distillation, loaded: Any) -> None:
     """Builds every round, shapes only. Raises UserError where its parts do not fit."""
-    from unclip_jax.distill import DistillTask, student_of, student_params
+    from unclip_jax.distill import DistillTask, student_of, student_variables
 
     side, length = config.data.resolution, loaded.unclip.clip.text.context_length
     fields = example(image=((side, side, 3), "uint8"), tokens=((length,), "int32"))
@@ -110,7 +110,7 @@ def check_rounds(config: Distillation, loaded: Any) -> None:
         student = with_prefix("rounds: ", partial(student_of, teacher, num_steps))
         of = teacher_task(config, loaded, teacher)
         trace("", config, partial(DistillTask, of, teacher, num_steps=num_steps), params, fields)
-        teacher, params = student, student_params(params)
+        teacher, params = student, student_variables(params)
 
 
 def train(name: str, config: Distillation) -> None:
@@ -147,7 +147,7 @@ def train(name: str, config: Distillation) -> None:
             data=data,
             begin=config,
         )
-        teacher, params = task.student, jax.device_get(state.ema_params)
+        teacher, params = task.student, jax.device_get({"params": state.ema_params, **state.model_state})
     print(f"pictures: {write_samples(config.run)}")
     print(f'more: python sample.py "a small red circle in the top left" --run {config.run}')
 
@@ -177,7 +177,8 @@ def plan(task: Any, config: Distillation, loaded: Any, world: World) -> Plan:
 
     def export(state: TrainState) -> None:
         clip = config.run / "clip" if config.model == "decoder" else None
-        save_stage(config.run / config.model, student, state.ema_params, dtype=config.weights, clip=clip)
+        variables = {"params": state.ema_params, **state.model_state}
+        save_stage(config.run / config.model, student, variables, dtype=config.weights, clip=clip)
 
     evaluate = None
     if config.model == "decoder":

@@ -22,10 +22,11 @@ def decoded_examples(stage: Any, clip: Any, images: Any, tokens: Any) -> Callabl
     cond = encode(clip.model.config, joined(clip.variables), jnp.asarray(images), jnp.asarray(tokens))
     keys = sample_keys(jax.random.key(0), jnp.arange(len(images)))
     real = images.reshape(len(images), size, images.shape[1] // size, size, images.shape[1] // size, 3).mean((2, 4))
-    draw = jax.jit(lambda params: to_uint8(stages.run(stage, params, cond, keys)))
+    draw = jax.jit(lambda variables: to_uint8(stages.run(stage, variables, cond, keys)))
 
     def evaluate(state: Any) -> dict[str, Any]:
-        rows = [np.hstack(list(pictures)) for pictures in (real.astype(np.uint8), np.asarray(draw(state.ema_params)))]
+        drawn = np.asarray(draw({"params": state.ema_params, **state.model_state}))
+        rows = [np.hstack(list(pictures)) for pictures in (real.astype(np.uint8), drawn)]
         return {"samples": np.vstack(rows)}
 
     return evaluate

@@ -304,7 +304,12 @@ def save_as(name: str, stage: Any, config: Shapes | OneStage) -> Callable[[Train
     from unclip_jax.pipeline import save_stage
 
     clip = None if name.startswith("upsampler") else config.run / "clip"
-    return lambda state: save_stage(config.run / name, stage, state.ema_params, dtype=config.weights, clip=clip)
+
+    def save(state: TrainState) -> None:
+        variables = {"params": state.ema_params, **state.model_state}
+        save_stage(config.run / name, stage, variables, dtype=config.weights, clip=clip)
+
+    return save
 
 
 def check(name: str, config: Shapes | OneStage) -> None:

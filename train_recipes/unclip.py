@@ -314,11 +314,11 @@ def train_one(
     def export(state: TrainState) -> None:
         from unclip_jax.pipeline import save_stage
 
-        params = state.ema_params
+        variables = {"params": state.ema_params, **state.model_state}
         if stage.x0_error:
-            params = measured(task, params, drawn_examples(source, MEASURED, config.seed))
+            variables = measured(task, variables, drawn_examples(source, MEASURED, config.seed))
         clip = None if kind == "upsampler" else config.run / "clip"
-        save_stage(config.run / folder, stage, params, dtype=config.weights, clip=clip)
+        save_stage(config.run / folder, stage, variables, dtype=config.weights, clip=clip)
 
     if kind == "upsampler":
         data = data | {"low_res_size": stage.model.low_res_size}
@@ -404,17 +404,18 @@ def upsampler_task(stage: Any, clip: Any, params: Any, examples: Any, folder: st
 TASKS = {"prior": prior_task, "decoder": decoder_task, "upsampler": upsampler_task}
 
 
-def measured(task: Any, params: Any, examples: dict[str, Any]) -> Any:
-    """The parameters of a prior with the error of its estimates, which its analytic variance needs."""
+def measured(task: Any, variables: Any, examples: dict[str, Any]) -> Any:
+    """The variables of a prior with the error of its estimates, which its analytic variance needs."""
     import jax
 
     from unclip_jax import stage as stages
     from unclip_jax.tasks import encode, standardise
 
     @jax.jit
-    def measure(params: Any, clip_params: Any, images: jax.Array, tokens: jax.Array) -> jax.Array:
+    def measure(variables: Any, clip_params: Any, images: jax.Array, tokens: jax.Array) -> jax.Array:
         cond = encode(task.clip, clip_params, images, tokens)
-        x0 = standardise(task.stage, params, cond.image_embed)
-        return stages.measure_x0_error(task.stage, params, x0, cond, jax.random.key(0, impl="threefry2x32"))
+        x0 = standardise(task.stage, variables, cond.image_embed)
+        return stages.measure_x0_error(task.stage, variables, x0, cond, jax.random.key(0, impl="threefry2x32"))
 
-    return params | {"x0_error": measure(params, task.clip_params, examples["image"], examples["tokens"])}
+    error = measure(variables, task.clip_params, examples["image"], examples["tokens"])
+    return {**variables, "statistics": {**variables["statistics"], "x0_error": error}}

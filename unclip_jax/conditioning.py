@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Key
 
+from clip_jax.towers.text import TextFeatures
+
 
 class Cond(struct.PyTreeNode):
     """Conditioning of a batch; a stage reads the fields its model was configured for and ignores the rest.
@@ -35,6 +37,16 @@ class Cond(struct.PyTreeNode):
     low_res_level: Float[Array, " B"] | None = None
     keep_text: Bool[Array, " B"] | None = None
     keep_image: Bool[Array, " B"] | None = None
+
+    @classmethod
+    def of(cls, text: TextFeatures, image_embed: Float[Array, "B D"] | None = None) -> Cond:
+        """All that CLIP says of B captions, and of their pictures where it is given.
+
+        Args:
+            text: features of the captions.
+            image_embed: [B, D], of the pictures or of a prior.
+        """
+        return cls(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed)
 
     def with_keep(self, batch_size: int) -> Cond:
         """The same conditioning with ``keep_text`` and ``keep_image`` spelled out as [batch_size] arrays."""

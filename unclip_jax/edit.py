@@ -31,7 +31,7 @@ from unclip_jax.diffusion.guidance import GuidanceScale
 from unclip_jax.diffusion.keys import fold_in_each
 from unclip_jax.diffusion.losses import add_noise
 from unclip_jax.diffusion.samplers import ddim, ddpm, invert, resampled
-from unclip_jax.pipeline import Generation, UnCLIP, decoder_cond, encode_text, sample_prior, upsample
+from unclip_jax.pipeline import Generation, UnCLIP, encode_text, sample_prior, upsample
 from unclip_jax.settings import standard_settings
 from unclip_jax.stage import Stage
 
@@ -264,7 +264,7 @@ def image_to_image(
     own = fold_in_each(keys, 0)
     at = jnp.full(len(images), times[0])
     x_t = add_noise(stages.noise_schedule(stage), _reduced(stage, images), at, stages.starting_noise(stage, own))
-    cond = decoder_cond(text, image_embed)
+    cond = Cond.of(text, image_embed)
     small = stages.run(stage, params["decoder"], cond, own, guidance_scale=guidance_scale, x_T=x_t, times=times)
     return Generation(text, image_embed, upsample(unclip, params, small, keys))
 
@@ -312,7 +312,7 @@ def inpaint(
     small = stages.run(
         unclip.decoder,
         params["decoder"],
-        decoder_cond(text, image_embed),
+        Cond.of(text, image_embed),
         fold_in_each(keys, 0),
         guidance_scale=guidance_scale,
         sampler=resampled(ddpm(), resamples),

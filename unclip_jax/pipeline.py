@@ -30,9 +30,8 @@ from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.guidance import Decorator, GuidanceScale
 from unclip_jax.diffusion.keys import fold_in_each, sample_keys
+from unclip_jax.model import differences
 from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
-from unclip_jax.models.prior import CaptionConfig
-from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import Prior
 from unclip_jax.seams import check_cascade
 from unclip_jax.settings import standard_settings
@@ -117,7 +116,7 @@ def sample_prior(
     if unclip.prior is None:
         raise UserError("this system has no prior, it only varies pictures: give image_embed, or load one with a prior")
     n, batch = unclip.candidates, text.embed.shape[0]
-    cond = Cond(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask).repeat(n)
+    cond = Cond.of(text).repeat(n)
     candidate_keys = jax.vmap(lambda key: sample_keys(key, jnp.arange(n)))(keys).reshape(-1)
     if guidance_scale is not None:
         guidance_scale = jnp.repeat(jnp.broadcast_to(guidance_scale, (batch,)), n)
@@ -125,11 +124,6 @@ def sample_prior(
     draws = draws.reshape(batch, n, -1)
     best = jnp.argmax(similarity(draws, text.embed[:, None, :]), axis=1)
     return jnp.take_along_axis(draws, best[:, None, None], axis=1)[:, 0]
-
-
-def decoder_cond(text: TextFeatures, image_embed: Any) -> Cond:
-    """What a decoder is given: an image embedding [B, D] and all that CLIP says of the prompts."""
-    return Cond(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed)
 
 
 @standard_settings
@@ -149,7 +143,7 @@ def decode(
     """
     images = stages.run(unclip.decoder, params["decoder"], cond, fold_in_each(keys, 0), guidance_scale=guidance_scale)
     if unclip.movq is not None:
-        images = jnp.clip(MoVQDecoder(unclip.movq).apply({"params": params["movq"]}, images), -1.0, 1.0)
+        images = jnp.clip(MoVQDecoder(unclip.movq).apply(params["movq"], images), -1.0, 1.0)
     return upsample(unclip, params, images, keys)
 
 
@@ -186,7 +180,7 @@ def generate(
 
     Args:
       unclip: the architecture.
-      params: {"clip", "prior", "decoder", "upsampler_0", …}.
+      params: {"clip": weights as one tree, "prior": variables, "decoder": variables, "upsampler_0": variables, …}.
       tokens: int32 [B, L], one prompt per picture, or [1, L], one for all of them.
       keys: [B] keys, one per picture: a picture depends on its own prompt and key, not on its neighbours.
       image_embed: float [B, D] or [1, D], to decode from instead of the prior's.
@@ -199,7 +193,7 @@ def generate(
     text = encode_text(unclip, params, tokens)
     if image_embed is None:
         image_embed = sample_prior(unclip, params, text, fold_in_each(keys, 0), guidance_scale=guidance.prior)
-    cond = decoder_cond(text, image_embed)
+    cond = Cond.of(text, image_embed)
     images = decode(unclip, params, cond, fold_in_each(keys, 1), guidance_scale=guidance.decoder)
     return Generation(text, image_embed, images)
 
@@ -210,7 +204,7 @@ def _checked(unclip: UnCLIP, tokens: Any, keys: Any, image_embed: Any, guidance:
     tokens = inputs.prompt_tokens(tokens, len(keys), unclip.clip.text)
     if image_embed is not None:
         image_embed = inputs.floats(image_embed, (len(keys), unclip.clip.embed_dim), "image_embed")
-    if not isinstance(guidance, Guidance):
+    if type(guidance) is not Guidance:
         raise UserError(f"guidance is {type(guidance).__name__}; give unclip_jax.Guidance(decoder=2.0)")
     for name, scale in guidance._asdict().items():
         inputs.guidance(scale, len(keys), f"guidance.{name}")
@@ -305,11 +299,11 @@ def load(
             f"{root} is a run directory, which is whole: other directories and dtype are for published ones"
         )
     clip = clip_jax.load(root / "clip")
-    prior_stage, prior_params = load_stage(root / prior)
-    decoder, decoder_params = load_stage(root / "decoder")
+    prior_stage, prior_variables = load_stage(root / prior)
+    decoder, decoder_variables = load_stage(root / "decoder")
     for name in (prior, "decoder"):
         check_clip(root / name, root / "clip")
-    params = {"clip": joined(clip.variables), "prior": prior_params, "decoder": decoder_params}
+    params = {"clip": joined(clip.variables), "prior": prior_variables, "decoder": decoder_variables}
     upsamplers: list[Stage] = []
     while (folder := root / f"upsampler_{len(upsamplers)}").is_dir():
         stage, params[folder.name] = load_stage(folder)
@@ -339,28 +333,18 @@ def _published(directories: list[Path], dtype: str | None) -> LoadedUnCLIP:
 def _check_fit(unclip: UnCLIP) -> None:
     """The widths at the seams must agree, or a network would fail deep inside with a message about a matrix."""
     clip, decoder = unclip.clip, unclip.decoder.model
-    prior = None if unclip.prior is None else unclip.prior.model
-    kinds = {"prior": prior is None or isinstance(prior, CaptionConfig)}
-    kinds["decoder"] = isinstance(decoder, UNetConfig) and not decoder.low_res
-    for i, upsampler in enumerate(stage.model for stage in unclip.upsamplers):
-        kinds[f"upsampler_{i}"] = isinstance(upsampler, UNetConfig) and upsampler.low_res and not upsampler.text_width
-    for name, right in kinds.items():
-        if not right:
+    models: dict[str, Any] = {} if unclip.prior is None else {"prior": unclip.prior.model}
+    models |= {"decoder": decoder, **{f"upsampler_{i}": stage.model for i, stage in enumerate(unclip.upsamplers)}}
+    for name, model in models.items():
+        if model.role != name.partition("_")[0]:
             raise UserError(f"{name} holds another kind of network: were its files swapped with another stage's?")
-    seams = [("decoder: image_embed_dim", decoder.image_embed_dim, clip.embed_dim)]
-    if prior is not None:
-        seams += [
-            ("prior: embed_dim", prior.embed_dim, clip.embed_dim),
-            ("prior: text_width", prior.text_width, clip.text.width),
-            ("prior: context_length", prior.context_length, clip.text.context_length),
-        ]
-    if decoder.text_width is not None or unclip.movq is None:  # Kandinsky's decoder reads no text
-        seams += [("decoder: text_width", decoder.text_width, clip.text.width)]
-    if decoder.text_embed_dim is not None:
-        seams += [("decoder: text_embed_dim", decoder.text_embed_dim, clip.embed_dim)]
-    for name, got, want in seams:
-        if got != want:
-            raise UserError(f"{name} is {got}, the CLIP beside it has {want}: these weights were not trained together")
+    if unclip.movq is None and decoder.text_width is None:  # Kandinsky's decoder reads no text
+        raise UserError("decoder: text_width is None: this decoder reads no caption")
+    for name, model in models.items():
+        for field, got, fits in differences(model, model.fitted(clip)):
+            raise UserError(
+                f"{name}: {field} is {got}, the CLIP beside it has {fits}: these weights were not trained together"
+            )
     check_cascade(decoder, unclip.movq, unclip.upsamplers)
     if unclip.movq is not None and unclip.movq.latent_channels != decoder.channels:
         raise UserError(f"decoder: it draws {decoder.channels} channels, movq takes {unclip.movq.latent_channels}")

@@ -21,11 +21,12 @@ from clip_jax.errors import UserError
 from clip_jax.weights.digest import DIGESTS, digests, file_digest, read_digests
 from clip_jax.weights.files import one_line, read_json
 from clip_jax.weights.layouts import TOKENIZER
-from clip_jax.weights.native import atomic_path, load_params, save_params
+from clip_jax.weights.native import atomic_path, flatten, load_params, save_params, unflatten
 from unclip_jax import priors
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import KINDS, Prior
+from unclip_jax.variables import Variables, flat, nested
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 CLIP_DIGESTS = "clip_digests"  # the field that says which CLIP a stage was trained against
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 def save_stage(
     directory: str | os.PathLike,
     stage: Prior,
-    params: dict[str, Any],
+    variables: Variables,
     *,
     dtype: Any = None,
     clip: str | os.PathLike | None = None,
@@ -56,14 +57,14 @@ def save_stage(
     if clip is not None:
         config[CLIP_DIGESTS] = {WEIGHTS: file_digest(Path(clip, WEIGHTS))} | digests(clip, [TOKENIZER])
     directory.mkdir(parents=True, exist_ok=True)
-    save_params(directory / WEIGHTS, params, dtype=dtype)
+    save_params(directory / WEIGHTS, unflatten(flat(variables)), dtype=dtype)
     config[DIGESTS] = digests(directory, [WEIGHTS])
     with atomic_path(directory / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_stage(directory: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
-    """What ``save_stage`` wrote: (a ``Stage`` or another kind of ``Prior``, its parameters).
+def load_stage(directory: str | os.PathLike) -> tuple[Any, Variables]:
+    """What ``save_stage`` wrote: (a ``Stage`` or another kind of ``Prior``, its variables).
 
     Raises:
       UserError: config or weights are absent or damaged, or do not fit each other.
@@ -74,8 +75,8 @@ def load_stage(directory: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
         expect = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
     except Exception as error:  # sizes that are possible each, and not together
         raise UserError(f"{directory / CONFIG} does not describe a stage: {one_line(error)[:300]}") from error
-    params = load_params(directory / WEIGHTS, expect, digest=own.get(WEIGHTS))
-    return stage, jax.tree.map(jnp.asarray, params)
+    leaves = flatten(load_params(directory / WEIGHTS, unflatten(flat(expect)), digest=own.get(WEIGHTS)))
+    return stage, jax.tree.map(jnp.asarray, nested(leaves, expect))
 
 
 def check_clip(directory: Path, clip: Path) -> None:

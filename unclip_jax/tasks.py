@@ -1,14 +1,18 @@
 """The trainable things of this package, in the shape ``train_jax.Task`` asks for.
 
 Each task sees a batch ``{"image": uint8 [B, H, W, 3], "tokens": int32 [B, L]}``, and where CLIP's pictures have another
-size than those that are drawn, ``"clip_image"`` beside them. The frozen CLIP that conditions a
-stage travels in ``model_state``: it is returned as it came, and a checkpoint holds the very network its stage was
-trained against.
+size than those that are drawn, `"clip_image"` beside them. What CLIP says of them may be in the batch already
+(`condition`).
+
+What was measured is `model_state["statistics"]`, so a stage's variables are `{"params": params, **model_state}`. The
+frozen CLIP that conditions a stage is a task's `frozen["clip"]`: whoever trains adds `frozen` to the `model_state` that
+`loss` is given, and keeps it out of checkpoints.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +26,7 @@ from clip_jax.encode import encode_images, encode_texts
 from clip_jax.errors import UserError
 from clip_jax.losses import same_rows
 from clip_jax.model import unit_norm
+from clip_jax.towers.text import TextFeatures
 from unclip_jax import priors
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond, drop
@@ -31,6 +36,7 @@ from unclip_jax.models.unet import enlarge
 from unclip_jax.priors import ARStage, OneStepStage
 from unclip_jax.settings import standard_settings
 from unclip_jax.stage import Stage
+from unclip_jax.variables import PARAMS, STATISTICS, Variables
 
 Params = dict[str, Any]
 Batch = dict[str, Array]
@@ -60,14 +66,49 @@ def to_uint8(images: Float[Array, "*B"]) -> UInt8[Array, "*B"]:
 
 def encode(config: CLIPConfig, params: Params, images: UInt8[Array, "B H W c"], tokens: Int[Array, "B L"]) -> Cond:
     """Everything CLIP says of a batch of uint8 pictures of its own image size and their captions, without gradients."""
-    text = encode_texts(config, params, tokens)
-    cond = Cond(
-        text_embed=text.embed,
-        text_encodings=text.encodings,
-        text_mask=text.mask,
-        image_embed=encode_images(config, params, images),
-    )
-    return jax.lax.stop_gradient(cond)
+    return condition(config, params, {"image": images, "tokens": tokens})
+
+
+TEXT_FIELDS = ("text_embed", "text_encodings", "text_mask")
+
+
+def condition(config: CLIPConfig, params: Params, batch: Batch) -> Cond:
+    """What CLIP says of a batch, without gradients: as the batch says, and what it does not say computed here.
+
+    This is the seam for a cache of features: a batch that has them is conditioned as one that CLIP has still to look
+    at, and no tower that is not needed is run.
+
+    Args:
+        config: of the frozen CLIP.
+        params: its weights as one tree, see `clip_jax.encode`.
+        batch: `image_embed` [B, D], or `clip_image` or else `image`, uint8 of CLIP's own size; and `text_embed` [B, D],
+            `text_encodings` [B, L, C] and `text_mask` [B, L], or `tokens` [B, L].
+
+    Returns:
+        The condition of B samples, float32.
+
+    Raises:
+        UserError: the batch has some of the three fields of text and not all of them.
+    """
+    given = [name for name in TEXT_FIELDS if name in batch]
+    if given and len(given) < len(TEXT_FIELDS):
+        absent = ", ".join(name for name in TEXT_FIELDS if name not in batch)
+        raise UserError(f"the batch has {', '.join(given)} and not {absent}: give all three, or tokens alone")
+    if given:
+        embed, encodings, mask = (batch[name] for name in TEXT_FIELDS)
+        text = TextFeatures(_float32(embed), _float32(encodings), mask)
+    else:
+        text = encode_texts(config, params, batch["tokens"])
+    if "image_embed" in batch:
+        image_embed = _float32(batch["image_embed"])
+    else:
+        image_embed = encode_images(config, params, batch["clip_image"] if "clip_image" in batch else batch["image"])
+    return jax.lax.stop_gradient(Cond.of(text, image_embed))
+
+
+def _float32(array: Array) -> Float[Array, "..."]:
+    """A cache may hold features in half precision."""
+    return jnp.asarray(array).astype(jnp.float32)
 
 
 def embedding_statistics(
@@ -104,7 +145,8 @@ def blank_statistics(config: CLIPConfig) -> tuple[Float[np.ndarray, " D"], Float
 
 def blank_quantiser(stage: ARStage) -> dict[str, np.ndarray]:
     """Statistics in place of what ``ar_prior.measure`` gives, for what needs the shapes alone."""
-    shapes = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))["statistics"]
+    variables = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
+    shapes = variables[STATISTICS]["quantiser"]
     return {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
 
 
@@ -157,28 +199,47 @@ class PriorTask:
     embed_std: Float[np.ndarray, " D"]
     drop_text: float = 0.1
 
+    @property
+    def frozen(self) -> Mapping[str, Params]:
+        """Trees that the loss reads and nobody trains."""
+        return {"clip": self.clip_params}
+
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
-        params = stages.init(self.stage, key)
+        """Fresh `(params, model_state)`; the model state is the statistics."""
         statistics = {"embed_mean": jnp.asarray(self.embed_mean), "embed_std": jnp.asarray(self.embed_std)}
-        return params | statistics, {"clip": self.clip_params}
+        return with_statistics(stages.init(self.stage, key), statistics)
 
     @standard_settings
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
-        cond = encode(self.clip, model_state["clip"], batch["image"], batch["tokens"])
+        cond = condition(self.clip, model_state["clip"], batch)
         key_drop, key_loss = jax.random.split(key)
-        x0 = standardise(self.stage, params, cond.image_embed)
+        variables = variables_of(params, model_state)
+        x0 = standardise(self.stage, variables, cond.image_embed)
         if train:
             cond = drop(cond, key_drop, text=self.drop_text, image=0.0)
-        loss, metrics = stages.loss(self.stage, params, x0, cond, key_loss, train=train)
+        loss, metrics = stages.loss(self.stage, variables, x0, cond, key_loss, train=train)
         return loss, (metrics, model_state)
 
 
-def standardise(stage: Stage | OneStepStage, params: Params, image_embed: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """CLIP image embeddings [B, D] -> the space a prior works in; the statistics are data, not trained."""
-    x0 = stages.network(stage).apply({"params": params}, image_embed, method="standardise")
-    return jax.lax.stop_gradient(x0)
+def standardise(
+    stage: Stage | OneStepStage, variables: Variables, image_embed: Float[Array, "B D"]
+) -> Float[Array, "B D"]:
+    """CLIP image embeddings [B, D] -> the space a prior works in."""
+    return stage.model.network().apply(variables, image_embed, method="standardise")
+
+
+def with_statistics(variables: Variables, statistics: Mapping[str, Any]) -> tuple[Params, Params]:
+    """Fresh variables as a task's `(params, model_state)`, with what was measured in its place."""
+    measured = {**variables.get(STATISTICS, {}), **statistics}
+    return variables[PARAMS], {STATISTICS: measured} if measured else {}
+
+
+def variables_of(params: Params, model_state: Mapping[str, Any]) -> Variables:
+    """The variables of a stage from what its task is given: its parameters and its statistics."""
+    measured = {STATISTICS: model_state[STATISTICS]} if STATISTICS in model_state else {}
+    return {PARAMS: params, **measured}
 
 
 @dataclass(frozen=True)
@@ -197,19 +258,25 @@ class ARPriorTask:
     statistics: dict[str, np.ndarray]
     drop_text: float = 0.1
 
+    @property
+    def frozen(self) -> Mapping[str, Params]:
+        """Trees that the loss reads and nobody trains."""
+        return {"clip": self.clip_params}
+
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
-        statistics = {name: jnp.asarray(array) for name, array in self.statistics.items()}
-        return priors.init(self.stage, key) | {"statistics": statistics}, {"clip": self.clip_params}
+        """Fresh `(params, model_state)`; the model state is the statistics."""
+        statistics = {"quantiser": {name: jnp.asarray(array) for name, array in self.statistics.items()}}
+        return with_statistics(priors.init(self.stage, key), statistics)
 
     @standard_settings
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
-        cond = encode(self.clip, model_state["clip"], batch["image"], batch["tokens"])
+        cond = condition(self.clip, model_state["clip"], batch)
         image_embed = cond.image_embed
         if train:
             cond = drop(cond, key, text=self.drop_text, image=0.0)
-        loss, metrics = priors.ar_loss(self.stage, params, image_embed, cond)
+        loss, metrics = priors.ar_loss(self.stage, variables_of(params, model_state), image_embed, cond)
         return loss, (metrics, model_state)
 
 
@@ -230,21 +297,28 @@ class OneStepPriorTask:
     embed_mean: Float[np.ndarray, " D"]
     embed_std: Float[np.ndarray, " D"]
 
+    @property
+    def frozen(self) -> Mapping[str, Params]:
+        """Trees that the loss reads and nobody trains."""
+        return {"clip": self.clip_params}
+
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
+        """Fresh `(params, model_state)`; the model state is the statistics."""
         statistics = {"embed_mean": jnp.asarray(self.embed_mean), "embed_std": jnp.asarray(self.embed_std)}
-        return priors.init(self.stage, key) | statistics, {"clip": self.clip_params}
+        return with_statistics(priors.init(self.stage, key), statistics)
 
     @standard_settings
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
         frozen = model_state["clip"]
-        cond = encode(self.clip, frozen, batch["image"], batch["tokens"])
+        cond = condition(self.clip, frozen, batch)
         # A temperature that is not learned is no parameter.
         logit_scale = jax.lax.stop_gradient(frozen.get("logit_scale", self.clip.logit_scale_init))
-        x0, targets = standardise(self.stage, params, cond.image_embed), same_rows(batch["tokens"])
+        variables = variables_of(params, model_state)
+        x0, targets = standardise(self.stage, variables, cond.image_embed), same_rows(batch["tokens"])
         loss, metrics = priors.one_step_loss(
-            self.stage, params, x0, cond, key, logit_scale=logit_scale, targets=targets
+            self.stage, variables, x0, cond, key, logit_scale=logit_scale, targets=targets
         )
         return loss, (metrics, model_state)
 
@@ -266,8 +340,14 @@ class DecoderTask:
     drop_image: float = 0.1
     drop_text: float = 0.5
 
+    @property
+    def frozen(self) -> Mapping[str, Params]:
+        """Trees that the loss reads and nobody trains."""
+        return {"clip": self.clip_params}
+
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
-        return stages.init(self.stage, key), {"clip": self.clip_params}
+        """Fresh `(params, model_state)`; the model state is what was measured, if anything was."""
+        return with_statistics(stages.init(self.stage, key), {})
 
     @standard_settings
     def loss(
@@ -275,7 +355,8 @@ class DecoderTask:
     ) -> LossOutput:
         key_drop, key_loss = jax.random.split(key)
         x0, cond = self.example(model_state, batch, key_drop, train=train)
-        loss, metrics = stages.loss(self.stage, params, x0, cond, key_loss, train=train)
+        variables = variables_of(params, model_state)
+        loss, metrics = stages.loss(self.stage, variables, x0, cond, key_loss, train=train)
         return loss, (metrics, model_state)
 
     @standard_settings
@@ -283,8 +364,7 @@ class DecoderTask:
         self, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> tuple[Float[Array, "B h w C"], Cond]:
         """(clean pictures, what they are drawn from), some of it dropped when training."""
-        seen = batch.get("clip_image", batch["image"])
-        cond = encode(self.clip, model_state["clip"], seen, batch["tokens"])
+        cond = condition(self.clip, model_state["clip"], batch)
         if train:
             cond = drop(cond, key, text=self.drop_text, image=self.drop_image)
         return box_reduce(to_signed(batch["image"]), self.stage.model.image_size), cond
@@ -308,8 +388,14 @@ class UpsamplerTask:
     crop_size: int
     degrade: DegradeConfig | BSRConfig = DegradeConfig()
 
+    @property
+    def frozen(self) -> Mapping[str, Params]:
+        """Trees that the loss reads and nobody trains: none, for an upsampler sees no CLIP."""
+        return {}
+
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
-        return stages.init(self.stage, key), {}
+        """Fresh `(params, model_state)`; the model state is what was measured, if anything was."""
+        return with_statistics(stages.init(self.stage, key), {})
 
     @standard_settings
     def loss(
@@ -317,7 +403,8 @@ class UpsamplerTask:
     ) -> LossOutput:
         key_example, key_loss = jax.random.split(key)
         x0, cond = self.example(model_state, batch, key_example, train=train)
-        loss, metrics = stages.loss(self.stage, params, x0, cond, key_loss, train=train)
+        variables = variables_of(params, model_state)
+        loss, metrics = stages.loss(self.stage, variables, x0, cond, key_loss, train=train)
         return loss, (metrics, model_state)
 
     @standard_settings

@@ -7,12 +7,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import clip_jax
-from clip_jax.weights.native import flatten
 from clip_jax.weights.rules import export
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import Level, UNetConfig
 from unclip_jax.priors import OneStepStage
 from unclip_jax.stage import Sampling, Stage
+from unclip_jax.variables import flat
 from unclip_jax.weights import karlo
 
 DIM, CONTEXT, LEVELS = 16, 6, (Level(16, 1), Level(32, 1, True))
@@ -84,12 +84,12 @@ def write(path, data):
     path.write_text(json.dumps(data))
 
 
-def save(folder, config, flat, rules):
+def save(folder, config, leaves, rules):
     write(folder / "config.json", config)
-    save_file(export(flat, rules), folder / "diffusion_pytorch_model.safetensors")
+    save_file(export(leaves, rules), folder / "diffusion_pytorch_model.safetensors")
 
 
-def write_prior(folder, model, flat):
+def write_prior(folder, model, leaves):
     said = {
         "_class_name": "PriorTransformer",
         "num_attention_heads": model.heads,
@@ -99,15 +99,15 @@ def write_prior(folder, model, flat):
         "num_embeddings": CONTEXT,
         "additional_embeddings": model.length - model.context_length,
     }
-    save(folder, said, flat, karlo.PRIOR)
+    save(folder, said, leaves, karlo.PRIOR)
 
 
 def write_eclipse(directory, fill):
     """A prior alone, without time; returns its flat parameters."""
     stage = OneStepStage(dataclasses.replace(PRIOR.model, time_token=False))
-    flat = {name: leaf for name, leaf in flatten(fill(stage, 9)).items() if name not in karlo.NULLS}
-    write_prior(directory, stage.model, flat)
-    return flat
+    leaves = {name: leaf for name, leaf in flat(fill(stage, 9)).items() if name not in karlo.NULLS}
+    write_prior(directory, stage.model, leaves)
+    return leaves
 
 
 def write_karlo(directory, fill):
@@ -119,10 +119,10 @@ def write_karlo(directory, fill):
     clip_jax.export(directory / "text_encoder", config, variables)
     (directory / "tokenizer").mkdir()
     tokenizer.save(directory / "tokenizer" / "tokenizer.json")
-    params = {name: flatten(fill(stage, seed)) for seed, (name, stage) in enumerate(STAGES.items())}
+    params = {name: flat(fill(stage, seed)) for seed, (name, stage) in enumerate(STAGES.items())}
     known = {
-        name: {path: leaf for path, leaf in flat.items() if not path.endswith(karlo.NULLS)}
-        for name, flat in params.items()
+        name: {path: leaf for path, leaf in leaves.items() if not path.endswith(karlo.NULLS)}
+        for name, leaves in params.items()
     }
     write_prior(directory / "prior", PRIOR.model, known["prior"])
     model, table = DECODER.model, karlo.unet(len(LEVELS))

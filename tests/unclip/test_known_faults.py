@@ -95,7 +95,7 @@ def test_1_the_unconditional_prior_still_sees_the_noised_embedding(fill):
     """
     params, network = fill(PRIOR), stages.network(PRIOR)
     x_t, t = gaussian(2, B, D), jnp.full(B, 500)
-    say = jax.jit(lambda x_t, cond: network.apply({"params": params}, x_t, t, cond))
+    say = jax.jit(lambda x_t, cond: network.apply(params, x_t, t, cond))
     null = TEXT.null()
     assert (np.abs(say(x_t, null) - say(x_t + 1.0, null)).max(axis=1) > 1e-3).all()
     other = jax.tree.map(lambda a: a[::-1], TEXT).null()
@@ -266,9 +266,7 @@ class TestFault14:
         """A hidden state that happens to be zero was taken for padding."""
         params = fill(PRIOR)
         zeros = TEXT.replace(text_encodings=np.zeros((B, L, C), np.float32))
-        say = jax.jit(
-            lambda cond: stages.network(PRIOR).apply({"params": params}, gaussian(2, B, D), jnp.zeros(B, int), cond)
-        )
+        say = jax.jit(lambda cond: stages.network(PRIOR).apply(params, gaussian(2, B, D), jnp.zeros(B, int), cond))
         read, unread = say(zeros), say(zeros.replace(text_mask=np.arange(L)[None] < np.ones((B, 1))))
         longer = np.asarray(TEXT.text_mask).sum(axis=1) > 1
         changed = np.abs(np.asarray(read) - unread).max(axis=1)

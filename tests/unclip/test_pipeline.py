@@ -157,12 +157,12 @@ class TestPrior:
     def test_the_kept_draw_is_the_most_similar_one(self, tiny_system, text):
         unclip, params = dataclasses.replace(tiny_system.unclip, candidates=3), tiny_system.params
         kept = jax.jit(sample_prior, static_argnums=0)(unclip, params, text, KEYS)
-        cond = Cond(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask)
+        cond = Cond.of(text)
         run, network = jax.jit(stages.run, static_argnums=0), stages.network(unclip.prior)
         draws = np.stack(
             [
                 network.apply(
-                    {"params": params["prior"]},
+                    params["prior"],
                     run(unclip.prior, params["prior"], cond, fold_in_each(KEYS, i)),
                     method="restore",
                 )
@@ -183,7 +183,7 @@ class TestPrior:
         """Standardised zeros are the mean of the training embeddings."""
         monkeypatch.setattr(stages, "run", lambda stage, params, cond, keys, **_: jnp.zeros((cond.batch_size, 16)))
         kept = sample_prior(tiny_system.unclip, tiny_system.params, text, KEYS)
-        mean = tiny_system.params["prior"]["embed_mean"]
+        mean = tiny_system.params["prior"]["statistics"]["embed_mean"]
         np.testing.assert_allclose(kept, np.broadcast_to(mean, (B, 16)), atol=1e-6)
 
 

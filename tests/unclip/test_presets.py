@@ -8,7 +8,6 @@ import clip_jax
 from clip_jax.errors import UserError
 from unclip_jax import priors
 from unclip_jax import stage as stages
-from unclip_jax.models.prior import blank_caption
 from unclip_jax.presets import PRESETS, preset
 from unclip_jax.stage import Sampling, Stage
 
@@ -24,7 +23,7 @@ def parameters(name):
 def test_every_other_prior_makes_embeddings(name):
     prior, keys = preset(name), jax.random.split(jax.random.key(0), 2)
     sample = functools.partial(priors.sample, prior)
-    out = jax.eval_shape(sample, parameters(name), blank_caption(prior.model, 2), keys)
+    out = jax.eval_shape(sample, parameters(name), prior.model.blank_cond(2), keys)
     assert out.shape == (2, prior.model.embed_dim)
     assert PRESETS[name].source
 
@@ -32,11 +31,11 @@ def test_every_other_prior_makes_embeddings(name):
 @pytest.mark.parametrize("name", [name for name, row in PRESETS.items() if isinstance(row.stage, Stage)])
 def test_every_row_is_a_network(name):
     """Its parameters can be made and it maps a noised sample to an output of the sample's shape."""
-    stage, params = preset(name), parameters(name)
+    stage, variables = preset(name), parameters(name)
     x_t = jax.ShapeDtypeStruct((2, *stage.sample_shape), "float32")
     t = jax.ShapeDtypeStruct((2,), "int32")
-    out = jax.eval_shape(stages.network(stage).apply, {"params": params}, x_t, t, stages.blank_cond(stage, 2))
-    channels = 2 if stages.learned_variance(stage) else 1
+    out = jax.eval_shape(stages.network(stage).apply, variables, x_t, t, stage.model.blank_cond(2))
+    channels = 2 if stage.model.learned_variance else 1
     assert out.shape == (*x_t.shape[:-1], channels * x_t.shape[-1])
     assert PRESETS[name].source
 
@@ -83,7 +82,7 @@ def test_sizes_are_the_papers(name, published, tolerance):
 @pytest.mark.parametrize("name", [name for name in PRESETS if "upsampler" in name])
 def test_upsamplers_have_no_attention(name):
     """Not in the middle either: they run on windows and at any size."""
-    assert not [path for path in parameters(name) if "attention" in path]
+    assert not [path for path in parameters(name)["params"] if "attention" in path]
     assert preset(name).model.low_res
 
 

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import clip_jax
 from clip_jax.errors import UserError
@@ -14,6 +15,7 @@ from clip_jax.weights.native import load_params
 from unclip_jax import pipeline
 from unclip_jax.pipeline import load, load_stage, save_stage
 from unclip_jax.presets import preset
+from unclip_jax.variables import flat
 
 WEIGHTS = "weights.safetensors"
 
@@ -178,3 +180,46 @@ def test_so_are_those_of_priors(name, part, changes, message):
 
     with pytest.raises(UserError, match=message):
         change()
+
+
+class TestOlderLayout:
+    """Files from before there were collections: the statistics lie among the parameters."""
+
+    @pytest.mark.parametrize("name", ["tiny-prior", "tiny-ar-prior", "tiny-one-step-prior", "tiny-upsampler"])
+    def test_names_in_the_file_are_what_they_were(self, fill, tmp_path, name):
+        save_stage(tmp_path, preset(name), fill(preset(name)))
+        names = set(load_file(tmp_path / WEIGHTS))
+        assert not any(name.startswith(("params/", "quantiser/")) for name in names)
+        measured = {
+            "tiny-prior": {"embed_mean", "embed_std"},
+            "tiny-ar-prior": {f"statistics/{n}" for n in ("mean", "components", "variances", "offset", "scale")},
+            "tiny-one-step-prior": {"embed_mean", "embed_std"},
+            "tiny-upsampler": set(),
+        }[name]
+        assert measured <= names
+
+    @pytest.mark.parametrize("folder", ["prior", "decoder", "upsampler_0"])
+    def test_the_shipped_weights_load_bit_for_bit(self, folder):
+        """They were written so, and nothing of their files was touched since."""
+        _, variables = load_stage(pipeline.SHIPPED / folder)
+        stored = load_file(pipeline.SHIPPED / folder / WEIGHTS)
+        found = flat(variables)
+        assert found.keys() == stored.keys()
+        for name, array in stored.items():
+            np.testing.assert_array_equal(found[name], array.astype(np.float32))
+        assert ("statistics" in variables) == (folder == "prior")
+
+    def test_all_that_is_measured_of_a_prior_is_read_into_its_collection(self, fill, tmp_path):
+        """An older file of a prior with everything: statistics, an empty caption, the error of its estimates."""
+        stage = dataclasses.replace(preset("tiny-prior"), x0_error=True)
+        stage = dataclasses.replace(stage, model=dataclasses.replace(stage.model, empty_caption=True))
+        save_stage(tmp_path, stage, fill(stage))
+        _, variables = load_stage(tmp_path)
+        assert variables["statistics"].keys() == {
+            "embed_mean",
+            "embed_std",
+            "null_text_encodings",
+            "null_text_embed",
+            "x0_error",
+        }
+        assert not variables["statistics"].keys() & variables["params"].keys()

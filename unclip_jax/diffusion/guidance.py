@@ -23,6 +23,28 @@ GuidanceScale = float | Float[Array, ""] | Float[Array, " B"]
 Decorator = Callable[[Denoiser], Denoiser]
 
 
+def guide(
+    conditional: Float[Array, "B ..."], unconditional: Float[Array, "B ..."], guidance_scale: GuidanceScale
+) -> Float[Array, "B ..."]:
+    """Classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6), of estimates of x0 as of logits.
+
+    Args:
+        conditional: c, [B, …].
+        unconditional: u, of the same shape.
+        guidance_scale: s, a scalar or [B]; 1.0 gives c.
+
+    Returns:
+        [B, …].
+    """
+    scale = per_sample(jnp.broadcast_to(guidance_scale, conditional.shape[:1]), conditional)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def is_off(guidance_scale: GuidanceScale | None) -> bool:
+    """Whether the unconditional branch need not be run: there is no scale, or it is a plain 1.0 and no data."""
+    return guidance_scale is None or (isinstance(guidance_scale, float) and guidance_scale == 1.0)
+
+
 def classifier_free(guidance_scale: GuidanceScale) -> Callable[[CondDenoiser], CondDenoiser]:
     """Classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6).
 
@@ -40,9 +62,8 @@ def classifier_free(guidance_scale: GuidanceScale) -> Callable[[CondDenoiser], C
             ) -> Denoised:
                 both = denoise(*(jnp.concatenate([rows, rows]) for rows in (x_t, t, *given)))
                 conditional, unconditional = jnp.split(both.x0, 2)
-                scale = per_sample(jnp.broadcast_to(guidance_scale, t.shape), x_t)
                 var_frac, x0_error = (None if a is None else jnp.split(a, 2)[0] for a in both[1:])
-                return Denoised(unconditional + scale * (conditional - unconditional), var_frac, x0_error)
+                return Denoised(guide(conditional, unconditional, guidance_scale), var_frac, x0_error)
 
             return denoise_guided
 

@@ -13,7 +13,8 @@ checkpoint (``Quantiser``), not trained.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import flax.linen as nn
 import jax
@@ -21,12 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
 from clip_jax.model import unit_norm
 from unclip_jax.conditioning import Cond
 from unclip_jax.models.prior import CaptionConfig, CaptionReader, Prefix
 from unclip_jax.pca import PCA, principal_components, project, reconstruct
 from unclip_jax.ranges import WIDTH, check_ranges
+from unclip_jax.variables import measured
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +59,17 @@ class ARPriorConfig(CaptionConfig):
 
     @property
     def length(self) -> int:
-        # The last coordinate is predicted and read by nobody.
+        """Tokens of the whole sequence; the last coordinate is predicted and read by nobody."""
         return self.prefix_length + self.components
+
+    def network(self) -> ARPrior:
+        """The linen module."""
+        return ARPrior(self)
+
+    def fitted(self, clip: CLIPConfig) -> Self:
+        """The same config with the widths of this CLIP, and no more components than its embeddings have dimensions."""
+        fewer = replace(self, components=min(self.components, clip.embed_dim))
+        return super(ARPriorConfig, fewer).fitted(clip)
 
 
 class Quantiser(nn.Module):
@@ -75,11 +87,11 @@ class Quantiser(nn.Module):
         def axes(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "K D"]:
             return jnp.eye(*shape)
 
-        self.mean = self.param("mean", zeros, (config.embed_dim,))
-        self.components = self.param("components", axes, (config.components, config.embed_dim))
-        self.variances = self.param("variances", ones, (config.components,))
-        self.offset = self.param("offset", zeros, (config.components + 1,))
-        self.scale = self.param("scale", ones, (config.components + 1,))
+        self.mean = measured(self, "mean", zeros, (config.embed_dim,))
+        self.components = measured(self, "components", axes, (config.components, config.embed_dim))
+        self.variances = measured(self, "variances", ones, (config.components,))
+        self.offset = measured(self, "offset", zeros, (config.components + 1,))
+        self.scale = measured(self, "scale", ones, (config.components + 1,))
 
     @property
     def pca(self) -> PCA:
@@ -100,8 +112,8 @@ class Quantiser(nn.Module):
 class ARPrior(CaptionReader):
     """(image_embed [B, D], cond) -> (logits [B, K + 1, buckets], tokens int32 [B, K + 1]), all tokens at once.
 
-    Logits j belong to token j and have seen the caption and the tokens before it. For sampling there are ``begin`` and
-    ``advance``.
+    Logits j belong to token j and have seen the caption and the tokens before it. A sampler calls `first_logits` and
+    `next_logits` instead, which keep what was read in a KV cache.
     """
 
     config: ARPriorConfig
@@ -109,40 +121,50 @@ class ARPrior(CaptionReader):
     def setup(self) -> None:
         super().setup()
         config = self.config
-        self.statistics = Quantiser(config)
+        self.quantiser = Quantiser(config)
         self.bucket_embed = nn.Embed(config.buckets, config.width, embedding_init=nn.initializers.normal(0.02))
         self.logits_proj = nn.Dense(config.buckets, dtype=config.dtype)
 
     def __call__(
         self, image_embed: Float[Array, "B D"], cond: Cond
     ) -> tuple[Float[Array, "B J buckets"], Int[Array, "B J"]]:
-        tokens = jax.lax.stop_gradient(self.statistics.quantise(image_embed, cond.text_embed))
+        tokens = jax.lax.stop_gradient(self.quantiser.quantise(image_embed, cond.text_embed))
         return self.logits(tokens, cond), tokens
 
     def logits(self, tokens: Int[Array, "B J"], cond: Cond) -> Float[Array, "B J buckets"]:
         """Logits [B, K + 1, buckets] of tokens int32 [B, K + 1], each given those before it."""
         caption, readable = self.caption_tokens(cond)
         sequence = jnp.concatenate([caption, self.bucket_embed(tokens[:, :-1])], axis=1)
-        states = self.read_all(sequence, readable)[:, self.config.context_length :]
-        return self._read_off(states)
+        states = self.all_at_once(sequence, readable)[:, self.config.context_length :]
+        return self.to_logits(states)
 
-    def begin(self, cond: Cond) -> tuple[Float[Array, "B buckets"], Prefix]:
-        """Reads captions: (logits of the similarity [B, buckets], what was read)."""
-        state, prefix = self.read_caption(cond)
-        return self._read_off(state), prefix
+    def first_logits(self, cond: Cond) -> tuple[Float[Array, "B buckets"], Prefix]:
+        """Reads captions into a KV cache: (logits of the similarity [B, buckets], the captions read)."""
+        state, prefix = self.prefill(cond)
+        return self.to_logits(state), prefix
 
-    def advance(
+    def next_logits(
         self, token: Int[Array, " B"], place: int | Int[Array, ""], prefix: Prefix
     ) -> tuple[Float[Array, "B buckets"], Prefix]:
-        """Reads one more token, int32 [B], at ``place`` of the sequence: (logits of the next, all read)."""
-        states, memory = self.read_on(self.bucket_embed(token)[:, None], prefix, place)
-        return self._read_off(states[:, 0]), prefix._replace(memory=memory)
+        """Reads one more token.
+
+        Args:
+            token: int32 [B].
+            place: of the token in the sequence.
+            prefix: what was read before it.
+
+        Returns:
+            (logits of the token after it [B, buckets], what was read with it).
+        """
+        states, cache = self.with_cache(self.bucket_embed(token)[:, None], prefix, place)
+        return self.to_logits(states[:, 0]), prefix._replace(cache=cache)
 
     def restore(self, coordinates: Int[Array, "B K"]) -> Float[Array, "B D"]:
         """Coordinates int32 [B, K] -> image embeddings [B, D]."""
-        return self.statistics.restore(coordinates)
+        return self.quantiser.restore(coordinates)
 
-    def _read_off(self, states: Float[Array, "*B W"]) -> Float[Array, "*B buckets"]:
+    def to_logits(self, states: Float[Array, "*B W"]) -> Float[Array, "*B buckets"]:
+        """States [..., W] -> logits over the buckets, float32."""
         return self.logits_proj(self.norm_out(states)).astype(jnp.float32)
 
 

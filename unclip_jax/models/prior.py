@@ -10,21 +10,25 @@ Text comes first and no token reads what follows it: whatever is drawn behind a 
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from clip_jax.config import TransformerConfig
+from clip_jax.config import CLIPConfig, TransformerConfig
 from clip_jax.errors import UserError
-from clip_jax.towers.layers import LayerNorm, Memory, Transformer, empty_memory, scaled_init
+from clip_jax.towers.layers import LayerNorm, Transformer, empty_memory, scaled_init
+from clip_jax.towers.layers import Memory as KVCache
 from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
+from unclip_jax.model import Reader, Role
 from unclip_jax.models.embeddings import TimestepMLP
 from unclip_jax.ranges import DEPTH, WIDTH, check_dtype, check_ranges
+from unclip_jax.variables import Variables, measured
 
 EXTRA_TOKENS = 4  # text embedding, time, noised image embedding, query
 
@@ -52,6 +56,8 @@ class CaptionConfig(ABC):
     empty_caption: bool = field(default=False, kw_only=True)
     dtype: str = field(default="float32", kw_only=True)
 
+    role: ClassVar[Role] = "prior"
+
     def __post_init__(self) -> None:
         names = ("embed_dim", "text_width", "context_length", "width", "heads")
         check_ranges(self, **dict.fromkeys(names, WIDTH), layers=DEPTH)
@@ -63,9 +69,34 @@ class CaptionConfig(ABC):
         return TransformerConfig(width=self.width, layers=self.layers, heads=self.heads, activation="gelu")
 
     @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: [D]."""
+        return (self.embed_dim,)
+
+    @property
     def prefix_length(self) -> int:
         """Tokens that come of the caption: its encodings and its embedding."""
         return self.context_length + 1
+
+    def blank_cond(self, batch_size: int = 1) -> Cond:
+        """A `Cond` of zeros with the fields and shapes that a prior reads."""
+        return Cond(
+            text_embed=jnp.zeros((batch_size, self.embed_dim)),
+            text_encodings=jnp.zeros((batch_size, self.context_length, self.text_width)),
+            text_mask=jnp.ones((batch_size, self.context_length), bool),
+        )
+
+    def fitted(self, clip: CLIPConfig) -> Self:
+        """The same config with the widths of this CLIP.
+
+        Raises:
+            UserError: the CLIP has no text tower.
+        """
+        if clip.text is None:
+            raise UserError("the CLIP has no text tower, which a prior reads its captions from")
+        return dataclasses.replace(
+            self, embed_dim=clip.embed_dim, text_width=clip.text.width, context_length=clip.text.context_length
+        )
 
     @property
     @abstractmethod
@@ -102,29 +133,48 @@ class PriorConfig(CaptionConfig):
         if self.self_condition and not self.time_token:
             raise UserError("self_condition is True and time_token False: one step has no estimate before it")
 
+    learned_variance: ClassVar[bool] = False
+    reads_level: ClassVar[bool] = False
+
     @property
     def length(self) -> int:
+        """Tokens of the whole sequence."""
         return self.context_length + EXTRA_TOKENS - (not self.time_token)
 
+    @property
+    def reads_time(self) -> bool:
+        """Whether the network is told the time."""
+        return self.time_token
 
-def blank_caption(config: CaptionConfig, batch_size: int = 1) -> Cond:
-    """A ``Cond`` of zeros with the fields and shapes that a prior reads."""
-    return Cond(
-        text_embed=jnp.zeros((batch_size, config.embed_dim)),
-        text_encodings=jnp.zeros((batch_size, config.context_length, config.text_width)),
-        text_mask=jnp.ones((batch_size, config.context_length), bool),
-    )
+    def network(self) -> DiffusionPrior:
+        """The linen module."""
+        return DiffusionPrior(self)
+
+    def read(self, module: Any, variables: Variables, cond: Cond) -> Reader:
+        """The network with its captions read, once for all steps: their keys and values are in a KV cache."""
+        prefix = module.apply(variables, cond, method="encode_prefix")
+
+        def after_prefix(
+            x_t: Float[Array, "B D"], t: Int[Array, " B"] | None, *given: Float[Array, "B D"]
+        ) -> Float[Array, "B D"]:
+            return module.apply(variables, x_t, t, prefix, *given, method="after_prefix")
+
+        return after_prefix
+
+    def restore(self, module: Any, variables: Variables, x0: Float[Array, "B D"]) -> Float[Array, "B D"]:
+        """Standardised embeddings [B, D] -> CLIP image embeddings."""
+        return module.apply(variables, x0, method="restore")
 
 
 class Prefix(NamedTuple):
-    """Captions that a prior has read.
+    """Captions that a prior has read, kept for all that follows them.
 
     Attributes:
-      memory: keys and values of the S tokens of a sequence, of which only the caption's are there yet.
-      readable: [B, S] bool, False for the padding behind a caption.
+        cache: KV cache of the S tokens of a sequence, of which only the caption's are there yet.
+        readable: [B, S] bool, False for the padding behind a caption.
     """
 
-    memory: Memory
+    cache: KVCache
     readable: Bool[Array, "B S"]
 
 
@@ -137,8 +187,8 @@ class CaptionReader(nn.Module):
         config = self.config
         small, dtype = nn.initializers.normal(0.02), config.dtype
         if config.empty_caption:
-            self.null_text_encodings = self.param("null_text_encodings", small, (EMPTY_CAPTION, config.text_width))
-            self.null_text_embed = self.param("null_text_embed", small, (config.embed_dim,))
+            self.null_text_encodings = measured(self, "null_text_encodings", small, (EMPTY_CAPTION, config.text_width))
+            self.null_text_embed = measured(self, "null_text_embed", small, (config.embed_dim,))
         else:
             self.null_text_token = self.param("null_text_token", small, (config.width,))
             self.null_text_embed = self.param("null_text_embed", small, (config.width,))
@@ -166,41 +216,48 @@ class CaptionReader(nn.Module):
         return jnp.concatenate([encodings, text_embed[:, None]], axis=1), jnp.concatenate([text_mask, rest], axis=1)
 
     def encode_prefix(self, cond: Cond) -> Prefix:
-        """Reads captions, for ``read_on`` to go on from."""
-        return self.read_caption(cond)[1]
+        """Reads captions into a KV cache, for `with_cache` to go on from."""
+        return self.prefill(cond)[1]
 
-    def read_caption(self, cond: Cond) -> tuple[Float[Array, "B W"], Prefix]:
-        """(state at the last token of a caption [B, W], what was read)."""
+    def prefill(self, cond: Cond) -> tuple[Float[Array, "B W"], Prefix]:
+        """Reads captions into a KV cache: (state at the last token of each caption [B, W], the captions read)."""
         tokens, readable = self.caption_tokens(cond)
-        empty = Prefix(
-            empty_memory(self.config.transformer, len(tokens), self.config.length, self.config.dtype), readable
-        )
-        states, memory = self.read_on(tokens, empty, 0)
-        return states[:, -1], Prefix(memory, readable)
+        empty = empty_memory(self.config.transformer, len(tokens), self.config.length, self.config.dtype)
+        states, cache = self.with_cache(tokens, Prefix(empty, readable), 0)
+        return states[:, -1], Prefix(cache, readable)
 
-    def read_on(
+    def with_cache(
         self, tokens: Float[Array, "B Q W"], prefix: Prefix, start: int | Int[Array, ""]
-    ) -> tuple[Float[Array, "B Q W"], Memory]:
-        """Goes on reading with ``tokens`` [B, Q, W], whose first is at place ``start``: (states [B, Q, W], memory)."""
+    ) -> tuple[Float[Array, "B Q W"], KVCache]:
+        """Reads tokens behind those of a KV cache.
+
+        Args:
+            tokens: [B, Q, W], without positions.
+            prefix: what was read before.
+            start: the place of the first of the tokens in the sequence.
+
+        Returns:
+            (states [B, Q, W], the cache with these tokens in it).
+        """
         length = tokens.shape[1]
         positions = jax.lax.dynamic_slice_in_dim(self.positions, start, length)
         causal = jnp.arange(self.config.length) <= start + jnp.arange(length)[:, None]  # [Q, S]
         mask = causal & prefix.readable[:, None, None, :]
         tokens = (tokens + positions).astype(self.config.dtype)
-        return self.transformer(tokens, mask, memory=prefix.memory, start=start)
+        return self.transformer(tokens, mask, memory=prefix.cache, start=start)
 
-    def read_all(self, tokens: Float[Array, "B S W"], readable: Bool[Array, "B S"]) -> Float[Array, "B S W"]:
-        """States [B, S, W] of whole sequences, read at once as training does."""
+    def all_at_once(self, tokens: Float[Array, "B S W"], readable: Bool[Array, "B S"]) -> Float[Array, "B S W"]:
+        """States [B, S, W] of whole sequences without a cache, as in training."""
         causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
         tokens = (tokens + self.positions).astype(self.config.dtype)
         return self.transformer(tokens, causal & readable[:, None, None, :])
 
 
 class DiffusionPrior(CaptionReader):
-    """(x_t [B, D], t int [B], cond, x0_hat [B, D]) -> [B, D], in the standardised space of ``standardise``.
+    """(x_t [B, D], t int [B], cond, x0_hat [B, D]) -> [B, D], in the standardised space of `standardise`.
 
-    ``cond`` may also be what ``encode_prefix`` made of it, to spare reading the same caption again. Without a
-    ``time_token`` t is not read and may be None; without ``self_condition``, x0_hat.
+    Without a `time_token` t is not read and may be None; without `self_condition`, x0_hat. A sampler calls
+    `after_prefix` instead, with what `encode_prefix` made of the captions, so that they are read once.
     """
 
     config: PriorConfig
@@ -208,8 +265,8 @@ class DiffusionPrior(CaptionReader):
     def setup(self) -> None:
         super().setup()
         config = self.config
-        self.embed_mean = self.param("embed_mean", nn.initializers.zeros, (config.embed_dim,))
-        self.embed_std = self.param("embed_std", nn.initializers.ones, (config.embed_dim,))
+        self.embed_mean = measured(self, "embed_mean", nn.initializers.zeros, (config.embed_dim,))
+        self.embed_std = measured(self, "embed_std", nn.initializers.ones, (config.embed_dim,))
         self.query = self.param("query", nn.initializers.normal(0.02), (config.width,))
         self.image_embed_proj = nn.Dense(config.width, dtype=config.dtype)
         if config.time_token:
@@ -230,21 +287,46 @@ class DiffusionPrior(CaptionReader):
         self,
         x_t: Float[Array, "B D"],
         t: Int[Array, " B"] | None,
-        cond: Cond | Prefix,
+        cond: Cond,
         x0_hat: Float[Array, "B D"] | None = None,
         *,
         train: bool = False,
     ) -> Float[Array, "B D"]:
+        """The prediction [B, D] for x_t, whole sequences read at once; `train` changes nothing here."""
+        tokens, time = self.noised_tokens(x_t, t, x0_hat)
+        caption, readable = self.caption_tokens(cond)
+        states = self.all_at_once(jnp.concatenate([caption, tokens], axis=1), readable)
+        return self.output(states, x_t, time)
+
+    def after_prefix(
+        self,
+        x_t: Float[Array, "B D"],
+        t: Int[Array, " B"] | None,
+        prefix: Prefix,
+        x0_hat: Float[Array, "B D"] | None = None,
+    ) -> Float[Array, "B D"]:
+        """The same prediction behind captions that are in a KV cache."""
+        tokens, time = self.noised_tokens(x_t, t, x0_hat)
+        states, _ = self.with_cache(tokens, prefix, self.config.prefix_length)
+        return self.output(states, x_t, time)
+
+    def noised_tokens(
+        self, x_t: Float[Array, "B D"], t: Int[Array, " B"] | None, x0_hat: Float[Array, "B D"] | None
+    ) -> tuple[Float[Array, "B Q W"], Float[Array, "B W"] | None]:
+        """What stands behind a caption: (tokens of time, x_t and query [B, Q, W], the time's embedding)."""
         seen = x_t
         if self.config.self_condition:
             seen = jnp.concatenate([x_t, jnp.zeros_like(x_t) if x0_hat is None else x0_hat], axis=-1)
         image_embed = self.image_embed_proj(seen)
-        time = [self.time_embedding(t)] if self.config.time_token else []
-        tokens = jnp.stack([*time, image_embed, jnp.broadcast_to(self.query, image_embed.shape)], axis=1)
-        if isinstance(cond, Prefix):
-            states, _ = self.read_on(tokens, cond, self.config.prefix_length)
-        else:
-            caption, readable = self.caption_tokens(cond)
-            states = self.read_all(jnp.concatenate([caption, tokens], axis=1), readable)
+        query = jnp.broadcast_to(self.query, image_embed.shape)
+        if not self.config.time_token:
+            return jnp.stack([image_embed, query], axis=1), None
+        time = self.time_embedding(t)
+        return jnp.stack([time, image_embed, query], axis=1), time
+
+    def output(
+        self, states: Float[Array, "B Q W"], x_t: Float[Array, "B D"], time: Float[Array, "B W"] | None
+    ) -> Float[Array, "B D"]:
+        """The prediction, read at the query, which comes last."""
         out = self.out_proj(self.norm_out(states[:, -1])).astype(x_t.dtype)
-        return out + self.skip_gate(nn.silu(time[0])) * x_t if self.config.skip else out
+        return out + self.skip_gate(nn.silu(time)) * x_t if self.config.skip else out

@@ -7,19 +7,24 @@ read beside the pixels. An upsampler is the same network with the low-resolution
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
 from clip_jax.towers.layers import LayerNorm
 from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
+from unclip_jax.model import Reader, Role
 from unclip_jax.models.embeddings import TimestepMLP
 from unclip_jax.ranges import DEPTH, SIDE, WIDTH, check_dtype, check_ranges
+from unclip_jax.variables import Variables, measured
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,65 @@ class UNetConfig:
                 raise UserError(f"level width {level.width} is not divisible by groups {self.groups}")
             if level.attention and level.width % self.head_width:
                 raise UserError(f"level width {level.width} is not divisible by head_width {self.head_width}")
+
+    @property
+    def role(self) -> Role:
+        """An upsampler starts from a picture, a decoder from what CLIP says of one."""
+        return "upsampler" if self.low_res else "decoder"
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: [H, W, C]."""
+        return self.image_size, self.image_size, self.channels
+
+    @property
+    def reads_level(self) -> bool:
+        """Whether the network is told how noisy its low-resolution input is."""
+        return self.low_res_level
+
+    reads_time: ClassVar[bool] = True
+    self_condition: ClassVar[bool] = False
+
+    def network(self) -> UNet:
+        """The linen module."""
+        return UNet(self)
+
+    def blank_cond(self, batch_size: int = 1) -> Cond:
+        """A `Cond` of zeros with the fields and shapes that the network reads."""
+        cond = Cond(keep_text=jnp.ones((batch_size,), bool))
+        if self.image_embed_dim is not None:
+            cond = cond.replace(image_embed=jnp.zeros((batch_size, self.image_embed_dim)))
+        if self.text_width is not None:
+            # Any number of text tokens is read; one is enough to know the parameters.
+            cond = cond.replace(
+                text_encodings=jnp.zeros((batch_size, 1, self.text_width)), text_mask=jnp.ones((batch_size, 1), bool)
+            )
+        if self.text_embed_dim is not None:
+            cond = cond.replace(text_embed=jnp.zeros((batch_size, self.text_embed_dim)))
+        if self.low_res:
+            cond = cond.replace(low_res=jnp.zeros((batch_size, *self.sample_shape)))
+        if self.low_res_level:
+            cond = cond.replace(low_res_level=jnp.zeros((batch_size,)))
+        return cond
+
+    def fitted(self, clip: CLIPConfig) -> UNetConfig:
+        """The same config with the widths of this CLIP; an upsampler has none of them."""
+        if self.low_res:
+            return self
+        fitted = dataclasses.replace(self, image_embed_dim=clip.embed_dim)
+        if self.text_width is not None:
+            fitted = dataclasses.replace(fitted, text_width=clip.text.width)
+        if self.text_embed_dim is not None:
+            fitted = dataclasses.replace(fitted, text_embed_dim=clip.embed_dim)
+        return fitted
+
+    def read(self, module: Any, variables: Variables, cond: Cond) -> Reader:
+        """The network with its condition bound; nothing of it is worth computing once for all steps."""
+        return lambda x_t, t, *given: module.apply(variables, x_t, t, cond, *given)
+
+    def restore(self, module: Any, variables: Variables, x0: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Pictures are what they are."""
+        return x0
 
 
 def space_to_depth(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w c"]:
@@ -267,12 +331,13 @@ class Context(nn.Module):
             tokens.append(image_tokens)
             masks.append(jnp.ones(image_tokens.shape[:2], bool))
         if config.text_embed_dim is not None:
-            null_text_embed = self.param("null_text_embed", small, (config.text_embed_dim,))
+            declare = measured if config.empty_caption else nn.Module.param
+            null_text_embed = declare(self, "null_text_embed", small, (config.text_embed_dim,))
             text_embed = jnp.where(cond.keep_text[:, None], cond.text_embed, null_text_embed)
             added = added + dense(config.time_width, name="text_to_time")(text_embed)
         if config.text_width is not None:
             if config.empty_caption:
-                null = self.param("null_text_encodings", small, (EMPTY_CAPTION, config.text_width))
+                null = measured(self, "null_text_encodings", small, (EMPTY_CAPTION, config.text_width))
                 cond = with_empty_captions(cond, null, null_text_embed)
             text_tokens = dense(config.context_width, name="text_to_tokens")(cond.text_encodings)
             text_tokens = LayerNorm(name="text_norm")(text_tokens)

@@ -24,14 +24,13 @@ from clip_jax.model import CLIP
 from clip_jax.weights import huggingface
 from clip_jax.weights.files import read_checkpoint, read_json
 from clip_jax.weights.find import weights_file
-from clip_jax.weights.native import flatten, unflatten
 from clip_jax.weights.rules import Rule, convert
 from unclip_jax import priors
-from unclip_jax import stage as stages
 from unclip_jax.conditioning import EMPTY_CAPTION
 from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
 from unclip_jax.priors import OneStepStage, Prior
 from unclip_jax.stage import Stage
+from unclip_jax.variables import Variables, flat, nested
 from unclip_jax.weights import kandinsky, karlo
 from unclip_jax.weights.diffusers_configs import (
     CONFIG,
@@ -227,7 +226,9 @@ def _encode(config: CLIPConfig, method: str, params: Params, given: jax.Array) -
     return CLIP(config).apply({"params": params}, given, method=method)
 
 
-def _prior(folder: Path, scheduler: Path | None, empty: Mapping[str, np.ndarray], dtype: str) -> tuple[Prior, Params]:
+def _prior(
+    folder: Path, scheduler: Path | None, empty: Mapping[str, np.ndarray], dtype: str
+) -> tuple[Prior, Variables]:
     model = dataclasses.replace(prior_config(folder), dtype=dtype)
     stage: Prior
     if model.time_token:
@@ -250,7 +251,7 @@ def _prior(folder: Path, scheduler: Path | None, empty: Mapping[str, np.ndarray]
 
 def _karlo_decoder(
     folder: Path, projection: Path, scheduler: Path, empty: Mapping[str, np.ndarray], dtype: str
-) -> tuple[Stage, Params]:
+) -> tuple[Stage, Variables]:
     model = dataclasses.replace(karlo_decoder_config(folder, projection), dtype=dtype)
     stage = Stage(model=model, **schedule(scheduler, KARLO_SAMPLING))
     _check_variance(folder, stage)
@@ -262,7 +263,7 @@ def _karlo_decoder(
     return stage, _read(stage, sources, given)
 
 
-def _kandinsky_decoder(folder: Path, scheduler: Path, black: np.ndarray, dtype: str) -> tuple[Stage, Params]:
+def _kandinsky_decoder(folder: Path, scheduler: Path, black: np.ndarray, dtype: str) -> tuple[Stage, Variables]:
     model = dataclasses.replace(decoder_config(folder), dtype=dtype)
     if model.image_embed_dim is None:
         raise UserError(f"{folder} is Karlo's decoder without its text_proj: give the directory of its pipeline")
@@ -273,11 +274,11 @@ def _kandinsky_decoder(folder: Path, scheduler: Path, black: np.ndarray, dtype: 
 
 
 def _check_variance(folder: Path, stage: Stage) -> None:
-    if stage.sampling.sampler == "ddpm_learned" and not stages.learned_variance(stage):
+    if stage.sampling.sampler == "ddpm_learned" and not stage.model.learned_variance:
         raise UserError(f"{folder} learned no variance, which its scheduler asks for: they are of different systems")
 
 
-def _upsampler(first: Path, last: Path, scheduler: Path, dtype: str) -> tuple[Stage, Params]:
+def _upsampler(first: Path, last: Path, scheduler: Path, dtype: str) -> tuple[Stage, Variables]:
     model = upsampler_config(first)
     if upsampler_config(last) != model:
         raise UserError(f"{last} is another architecture than {first}: they are of different systems")
@@ -289,15 +290,15 @@ def _upsampler(first: Path, last: Path, scheduler: Path, dtype: str) -> tuple[St
     return stage, _read(stage, [(last, final, "last/", ""), (first, table, "", "")], {})
 
 
-def load_movq(folder: Path, dtype: str) -> tuple[MoVQConfig, Params]:
+def load_movq(folder: Path, dtype: str) -> tuple[MoVQConfig, Variables]:
     """MoVQ's decoder."""
     config = dataclasses.replace(movq_config(folder), dtype=dtype)
     latents = jax.ShapeDtypeStruct((1, 2, 2, config.latent_channels), jnp.float32)
-    shapes = jax.eval_shape(lambda key, x: MoVQDecoder(config).init(key, x)["params"], jax.random.key(0), latents)
+    like = jax.eval_shape(MoVQDecoder(config).init, jax.random.key(0), latents)
     file = _weights_file(folder)
     table = kandinsky.movq(len(config.levels))
-    flat = convert(read_checkpoint(file), table, flatten(shapes), ignore=kandinsky.MOVQ_IGNORE, where=str(file))
-    return config, _nested(flat, dtype)
+    found = convert(read_checkpoint(file), table, flat(like), ignore=kandinsky.MOVQ_IGNORE, where=str(file))
+    return config, nested(_on_device(found, dtype), like)
 
 
 # reading
@@ -305,33 +306,34 @@ def load_movq(folder: Path, dtype: str) -> tuple[MoVQConfig, Params]:
 
 def _read(
     stage: Prior, sources: Iterable[tuple[Path, tuple[Rule, ...], str, str]], given: Mapping[str, np.ndarray]
-) -> Params:
-    """The parameters of a stage.
+) -> Variables:
+    """The variables of a stage.
 
     Args:
-      sources: (folder, its table, what the parameters in it begin with, names to ignore); the first that has a
-        parameter's beginning holds it.
-      given: parameters that are in none of them.
+      sources: (folder, its table, what the names of the leaves in it begin with, names to ignore); the first that has a
+        leaf's beginning holds it.
+      given: leaves that are in none of them.
     """
-    expect = flatten(jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0)))
+    like = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
+    expect = flat(like)
     wrong = [f"{name} {list(array.shape)}" for name, array in given.items() if array.shape != expect[name].shape]
     if wrong:
         raise UserError(
             f"CLIP and {Path(next(iter(sources))[0])} do not fit: {', '.join(wrong)} of CLIP is another width"
         )
-    flat, left = dict(given), {name: leaf for name, leaf in expect.items() if name not in given}
+    found, left = dict(given), {name: leaf for name, leaf in expect.items() if name not in given}
     for folder, table, prefix, ignore in sources:
         mine = {name: left.pop(name) for name in list(left) if name.startswith(prefix)}
         file = _weights_file(folder)
-        flat |= convert(read_checkpoint(file), table, mine, ignore=ignore, where=str(file))
-    return _nested(flat, stage.model.dtype)
+        found |= convert(read_checkpoint(file), table, mine, ignore=ignore, where=str(file))
+    return nested(_on_device(found, stage.model.dtype), like)
 
 
-def _nested(flat: Mapping[str, np.ndarray], dtype: str) -> Params:
+def _on_device(leaves: Mapping[str, np.ndarray], dtype: str) -> dict[str, jax.Array]:
     """On the device; matrices in the dtype they are multiplied in anyway, which halves the memory."""
 
     def kept(name: str, array: np.ndarray) -> jax.Array:
         multiplied = name.endswith("/kernel") and "time_embedding/" not in name
         return jnp.asarray(array, dtype if multiplied else jnp.float32)
 
-    return unflatten({name: kept(name, array) for name, array in flat.items()})
+    return {name: kept(name, array) for name, array in leaves.items()}
