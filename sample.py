@@ -270,7 +270,7 @@ def prompt_settings(loaded: LoadedUnCLIP, options: Options) -> dict[str, Any]:
         "prior": options.prior,
         "seed": options.seed,
         "steps": sampling.num_steps,
-        "sampler": sampling.sampler,
+        "sampler": sampling.sampler.name,
         "guidance_scale": guidance_scale(loaded, options),
         "chunk": options.chunk,
     }

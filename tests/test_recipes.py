@@ -261,7 +261,7 @@ def test_every_stage_of_unclip_gets_its_pictures_with_their_captions(caught, mon
         assert plan.model == architecture(plan.task.stage), name
     upsampler = caught[2][0].task
     assert (upsampler.low_res_size, upsampler.crop_size, upsampler.degrade) == (16, 16, DegradeConfig())
-    assert loaded.unclip.upsamplers[0].model.low_res_size == caught[2][2]["data"]["low_res_size"] == 16
+    assert loaded.unclip.upsamplers[0].model.low_res.size == caught[2][2]["data"]["low_res_size"] == 16
     second = unclip.upsampler_task(upsampler.stage, None, None, None, "upsampler_1")
     assert second.degrade == BSRConfig()
 
@@ -288,7 +288,7 @@ def test_a_stage_takes_the_widths_of_its_clip():
         fitted(stage_presets.preset(f"small-{name}"), clip).model for name in ("prior", "decoder", "upsampler-256")
     )
     assert (prior.embed_dim, prior.text_width, prior.context_length) == (512, 512, 77)
-    assert (decoder.image_embed_dim, decoder.text_width) == (512, 512)
+    assert (decoder.image.embed_dim, decoder.text.width) == (512, 512)
     assert upsampler == stage_presets.preset("small-upsampler-256").model
     narrow = fitted(stage_presets.preset("dalle2-ar-prior"), clip_jax.preset("tiny")).model
     assert (narrow.embed_dim, narrow.components) == (16, 16)  # there are no more components than dimensions

@@ -54,13 +54,10 @@ def check_examples(trainings: Mapping[str, StageTraining], examples: int) -> Non
 
 def network(name: str, kind: str, prefix: str = "") -> Any:
     """The preset of a stage. Raises UserError where there is none of the name, or it is of another kind (`KINDS`)."""
-    from unclip_jax.models.prior import CaptionConfig
     from unclip_jax.presets import preset
 
     stage = with_prefix(f"{prefix}model: ", lambda: preset(name))
-    found = "prior"
-    if not isinstance(stage.model, CaptionConfig):
-        found = "upsampler" if stage.model.low_res else "decoder"
+    found = stage.model.role
     if found != kind:
         raise UserError(f"{prefix}model: {name} is {KINDS[found]}, not {KINDS[kind]}")
     return stage

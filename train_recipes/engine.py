@@ -85,26 +85,17 @@ def train_stage(
 
 def architecture(stage: Any) -> dict[str, Any]:
     """The config of a stage as part of a run's identity, as it always was: what it starts from belongs to the data."""
-    data = dataclasses.asdict(stage)
-    data["model"].pop("low_res_size", None)
+    from unclip_jax.stage_configs import to_json
+
+    data = to_json(stage)
+    if data["model"].get("low_res"):
+        data["model"]["low_res"].pop("size")
     return data
 
 
 def fitted(stage: Any, clip: Any) -> Any:
     """A stage with the widths of this CLIP's config; an upsampler has none of them."""
-    from unclip_jax.models.ar_prior import ARPriorConfig
-    from unclip_jax.models.prior import CaptionConfig
-
-    model, sizes = stage.model, {"text_width": clip.text.width}
-    if isinstance(model, CaptionConfig):
-        sizes |= {"embed_dim": clip.embed_dim, "context_length": clip.text.context_length}
-        if isinstance(model, ARPriorConfig):
-            sizes["components"] = min(model.components, clip.embed_dim)
-    elif model.low_res:
-        return stage
-    else:
-        sizes["image_embed_dim"] = clip.embed_dim
-    return dataclasses.replace(stage, model=dataclasses.replace(model, **sizes))
+    return dataclasses.replace(stage, model=stage.model.fitted(clip))
 
 
 def digest(folder: Path) -> str:

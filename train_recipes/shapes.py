@@ -287,7 +287,7 @@ def task_of(name: str, stage: Any, clip: Any, params: Any, examples: dict[str, A
         return tasks.DecoderTask(stage, clip, params)
     if kind == "upsampler":
         size = stage.model.image_size
-        return tasks.UpsamplerTask(stage, low_res_size=stage.model.low_res_size, crop_size=size // 2)
+        return tasks.UpsamplerTask(stage, low_res_size=stage.model.low_res.size, crop_size=size // 2)
     if name == "ar-prior":
         if examples is None:
             return tasks.ARPriorTask(stage, clip, params, tasks.blank_quantiser(stage))

@@ -321,7 +321,7 @@ def train_one(
         save_stage(config.run / folder, stage, variables, dtype=config.weights, clip=clip)
 
     if kind == "upsampler":
-        data = data | {"low_res_size": stage.model.low_res_size}
+        data = data | {"low_res_size": stage.model.low_res.size}
     else:  # trained against this very CLIP
         data = data | {"clip": digest(config.run / "clip")}
     train_stage(
@@ -398,7 +398,7 @@ def upsampler_task(stage: Any, clip: Any, params: Any, examples: Any, folder: st
 
     worse = DegradeConfig() if folder == "upsampler_0" else BSRConfig()
     model = stage.model
-    return UpsamplerTask(stage, low_res_size=model.low_res_size, crop_size=model.image_size // 2, degrade=worse)
+    return UpsamplerTask(stage, low_res_size=model.low_res.size, crop_size=model.image_size // 2, degrade=worse)
 
 
 TASKS = {"prior": prior_task, "decoder": decoder_task, "upsampler": upsampler_task}

@@ -20,9 +20,10 @@ from jaxtyping import Array, Float, Int, Key
 from clip_jax.errors import UserError
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.losses import Noised, add_noise, diffusion_loss
+from unclip_jax.diffusion.losses import Noised, TruncatedSNR, add_noise, diffusion_loss
 from unclip_jax.diffusion.predict import Denoiser, per_sample, split_output
-from unclip_jax.diffusion.schedule import NoiseSchedule
+from unclip_jax.diffusion.samplers import DDIM
+from unclip_jax.diffusion.schedule import NoiseSchedule, Trailing
 from unclip_jax.settings import standard_settings
 from unclip_jax.stage import X0_ERROR, Stage
 from unclip_jax.tasks import (
@@ -49,10 +50,10 @@ def student_of(teacher: Stage, num_steps: int) -> Stage:
     if not 1 <= num_steps <= teacher.num_timesteps // 2:
         raise UserError(f"num_steps is {num_steps}; for a student give 1 to {teacher.num_timesteps // 2}")
     sampling = dataclasses.replace(
-        teacher.sampling, sampler="ddim", num_steps=num_steps, guidance_scale=None, grid="trailing"
+        teacher.sampling, sampler=DDIM(grid=Trailing()), num_steps=num_steps, guidance_scale=None
     )
     # The measured error, where there was one, is the teacher's.
-    return dataclasses.replace(teacher, sampling=sampling, weight="truncated_snr", x0_error=False)
+    return dataclasses.replace(teacher, sampling=sampling, weight=TruncatedSNR(), x0_error=False)
 
 
 def student_variables(variables: Variables) -> Variables:

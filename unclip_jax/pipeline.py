@@ -30,6 +30,7 @@ from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.guidance import Decorator, GuidanceScale
 from unclip_jax.diffusion.keys import fold_in_each, sample_keys
+from unclip_jax.diffusion.samplers import named_sampler
 from unclip_jax.model import differences
 from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
 from unclip_jax.priors import Prior
@@ -248,16 +249,21 @@ def check_drawn(generation: Generation, names: Sequence[str]) -> None:
 
 
 def with_sampling(loaded: LoadedUnCLIP, **changes: Any) -> LoadedUnCLIP:
-    """The same system with other fields of the decoder's ``Sampling``; those that are not named stay.
+    """The same system with other fields of the decoder's `Sampling`; those that are not named stay.
+
+    Args:
+        loaded: the system.
+        changes: fields of `Sampling`; `sampler` by its name in `SAMPLERS`, on the grid that the decoder has unless the
+            row has one of its own.
 
     Raises:
       UserError: a value that ``Sampling`` refuses, or guidance for a decoder that is drawn without.
     """
     if changes.get("guidance_scale") is not None and loaded.unclip.decoder.sampling.guidance_scale is None:
         raise UserError("guidance scale: this decoder is drawn without guidance, as distilled ones are; leave it out")
-    if changes.get("sampler") in ("euler", "heun"):  # made for the grid of Karras et al.
-        changes = {"grid": "karras"} | changes
     decoder = loaded.unclip.decoder
+    if "sampler" in changes:
+        changes |= {"sampler": named_sampler(changes["sampler"], decoder.sampling.sampler.grid)}
     decoder = dataclasses.replace(decoder, sampling=dataclasses.replace(decoder.sampling, **changes))
     return loaded._replace(unclip=dataclasses.replace(loaded.unclip, decoder=decoder))
 
@@ -338,8 +344,10 @@ def _check_fit(unclip: UnCLIP) -> None:
     for name, model in models.items():
         if model.role != name.partition("_")[0]:
             raise UserError(f"{name} holds another kind of network: were its files swapped with another stage's?")
-    if unclip.movq is None and decoder.text_width is None:  # Kandinsky's decoder reads no text
-        raise UserError("decoder: text_width is None: this decoder reads no caption")
+    if decoder.image is None:
+        raise UserError("decoder: image is None: this decoder reads no image embedding")
+    if unclip.movq is None and decoder.text is None:  # Kandinsky's decoder reads no text
+        raise UserError("decoder: text is None: this decoder reads no caption")
     for name, model in models.items():
         for field, got, fits in differences(model, model.fitted(clip)):
             raise UserError(

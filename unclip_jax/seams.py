@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clip_jax.errors import UserError
-from clip_jax.weights.files import read_json
 from unclip_jax.models.movq import MoVQConfig
 from unclip_jax.stage import Stage
+from unclip_jax.stage_files import read_stage
 
 
 class Drawn(NamedTuple):
@@ -32,13 +32,16 @@ class Drawn(NamedTuple):
 
 def drawn(name: str, model: Any) -> Drawn:
     """What a decoder or upsampler draws, whose model is a ``UNetConfig``."""
-    return Drawn(name, model.image_size, model.channels, model.low_res_size)
+    return Drawn(name, model.image_size, model.channels, None if model.low_res is None else model.low_res.size)
 
 
 def starting_from(upsampler: Stage, low_res_size: int) -> Stage:
     """The upsampler with the size of the pictures it starts from in its config. Raises UserError for one too large."""
     model: Any = upsampler.model
-    return dataclasses.replace(upsampler, model=dataclasses.replace(model, low_res_size=low_res_size))
+    if model.low_res is None:
+        raise UserError("low_res is None: this network is no upsampler, it starts from no picture")
+    low_res = dataclasses.replace(model.low_res, size=low_res_size)
+    return dataclasses.replace(upsampler, model=dataclasses.replace(model, low_res=low_res))
 
 
 def check_cascade(decoder: Any, movq: MoVQConfig | None, upsamplers: Sequence[Stage]) -> None:
@@ -110,8 +113,7 @@ def _read(folder: Path) -> Drawn | None:
     file = folder / "config.json"
     if not file.is_file():
         return None
-    try:
-        model: Any = read_json(file)["model"]
-        return Drawn(folder.name, int(model["image_size"]), int(model.get("channels", 3)), model.get("low_res_size"))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} does not describe a decoder or an upsampler: {error!r}") from error
+    model: Any = read_stage(folder).model
+    if model.role == "prior":
+        raise UserError(f"{file} does not describe a decoder or an upsampler")
+    return drawn(folder.name, model)

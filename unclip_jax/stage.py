@@ -30,10 +30,10 @@ from unclip_jax.diffusion.guidance import (
     is_off,
 )
 from unclip_jax.diffusion.keys import fold_in_each, normal
-from unclip_jax.diffusion.losses import WEIGHTS, Noised, add_noise, diffusion_loss, noised, variational_bound
+from unclip_jax.diffusion.losses import Noised, Simple, Weight, add_noise, diffusion_loss, noised, variational_bound
 from unclip_jax.diffusion.predict import PREDICTIONS, Denoiser, denoiser, per_sample, split_output
-from unclip_jax.diffusion.samplers import SAMPLERS, Sampler, sample, self_conditioned
-from unclip_jax.diffusion.schedule import GRIDS, SCHEDULES, NoiseSchedule
+from unclip_jax.diffusion.samplers import DPMpp2M, Sampler, SamplerSpec, sample, self_conditioned
+from unclip_jax.diffusion.schedule import SCHEDULES, NoiseSchedule
 from unclip_jax.model import Model, Reader
 from unclip_jax.ranges import GUIDANCE, TIMES, check_ranges
 from unclip_jax.settings import standard_settings
@@ -48,23 +48,21 @@ class Sampling:
     """How a stage is sampled unless the caller says otherwise.
 
     Attributes:
-      sampler: row of ``SAMPLERS``.
-      num_steps: S, steps of the sampler: as many denoiser calls, or twice as many with "heun" (and under guidance, two
-        network evaluations per call).
-      grid: row of ``GRIDS``, the times that are visited.
-      guidance_scale: of classifier-free guidance, 1.0 is off unless another is asked for; None never runs the
-        unconditional branch.
-      clip: the estimate of x0 is clamped to ±clip after guidance; None leaves it.
-      low_res_level: noise that an upsampler which is told its level mixes into its input (``degrade.add_level``).
-      threshold: percentile (0 to 100; 99.5, say) of Imagen's dynamic thresholding, which takes the place of ``clip``;
-        None is off.
+        sampler: with the grid of times that it visits.
+        num_steps: S, steps of the sampler: as many denoiser calls, or twice as many with `Heun` (and under guidance,
+            two network evaluations per call).
+        guidance_scale: of classifier-free guidance, 1.0 is off unless another is asked for; None never runs the
+            unconditional branch.
+        clip: the estimate of x0 is clamped to ±clip after guidance; None leaves it.
+        threshold: percentile (0 to 100; 99.5, say) of Imagen's dynamic thresholding, which takes the place of `clip`;
+            None is off.
+        low_res_level: noise that an upsampler which is told its level mixes into its input (`degrade.add_level`).
     """
 
-    sampler: str = "dpmpp_2m"
+    sampler: SamplerSpec = DPMpp2M()  # noqa: RUF009 - a frozen value
     num_steps: int = 16
     guidance_scale: float | None = None
     clip: float | None = 1.0
-    grid: str = "uniform"
     threshold: float | None = None
     low_res_level: float = 0.0
 
@@ -73,13 +71,19 @@ class Sampling:
 class Stage:
     """Network, noise schedule, parametrisation, loss weight and sampling of one step of the cascade.
 
-    ``weight`` is a row of ``WEIGHTS`` and ``weight_cap`` its γ (above 2, "p2" leaves fine noise in the pictures).
-    With ``x0_error`` the parameters hold what ``measure_x0_error`` found, as "ddpm_analytic" needs it. With
-    ``last_network`` they hold a second network of the same architecture, under "last", that takes the last step of the
-    sampling (Karlo's upsampler); ``loss`` is the first's.
+    Attributes:
+        model: the config of its network.
+        sampling: how it is sampled.
+        prediction: row of `PREDICTIONS`, what the network outputs.
+        schedule: row of `SCHEDULES`.
+        num_timesteps: T.
+        weight: of each noise level in the loss.
+        x0_error: the statistics hold what `measure_x0_error` found, as `DDPM("analytic")` needs it.
+        last_network: the variables hold a second network of the same architecture, under "last", that takes the last
+            step of the sampling (Karlo's upsampler); `loss` is the first's.
 
     Raises:
-      UserError: a name that is no row of its table, or more sampling steps than the schedule has.
+        UserError: a name that is no row of its table, or a sampling that does not fit the network or the schedule.
     """
 
     model: Model
@@ -87,44 +91,41 @@ class Stage:
     prediction: str = "eps"
     schedule: str = "cosine"
     num_timesteps: int = 1000
-    weight: str = "simple"
-    weight_cap: float = 5.0
+    weight: Weight = Simple()  # noqa: RUF009 - a frozen value
     x0_error: bool = False
     last_network: bool = False
 
-    def __post_init__(self):
-        check_ranges(self, num_timesteps=TIMES, weight_cap=(0.0, 1e6))
+    def __post_init__(self) -> None:
+        sampling = self.sampling
+        check_ranges(self, num_timesteps=TIMES)
         steps = (1, self.num_timesteps)
-        check_ranges(self.sampling, "sampling.", num_steps=steps, guidance_scale=GUIDANCE, clip=(1e-6, 1e6))
+        check_ranges(sampling, "sampling.", num_steps=steps, guidance_scale=GUIDANCE, clip=(1e-6, 1e6))
         names: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
             ("prediction", self.prediction, PREDICTIONS),
             ("schedule", self.schedule, SCHEDULES),
-            ("weight", self.weight, WEIGHTS),
-            ("sampling.sampler", self.sampling.sampler, SAMPLERS),
-            ("sampling.grid", self.sampling.grid, GRIDS),
         )
         for field, value, table in names:
             if value not in table:
                 raise UserError(f"{field} is {value!r}; choose one of {', '.join(table)}")
-        if self.sampling.sampler == "ddpm_analytic" and not self.x0_error:
-            raise UserError("sampling.sampler 'ddpm_analytic' needs the x0_error of this stage, which was not measured")
+        variance = getattr(sampling.sampler, "variance", None)
+        if variance == "analytic" and not self.x0_error:
+            raise UserError(
+                "sampling.sampler DDPM('analytic') needs the x0_error of this stage, which was not measured"
+            )
+        if variance == "learned" and not self.model.learned_variance:
+            raise UserError("sampling.sampler DDPM('learned') needs a network with learned_variance; use another")
         if not self.model.reads_time:
             raise UserError("model.time_token is False: a diffusion prior has to know the time; set it to True")
-        threshold = self.sampling.threshold
-        if threshold is not None and not 0 < threshold <= 100:
-            raise UserError(f"sampling.threshold is {threshold}; give a percentile above 0 and up to 100")
-        if not 0 <= self.sampling.low_res_level <= 1:
-            raise UserError(
-                f"sampling.low_res_level is {self.sampling.low_res_level}; give 0 (none) to 1 (noise alone)"
-            )
-        if self.sampling.low_res_level and not self.model.reads_level:
+        if sampling.threshold is not None and not 0 < sampling.threshold <= 100:
+            raise UserError(f"sampling.threshold is {sampling.threshold}; give a percentile above 0 and up to 100")
+        if not 0 <= sampling.low_res_level <= 1:
+            raise UserError(f"sampling.low_res_level is {sampling.low_res_level}; give 0 (none) to 1 (noise alone)")
+        if sampling.low_res_level and not self.model.reads_level:
             raise UserError("sampling.low_res_level: this network was not trained to be told one; leave it 0")
-        if self.weight == "p2" and not 0 <= self.weight_cap <= 2:
-            raise UserError(f"weight_cap is {self.weight_cap}; as the exponent of weight 'p2' give 0 to 2, 1 is usual")
         try:
             timesteps(self)
         except ValueError as error:
-            raise UserError(f"sampling.grid {self.sampling.grid!r}: {error}") from error
+            raise UserError(f"sampling.sampler.grid {type(sampling.sampler.grid).__name__}: {error}") from error
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -159,7 +160,7 @@ def noise_schedule(stage: Stage) -> NoiseSchedule:
 
 def timesteps(stage: Stage) -> Int[np.ndarray, " S"]:
     """The times a stage is sampled at, decreasing: int32 [S]."""
-    return GRIDS[stage.sampling.grid](noise_schedule(stage), stage.sampling.num_steps)
+    return stage.sampling.sampler.grid(noise_schedule(stage), stage.sampling.num_steps)
 
 
 @standard_settings
@@ -280,7 +281,7 @@ def run(
     denoise = conditional_denoiser(stage, variables, cond, guidance_scale=guidance_scale)
     denoise = denoise if decorate is None else decorate(denoise)
     x_T = starting_noise(stage, keys) if x_T is None else x_T
-    sampler = SAMPLERS[stage.sampling.sampler]() if sampler is None else sampler
+    sampler = stage.sampling.sampler() if sampler is None else sampler
     sampler = self_conditioned(sampler) if stage.model.self_condition else sampler
     times = timesteps(stage) if times is None else times
     return sample(denoise, noise_schedule(stage), times, sampler, x_T, keys)
@@ -327,9 +328,7 @@ def loss(
     given = [own_estimate(stage, variables, at, cond, key_coin)] if stage.model.self_condition else []
     output = network(stage).apply(variables, at.x_t, at.t, cond, *given, train=train, rngs={"dropout": key_dropout})
     prediction, var_frac = split_output(output, stage.model.learned_variance)
-    error = diffusion_loss(
-        prediction, x0, at, schedule, prediction=stage.prediction, weight=stage.weight, cap=stage.weight_cap
-    )
+    error = diffusion_loss(prediction, x0, at, schedule, prediction=stage.prediction, weight=stage.weight)
     mean = error.mean()
     if var_frac is None:
         return mean, {}

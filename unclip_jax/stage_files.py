@@ -6,14 +6,12 @@ that the stage was trained against.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
-import dacite
 import jax
 import jax.numpy as jnp
 
@@ -23,9 +21,8 @@ from clip_jax.weights.files import one_line, read_json
 from clip_jax.weights.layouts import TOKENIZER
 from clip_jax.weights.native import atomic_path, flatten, load_params, save_params, unflatten
 from unclip_jax import priors
-from unclip_jax.models.prior import PriorConfig
-from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import KINDS, Prior
+from unclip_jax.stage_configs import from_json, to_json
 from unclip_jax.variables import Variables, flat, nested
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
@@ -53,7 +50,7 @@ def save_stage(
       UserError: a parameter is not finite, or ``clip`` holds no CLIP.
     """
     directory = Path(directory)
-    config = {"kind": next(k for k, v in KINDS.items() if v is type(stage)), **dataclasses.asdict(stage)}
+    config = {"kind": next(k for k, v in KINDS.items() if v is type(stage)), **to_json(stage)}
     if clip is not None:
         config[CLIP_DIGESTS] = {WEIGHTS: file_digest(Path(clip, WEIGHTS))} | digests(clip, [TOKENIZER])
     directory.mkdir(parents=True, exist_ok=True)
@@ -77,6 +74,11 @@ def load_stage(directory: str | os.PathLike) -> tuple[Any, Variables]:
         raise UserError(f"{directory / CONFIG} does not describe a stage: {one_line(error)[:300]}") from error
     leaves = flatten(load_params(directory / WEIGHTS, unflatten(flat(expect)), digest=own.get(WEIGHTS)))
     return stage, jax.tree.map(jnp.asarray, nested(leaves, expect))
+
+
+def read_stage(directory: str | os.PathLike) -> Any:
+    """The config alone: a `Stage` or another kind of `Prior`. Raises UserError where it is absent or damaged."""
+    return _read_config(Path(directory))[0]
 
 
 def check_clip(directory: Path, clip: Path) -> None:
@@ -107,19 +109,7 @@ def _read_config(directory: Path) -> tuple[Any, dict[str, str], dict[str, str]]:
             raise UserError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
         own = read_digests(data.pop(DIGESTS, None), DIGESTS, [WEIGHTS])
         clip = read_digests(data.pop(CLIP_DIGESTS, None), CLIP_DIGESTS, [WEIGHTS, TOKENIZER])
-        if kind == "diffusion" and isinstance(data.get("model"), dict):
-            # Chosen here: from a union dacite says of no field what is wrong with it.
-            model = UNetConfig if "image_size" in data["model"] else PriorConfig
-            data["model"] = dacite.from_dict(model, data["model"], READING)
-        return dacite.from_dict(KINDS[kind], data, READING), own, clip
+        return from_json(kind, data), own, clip
     except Exception as error:  # a JSON that somebody else wrote may hold anything anywhere
         said = one_line(error).removeprefix(f"{directory / CONFIG} ")[:300]
         raise UserError(f"{directory / CONFIG} does not describe a stage: {said}") from error
-
-
-def _float(value: Any) -> Any:
-    """JSON writes 2.0 as 2 as well; what is no number is left for dacite to refuse by the field's name."""
-    return float(value) if type(value) is int and abs(value) < 2**1000 else value
-
-
-READING = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _float})

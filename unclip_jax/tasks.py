@@ -417,7 +417,7 @@ class UpsamplerTask:
         x0 = box_reduce(to_signed(batch["image"]), size)
         low_res = degrade(box_reduce(x0, self.low_res_size), key_degrade, self.degrade)
         level = None
-        if self.stage.model.low_res_level:
+        if self.stage.model.reads_level:
             level = jax.random.uniform(key_level, low_res.shape[:1], jnp.float32)
             low_res = add_level(low_res, level, jax.random.normal(key_noise, low_res.shape, jnp.float32))
         # Enlarged before cropping, so that a window's border sees its neighbours as it does at sampling time.

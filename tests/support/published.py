@@ -8,8 +8,9 @@ from safetensors.numpy import save_file
 
 import clip_jax
 from clip_jax.weights.rules import export
+from unclip_jax.diffusion.samplers import DDPM
 from unclip_jax.models.prior import PriorConfig
-from unclip_jax.models.unet import Level, UNetConfig
+from unclip_jax.models.unet import ImageCond, Level, LowRes, TextCond, UNetConfig
 from unclip_jax.priors import OneStepStage
 from unclip_jax.stage import Sampling, Stage
 from unclip_jax.variables import flat
@@ -20,7 +21,7 @@ PRIOR = Stage(
     model=PriorConfig(DIM, DIM, CONTEXT, width=16, layers=1, heads=2, empty_caption=True),
     prediction="x0",
     schedule="cosine_float32",
-    sampling=Sampling("ddpm", num_steps=25, guidance_scale=4.0, clip=5.0),
+    sampling=Sampling(DDPM(), num_steps=25, guidance_scale=4.0, clip=5.0),
 )
 DECODER = Stage(
     model=UNetConfig(
@@ -29,23 +30,26 @@ DECODER = Stage(
         head_width=8,
         groups=8,
         time_width=64,
-        image_embed_dim=DIM,
-        image_tokens=3,
-        text_width=DIM,
-        text_embed_dim=DIM,
-        empty_caption=True,
+        image=ImageCond(DIM, tokens=3),
+        text=TextCond(DIM, embed_dim=DIM, empty_caption=True),
         context_width=24,
         learned_variance=True,
     ),
     schedule="cosine_float32",
-    sampling=Sampling("ddpm_learned", num_steps=25, guidance_scale=8.0),
+    sampling=Sampling(DDPM("learned"), num_steps=25, guidance_scale=8.0),
 )
 UPSAMPLER = Stage(
     model=UNetConfig(
-        image_size=16, levels=(Level(16, 1),), head_width=1, groups=8, time_width=64, scale_shift=False, low_res=True
+        image_size=16,
+        levels=(Level(16, 1),),
+        head_width=1,
+        groups=8,
+        time_width=64,
+        scale_shift=False,
+        low_res=LowRes(),
     ),
     schedule="cosine_float32",
-    sampling=Sampling("ddpm", num_steps=7),
+    sampling=Sampling(DDPM(), num_steps=7),
     last_network=True,
 )
 CLIP = clip_jax.CLIPConfig(
@@ -128,7 +132,7 @@ def write_karlo(directory, fill):
     model, table = DECODER.model, karlo.unet(len(LEVELS))
     said = {
         "_class_name": "UnCLIPTextProjModel",
-        "clip_extra_context_tokens": model.image_tokens,
+        "clip_extra_context_tokens": model.image.tokens,
         "clip_embeddings_dim": DIM,
         "time_embed_dim": model.time_width,
         "cross_attention_dim": model.context_width,

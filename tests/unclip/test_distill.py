@@ -13,10 +13,10 @@ from unclip_jax import distill
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.predict import Denoised, per_sample
-from unclip_jax.diffusion.samplers import ddim, fold_in_each, normal, sample, sample_keys
-from unclip_jax.diffusion.schedule import cosine, trailing_timesteps
+from unclip_jax.diffusion.samplers import DDIM, DPMpp2M, ddim, fold_in_each, normal, sample, sample_keys
+from unclip_jax.diffusion.schedule import Trailing, cosine, trailing_timesteps
 from unclip_jax.distill import DistillTask, distillation_loss, step_times, student_of, student_variables, target
-from unclip_jax.models.unet import Level, UNetConfig
+from unclip_jax.models.unet import ImageCond, Level, UNetConfig
 from unclip_jax.presets import preset
 from unclip_jax.stage import Sampling, Stage
 from unclip_jax.tasks import DecoderTask
@@ -26,9 +26,9 @@ COSINE = cosine(T)
 KEYS = sample_keys(jax.random.key(0), jnp.arange(B))
 MEAN, STD = jnp.array([0.0, 0.5, -0.8]), jnp.array([1.0, 0.3, 0.1])
 TEACHER = Stage(
-    model=UNetConfig(image_size=8, levels=(Level(8, 1),), groups=4, time_width=8, image_embed_dim=5),
+    model=UNetConfig(image_size=8, levels=(Level(8, 1),), groups=4, time_width=8, image=ImageCond(5)),
     prediction="x0",
-    sampling=Sampling("dpmpp_2m", num_steps=16, guidance_scale=3.0),
+    sampling=Sampling(DPMpp2M(), num_steps=16, guidance_scale=3.0),
 )
 COND = Cond(image_embed=np.random.default_rng(1).normal(size=(B, 5)).astype(np.float32))
 X0 = np.random.default_rng(2).uniform(-1, 1, (B, 8, 8, 3)).astype(np.float32)
@@ -120,7 +120,7 @@ def test_the_target_is_what_the_guided_and_clipped_teacher_draws(fill):
 def test_a_student_is_its_teacher_sampled_otherwise():
     student = student_of(dataclasses.replace(TEACHER, x0_error=True), 4)
     assert student.model == TEACHER.model
-    assert student.sampling == Sampling("ddim", 4, guidance_scale=None, clip=1.0, grid="trailing")
+    assert student.sampling == Sampling(DDIM(grid=Trailing()), 4, guidance_scale=None, clip=1.0)
     assert not student.x0_error
     assert student_variables({"params": {"conv_in": 2}, "statistics": {"x0_error": 1}}) == {"params": {"conv_in": 2}}
 

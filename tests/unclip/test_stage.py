@@ -10,26 +10,26 @@ from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.guidance import dynamic_threshold, inpaint
 from unclip_jax.diffusion.losses import add_noise, diffusion_loss, noised
-from unclip_jax.diffusion.samplers import SAMPLERS, ddim, fold_in_each, normal, sample_keys
+from unclip_jax.diffusion.samplers import DDIM, DDPM, SAMPLERS, ddim, ddpm, fold_in_each, normal, resampled, sample_keys
 from unclip_jax.diffusion.schedule import GRIDS
 from unclip_jax.models.prior import PriorConfig
-from unclip_jax.models.unet import Level, UNetConfig
+from unclip_jax.models.unet import ImageCond, Level, LowRes, UNetConfig
 from unclip_jax.stage import Sampling, Stage
 
 B, D, L, C = 4, 6, 3, 5
 PRIOR = Stage(
     model=PriorConfig(D, C, L, width=16, layers=1, heads=2),
     prediction="x0",
-    sampling=Sampling("ddpm", num_steps=4, guidance_scale=2.0, clip=None),
+    sampling=Sampling(DDPM(), num_steps=4, guidance_scale=2.0, clip=None),
 )
 PIXELS = Stage(
-    model=UNetConfig(image_size=8, levels=(Level(8, 1),), groups=4, time_width=8, image_embed_dim=D),
-    sampling=Sampling("ddim", num_steps=3),
+    model=UNetConfig(image_size=8, levels=(Level(8, 1),), groups=4, time_width=8, image=ImageCond(D)),
+    sampling=Sampling(DDIM(), num_steps=3),
 )
 LEARNED = dataclasses.replace(
     PIXELS,
     model=dataclasses.replace(PIXELS.model, learned_variance=True),
-    sampling=Sampling("ddpm_learned", num_steps=3, guidance_scale=1.5),
+    sampling=Sampling(DDPM("learned"), num_steps=3, guidance_scale=1.5),
 )
 KEYS = sample_keys(jax.random.key(0), jnp.arange(B))
 
@@ -148,7 +148,7 @@ def test_dynamic_thresholding_takes_the_place_of_clipping(fill):
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_grid_is_laid_out_inside_a_compiled_program(fill, name):
     """The program holds one scan over as many steps as were asked for."""
-    stage = with_sampling(PIXELS, grid=name, num_steps=27 if name == "fast27" else 3)
+    stage = with_sampling(PIXELS, sampler=DDIM(grid=GRIDS[name]), num_steps=27 if name == "fast27" else 3)
     program = jax.make_jaxpr(stages.run, static_argnums=0)(stage, fill(stage), IMAGE, KEYS)
     (scan,) = (equation for equation in program.eqns if equation.primitive.name == "scan")
     assert scan.params["length"] == stage.sampling.num_steps
@@ -157,14 +157,14 @@ def test_every_grid_is_laid_out_inside_a_compiled_program(fill, name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_runs_a_network_with_learned_variance(fill, name):
     stage = dataclasses.replace(LEARNED, x0_error=True)
-    out = run(with_sampling(stage, sampler=name), fill(stage), IMAGE, KEYS)
+    out = run(with_sampling(stage, sampler=SAMPLERS[name]), fill(stage), IMAGE, KEYS)
     assert np.isfinite(out).all()
     assert np.abs(out).max() <= 1
 
 
 def test_the_analytic_sampler_needs_a_stage_that_was_measured():
     with pytest.raises(UserError, match="x0_error"):
-        with_sampling(PIXELS, sampler="ddpm_analytic")
+        with_sampling(PIXELS, sampler=DDPM("analytic"))
 
 
 def test_the_measured_error_is_the_networks_own(fill):
@@ -199,8 +199,8 @@ def test_other_noise_other_samplers_and_decorators_can_be_given(fill):
 
 def test_an_upsampler_is_told_how_noisy_its_input_is(fill):
     """The level of `Sampling` unless the condition brings its own, with noise of each sample's own key."""
-    model = UNetConfig(image_size=8, levels=(Level(8, 1),), groups=4, time_width=8, low_res=True, low_res_level=True)
-    stage = Stage(model, Sampling("ddim", num_steps=2, low_res_level=0.3), prediction="x0")
+    model = UNetConfig(image_size=8, levels=(Level(8, 1),), groups=4, time_width=8, low_res=LowRes(level=True))
+    stage = Stage(model, Sampling(DDIM(), num_steps=2, low_res_level=0.3), prediction="x0")
     cond = Cond(low_res=gaussian(3, B, 4, 4, 3))
     seen = stages.with_level(stage, cond, KEYS)
     np.testing.assert_allclose(seen.low_res_level, 0.3)
@@ -218,8 +218,6 @@ def test_an_upsampler_is_told_how_noisy_its_input_is(fill):
             with_sampling(stage, **changes)
     with pytest.raises(UserError, match="not trained to be told"):
         with_sampling(PIXELS, low_res_level=0.1)
-    with pytest.raises(UserError, match="does not read"):
-        dataclasses.replace(model, low_res=False)
 
 
 def test_loss_is_that_of_the_network_at_its_own_noise(fill):
@@ -291,7 +289,7 @@ SELF = dataclasses.replace(PRIOR, model=dataclasses.replace(PRIOR.model, self_co
 
 def test_a_self_conditioned_stage_is_given_its_last_estimate(fill):
     """Both branches of guidance read the guided and clipped estimate of the last step, at first zeros."""
-    stage = with_sampling(SELF, sampler="ddim", clip=0.8)
+    stage = with_sampling(SELF, sampler=DDIM(), clip=0.8)
     variables, schedule, times = fill(stage), stages.noise_schedule(stage), stages.timesteps(stage)
     module, x_t, x0_hat = stages.network(stage), stages.starting_noise(stage, KEYS), jnp.zeros((B, D))
     for t, s in zip(times, [*times[1:], -1], strict=True):
@@ -307,8 +305,19 @@ def test_a_self_conditioned_stage_is_given_its_last_estimate(fill):
 def test_every_sampler_runs_a_self_conditioned_stage(fill, name):
     if name in ("ddpm_learned", "ddpm_analytic"):
         pytest.skip("they need what a prior does not learn")
-    stage = with_sampling(SELF, sampler=name, guidance_scale=None, grid="karras" if name == "heun" else "uniform")
+    stage = with_sampling(SELF, sampler=SAMPLERS[name], guidance_scale=None)
     assert np.isfinite(run(stage, fill(stage), TEXT, KEYS)).all()
+
+
+def test_a_self_conditioned_stage_is_resampled_under_jit(fill):
+    """Every repetition of a step reads the estimate of the step before; once is the plain sampler."""
+    stage = with_sampling(SELF, sampler=DDPM(), guidance_scale=None)
+    variables = fill(stage)
+    draw = lambda times: jax.jit(  # noqa: E731
+        lambda variables: stages.run(stage, variables, TEXT, KEYS, sampler=resampled(ddpm(), times))
+    )(variables)
+    assert np.isfinite(draw(2)).all()
+    assert np.abs(np.asarray(draw(2)) - draw(1)).max() > 1e-4
 
 
 def test_in_training_a_coin_per_sample_says_who_is_given_an_estimate(fill):

@@ -20,7 +20,7 @@ from unclip_jax import tasks
 from unclip_jax.conditioning import Cond
 from unclip_jax.degrade import DegradeConfig, box_reduce
 from unclip_jax.models.ar_prior import measure
-from unclip_jax.models.unet import Level
+from unclip_jax.models.unet import Level, LowRes
 from unclip_jax.presets import preset
 from unclip_jax.tasks import (
     ARPriorTask,
@@ -265,7 +265,7 @@ def test_the_upsampler_is_trained_at_every_level_of_noise(all_tasks, batch, monk
     plain = dataclasses.replace(
         all_tasks["upsampler"], degrade=DegradeConfig(blur_prob=0.0, noise_std=0.0), crop_size=32
     )
-    model = dataclasses.replace(plain.stage.model, low_res_level=True)
+    model = dataclasses.replace(plain.stage.model, low_res=LowRes(level=True))
     told = dataclasses.replace(plain, stage=dataclasses.replace(plain.stage, model=model))
     many = {"image": np.broadcast_to(batch["image"][:1], (64, 32, 32, 3))}
     _, clean = plain.example({}, many, jax.random.key(0), train=True)

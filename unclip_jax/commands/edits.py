@@ -267,7 +267,11 @@ def redraw(options: Any, loaded: LoadedUnCLIP) -> Edit:
             guidance_scale=options.guidance_scale,
         )
     )
-    settings = {"source": options.redraw.name, "strength": strength, "sampler": loaded.unclip.decoder.sampling.sampler}
+    settings = {
+        "source": options.redraw.name,
+        "strength": strength,
+        "sampler": loaded.unclip.decoder.sampling.sampler.name,
+    }
     return Edit(
         options.prompt[0],
         [image],

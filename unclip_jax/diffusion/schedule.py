@@ -9,12 +9,15 @@ times s < t, so that a coarser sampling grid needs no respaced schedule. Index t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from unclip_jax.ranges import check_ranges
 
 Time = int | Int[Array, "*B"]
 """Integer times of any shape; −1 is clean data."""
@@ -248,11 +251,68 @@ def _check_num_steps(num_timesteps: int, num_steps: int) -> None:
         raise ValueError(f"num_steps is {num_steps}; give 1 to {num_timesteps}, the length of the schedule")
 
 
-GRIDS: dict[str, Callable[[NoiseSchedule, int], np.ndarray]] = {
-    # (schedule, num_steps) -> decreasing times; all but "trailing" end at 0
-    "uniform": lambda schedule, num_steps: spaced_timesteps(schedule.num_timesteps, num_steps),
-    "leading": lambda schedule, num_steps: leading_timesteps(schedule.num_timesteps, num_steps),
-    "trailing": lambda schedule, num_steps: trailing_timesteps(schedule.num_timesteps, num_steps),
-    "karras": lambda schedule, num_steps: karras_timesteps(schedule, num_steps),
-    "fast27": lambda schedule, num_steps: fast27_timesteps(schedule.num_timesteps, num_steps),
+@dataclass(frozen=True)
+class Uniform:
+    """Evenly spaced times, both ends included: `spaced_timesteps`."""
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+        """Decreasing times, int32 [S]. Raises ValueError where the schedule has none such."""
+        return spaced_timesteps(schedule.num_timesteps, num_steps)
+
+
+@dataclass(frozen=True)
+class Leading:
+    """Multiples of T // S: `leading_timesteps`."""
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+        """Decreasing times, int32 [S]. Raises ValueError where the schedule has none such."""
+        return leading_timesteps(schedule.num_timesteps, num_steps)
+
+
+@dataclass(frozen=True)
+class Trailing:
+    """The last times of S equal parts: `trailing_timesteps`, the one grid that does not end at 0."""
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+        """Decreasing times, int32 [S]. Raises ValueError where the schedule has none such."""
+        return trailing_timesteps(schedule.num_timesteps, num_steps)
+
+
+@dataclass(frozen=True)
+class Karras:
+    """Evenly spaced sigma^(1/rho): `karras_timesteps`.
+
+    Attributes:
+        rho: the paper's 7; 1 is even in sigma, and larger values visit more of the nearly clean times.
+    """
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "grid.", rho=(1.0, 100.0))
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+        """Decreasing times, int32 [S]. Raises ValueError where the schedule has none such."""
+        return karras_timesteps(schedule, num_steps, rho=self.rho)
+
+
+@dataclass(frozen=True)
+class Fast27:
+    """The 27 times of GLIDE's upsampler: `fast27_timesteps`."""
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+        """Decreasing times, int32 [27]. Raises ValueError for another number of steps."""
+        return fast27_timesteps(schedule.num_timesteps, num_steps)
+
+
+Grid = Uniform | Leading | Trailing | Karras | Fast27
+"""The times that a sampler visits: `grid(schedule, num_steps)`."""
+
+GRIDS: dict[str, Grid] = {
+    "uniform": Uniform(),
+    "leading": Leading(),
+    "trailing": Trailing(),
+    "karras": Karras(),
+    "fast27": Fast27(),
 }
+"""Grids by the names that older configs know them by."""

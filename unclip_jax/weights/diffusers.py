@@ -28,6 +28,7 @@ from clip_jax.weights.rules import Rule, convert
 from unclip_jax import priors
 from unclip_jax.conditioning import EMPTY_CAPTION
 from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
+from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import OneStepStage, Prior
 from unclip_jax.stage import Stage
 from unclip_jax.variables import Variables, flat, nested
@@ -253,8 +254,7 @@ def _karlo_decoder(
     folder: Path, projection: Path, scheduler: Path, empty: Mapping[str, np.ndarray], dtype: str
 ) -> tuple[Stage, Variables]:
     model = dataclasses.replace(karlo_decoder_config(folder, projection), dtype=dtype)
-    stage = Stage(model=model, **schedule(scheduler, KARLO_SAMPLING))
-    _check_variance(folder, stage)
+    stage = _stage(folder, model, schedule(scheduler, KARLO_SAMPLING))
     given = {f"context/{name}": value for name, value in empty.items()}
     sources = [
         (projection, karlo.text_projection(model), "context/", ""),
@@ -265,17 +265,18 @@ def _karlo_decoder(
 
 def _kandinsky_decoder(folder: Path, scheduler: Path, black: np.ndarray, dtype: str) -> tuple[Stage, Variables]:
     model = dataclasses.replace(decoder_config(folder), dtype=dtype)
-    if model.image_embed_dim is None:
+    if model.image is None:
         raise UserError(f"{folder} is Karlo's decoder without its text_proj: give the directory of its pipeline")
-    stage = Stage(model=model, **schedule(scheduler, KANDINSKY_SAMPLING))
-    _check_variance(folder, stage)
+    stage = _stage(folder, model, schedule(scheduler, KANDINSKY_SAMPLING))
     table = (*karlo.unet(len(model.levels)), *kandinsky.IMAGE_CONTEXT)
     return stage, _read(stage, [(folder, table, "", "")], {"context/null_image_embed": black})
 
 
-def _check_variance(folder: Path, stage: Stage) -> None:
-    if stage.sampling.sampler == "ddpm_learned" and not stage.model.learned_variance:
+def _stage(folder: Path, model: UNetConfig, said: Mapping[str, Any], **fields: Any) -> Stage:
+    """A U-Net with what its scheduler decides."""
+    if said["sampling"].sampler.variance == "learned" and not model.learned_variance:
         raise UserError(f"{folder} learned no variance, which its scheduler asks for: they are of different systems")
+    return Stage(model=model, **said, **fields)
 
 
 def _upsampler(first: Path, last: Path, scheduler: Path, dtype: str) -> tuple[Stage, Variables]:
@@ -283,8 +284,7 @@ def _upsampler(first: Path, last: Path, scheduler: Path, dtype: str) -> tuple[St
     if upsampler_config(last) != model:
         raise UserError(f"{last} is another architecture than {first}: they are of different systems")
     model = dataclasses.replace(model, dtype=dtype)
-    stage = Stage(model=model, last_network=True, **schedule(scheduler, UPSAMPLER_SAMPLING))
-    _check_variance(first, stage)
+    stage = _stage(first, model, schedule(scheduler, UPSAMPLER_SAMPLING), last_network=True)
     table = karlo.unet(len(model.levels))
     final = tuple(rule._replace(ours=f"last/{rule.ours}") for rule in table)
     return stage, _read(stage, [(last, final, "last/", ""), (first, table, "", "")], {})
