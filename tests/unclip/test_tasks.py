@@ -137,6 +137,23 @@ class TestEncoding:
         for embeds, want in zip(pairs, (encoded.image_embed, encoded.text_embed), strict=True):
             np.testing.assert_allclose(embeds, want[:7], atol=1e-5)
 
+    def test_what_a_batch_says_of_itself_is_not_computed_again(self, tiny_system, batch, encoded):
+        """A cache of features conditions as the towers do, without pictures or tokens; a part of the text is none."""
+        config, params = tiny_system.unclip.clip, tiny_system.params["clip"]
+        text = {name: getattr(encoded, name) for name in tasks.TEXT_FIELDS}
+        cached = {"image_embed": encoded.image_embed, **text}
+        for given in (cached, {**cached, "image": None, "tokens": None}):
+            found = tasks.condition(config, {}, given)
+            jax.tree.map(np.testing.assert_array_equal, found, encoded)
+        halves = {**batch, "image_embed": encoded.image_embed}, {**batch, **text}
+        for half in halves:
+            found = jax.jit(lambda params, half=half: tasks.condition(config, params, half))(params)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, encoded)
+        stored = jax.tree.map(lambda a: np.asarray(a, np.float16), cached | {"text_mask": encoded.text_mask})
+        assert tasks.condition(config, {}, stored).image_embed.dtype == jnp.float32
+        with pytest.raises(clip_jax.UserError, match="the batch has text_embed and not text_encodings, text_mask"):
+            tasks.condition(config, params, {**batch, "text_embed": encoded.text_embed})
+
     def test_similarity_is_the_cosine(self):
         a, b = np.random.default_rng(0).normal(size=(2, 4, 3, 16)).astype(np.float32)
         cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
@@ -191,6 +208,17 @@ def with_frozen(task, start):
     """(params, model_state) as `loss` is given them."""
     params, model_state = start(task)
     return params, {**model_state, **task.frozen}
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder"])
+def test_the_loss_is_the_same_with_features_of_a_cache(all_tasks, start, batch, encoded, name):
+    task = all_tasks[name]
+    cached = {"image_embed": encoded.image_embed, **{field: getattr(encoded, field) for field in tasks.TEXT_FIELDS}}
+    loss = jax.jit(task.loss, static_argnames="train")
+    given = (*with_frozen(task, start), batch, jax.random.key(0))
+    plain = float(loss(*given, train=True)[0])
+    assert float(loss(*given[:2], {**batch, **cached}, given[3], train=True)[0]) == pytest.approx(plain, rel=1e-4)
+    assert float(loss(*given, train=True)[0]) == plain
 
 
 class Spied:
