@@ -59,7 +59,10 @@ class Cond(struct.PyTreeNode):
     def null(self) -> Cond:
         """The unconditional twin: text and image dropped, ``low_res`` kept (nothing is guided away from its input)."""
         full = self.with_keep(self.batch_size)
-        return full.replace(keep_text=jnp.zeros_like(full.keep_text), keep_image=jnp.zeros_like(full.keep_image))
+        return full.replace(
+            keep_text=jnp.zeros_like(need(full.keep_text, "keep_text")),
+            keep_image=jnp.zeros_like(need(full.keep_image, "keep_image")),
+        )
 
     @property
     def batch_size(self) -> int:
@@ -72,6 +75,21 @@ class Cond(struct.PyTreeNode):
     def repeat(self, n: int) -> Cond:
         """Each sample ``n`` times in a row: [B, ...] -> [B * n, ...]."""
         return jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), self)
+
+
+def need(array: Array | None, name: str) -> Array:
+    """A field of a condition that a network reads.
+
+    Args:
+        array: the field.
+        name: of the field.
+
+    Raises:
+        ValueError: it was not given.
+    """
+    if array is None:
+        raise ValueError(f"the condition has no {name}, which this network reads")
+    return array
 
 
 def concatenate(first: Cond, second: Cond) -> Cond:
@@ -91,12 +109,13 @@ def with_empty_captions(cond: Cond, encodings: Float[Array, "2 C"], embed: Float
       encodings: [2, C], what CLIP's text tower says of the start and the end.
       embed: [D], its text embedding.
     """
-    length = cond.text_encodings.shape[1]
+    text_encodings, text_mask = need(cond.text_encodings, "text_encodings"), need(cond.text_mask, "text_mask")
+    length = text_encodings.shape[1]
     short = max(0, EMPTY_CAPTION - length)
-    captions = jnp.pad(cond.text_encodings, ((0, 0), (0, short), (0, 0)))
-    masks = jnp.pad(cond.text_mask, ((0, 0), (0, short)))
+    captions = jnp.pad(text_encodings, ((0, 0), (0, short), (0, 0)))
+    masks = jnp.pad(text_mask, ((0, 0), (0, short)))
     empty = jnp.pad(encodings, ((0, length + short - EMPTY_CAPTION), (0, 0)))
-    keep = cond.with_keep(cond.batch_size).keep_text[:, None]
+    keep = need(cond.with_keep(cond.batch_size).keep_text, "keep_text")[:, None]
     return cond.replace(
         text_encodings=jnp.where(keep[..., None], captions, empty),
         text_mask=jnp.where(keep, masks, jnp.arange(length + short) < EMPTY_CAPTION),
@@ -117,7 +136,8 @@ def drop(cond: Cond, key: Key[Array, ""], *, text: float, image: float) -> Cond:
     """
     key_text, key_image = jax.random.split(key)
     full = cond.with_keep(cond.batch_size)
+    keep_text, keep_image = need(full.keep_text, "keep_text"), need(full.keep_image, "keep_image")
     return full.replace(
-        keep_text=full.keep_text & jax.random.bernoulli(key_text, 1.0 - text, full.keep_text.shape),
-        keep_image=full.keep_image & jax.random.bernoulli(key_image, 1.0 - image, full.keep_image.shape),
+        keep_text=keep_text & jax.random.bernoulli(key_text, 1.0 - text, keep_text.shape),
+        keep_image=keep_image & jax.random.bernoulli(key_image, 1.0 - image, keep_image.shape),
     )

@@ -31,6 +31,7 @@ from unclip_jax.diffusion.guidance import GuidanceScale
 from unclip_jax.diffusion.keys import fold_in_each
 from unclip_jax.diffusion.losses import add_noise
 from unclip_jax.diffusion.samplers import ddim, ddpm, invert, resampled
+from unclip_jax.model import joint_width
 from unclip_jax.pipeline import Generation, UnCLIP, encode_text, sample_prior, upsample
 from unclip_jax.settings import standard_settings
 from unclip_jax.stage import Stage
@@ -95,10 +96,10 @@ def encode(
       UserError: as all functions here, for an argument of another shape, type or range; the line names it.
     """
     _check_draws_pictures(unclip)
-    images = inputs.pictures(images, (unclip.decoder.model.image_size,))
+    images = inputs.pictures(images, (unclip.decoder.sample_shape[0],))
     inputs.number(iterations, 1, 1000, "iterations")
     if image_embed is not None:
-        image_embed = inputs.floats(image_embed, (len(images), unclip.clip.embed_dim), "image_embed")
+        image_embed = inputs.floats(image_embed, (len(images), joint_width(unclip.clip)), "image_embed")
     image_embed = embed_images(unclip, params, images) if image_embed is None else image_embed
     stage, cond = unclip.decoder, _meaning(unclip, image_embed)
     denoise = stages.conditional_denoiser(stage, params["decoder"], cond, guidance_scale=1.0)
@@ -258,7 +259,7 @@ def image_to_image(
     _check_draws_pictures(unclip)
     keys = inputs.picture_keys(keys)
     inputs.guidance(guidance_scale, len(keys))
-    images = inputs.pictures(images, (stage.model.image_size,))
+    images = inputs.pictures(images, (stage.sample_shape[0],))
     images = inputs.for_all(images, len(keys), f"images are {len(images)}")
     text, image_embed = _asked(unclip, params, tokens, keys, image_embed)
     own = fold_in_each(keys, 0)
@@ -298,13 +299,13 @@ def inpaint(
     keys = inputs.picture_keys(keys)
     inputs.number(resamples, 1, 1000, "resamples")
     inputs.guidance(guidance_scale, len(keys))
-    images = inputs.pictures(images, tuple(stage.model.image_size for stage in (unclip.decoder, *unclip.upsamplers)))
+    images = inputs.pictures(images, tuple(stage.sample_shape[0] for stage in (unclip.decoder, *unclip.upsamplers)))
     images = inputs.for_all(images, len(keys), f"images are {len(images)}")
     mask = inputs.free_pixels(mask, images.shape)
     text, image_embed = _asked(unclip, params, tokens, keys, image_embed)
 
     def decorate(stage: Stage) -> guidance.Decorator:
-        small = mask.shape[1] // stage.model.image_size
+        small = mask.shape[1] // stage.sample_shape[0]
         # A pixel of the small picture is free if any of those under it is.
         free = mask.reshape(len(mask), mask.shape[1] // small, small, mask.shape[2] // small, small, 1).any(axis=(2, 4))
         return guidance.inpaint(_reduced(stage, images), free)
@@ -331,7 +332,7 @@ def _latents(unclip: UnCLIP, latent: Any, count: int, name: str) -> Latent:
     if not isinstance(latent, tuple) or len(latent) != 2:
         raise UserError(f"{name} is {type(latent).__name__}; give a Latent, as encode returns it")
     return Latent(
-        inputs.floats(latent[0], (count, unclip.clip.embed_dim), f"{name}.image_embed"),
+        inputs.floats(latent[0], (count, joint_width(unclip.clip)), f"{name}.image_embed"),
         inputs.floats(latent[1], (count, *unclip.decoder.sample_shape), f"{name}.x_T"),
     )
 
@@ -358,7 +359,7 @@ def _asked(
     """Text features of a prompt and the image embedding to draw: the one given, or the prior's."""
     text = encode_text(unclip, params, inputs.prompt_tokens(tokens, len(keys), unclip.clip.text))
     if image_embed is not None:
-        image_embed = inputs.floats(image_embed, (len(keys), unclip.clip.embed_dim), "image_embed")
+        image_embed = inputs.floats(image_embed, (len(keys), joint_width(unclip.clip)), "image_embed")
     # The decoder folds 0 and the upsamplers 1, 2, … into the keys.
     own = fold_in_each(keys, 1 + len(unclip.upsamplers))
     return text, sample_prior(unclip, params, text, own) if image_embed is None else image_embed
@@ -366,4 +367,4 @@ def _asked(
 
 def _reduced(stage: Stage, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w 3"]:
     """Pictures at the size of a stage."""
-    return box_reduce(images, stage.model.image_size)
+    return box_reduce(images, stage.sample_shape[0])

@@ -14,6 +14,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from clip_jax.config import CLIPConfig
+from clip_jax.errors import UserError
 from unclip_jax.conditioning import Cond
 from unclip_jax.variables import Variables
 
@@ -95,6 +96,13 @@ class Model(Network, Protocol):
     def restore(self, module: Any, variables: Variables, x0: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """From the space that the diffusion runs in to that of the data: CLIP's embeddings, or pictures as they are."""
         ...
+
+
+def joint_width(clip: CLIPConfig) -> int:
+    """Width D of a CLIP's embeddings. Raises UserError for a tower without a joint space."""
+    if clip.embed_dim is None:
+        raise UserError("the CLIP has no joint space (embed_dim is None): give one with both towers")
+    return clip.embed_dim
 
 
 def differences(config: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

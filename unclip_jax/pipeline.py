@@ -31,7 +31,7 @@ from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.guidance import Decorator, GuidanceScale
 from unclip_jax.diffusion.keys import fold_in_each, sample_keys
 from unclip_jax.diffusion.samplers import named_sampler
-from unclip_jax.model import differences
+from unclip_jax.model import differences, joint_width
 from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
 from unclip_jax.priors import Prior
 from unclip_jax.seams import check_cascade
@@ -204,7 +204,7 @@ def _checked(unclip: UnCLIP, tokens: Any, keys: Any, image_embed: Any, guidance:
     keys = inputs.picture_keys(keys)
     tokens = inputs.prompt_tokens(tokens, len(keys), unclip.clip.text)
     if image_embed is not None:
-        image_embed = inputs.floats(image_embed, (len(keys), unclip.clip.embed_dim), "image_embed")
+        image_embed = inputs.floats(image_embed, (len(keys), joint_width(unclip.clip)), "image_embed")
     if type(guidance) is not Guidance:
         raise UserError(f"guidance is {type(guidance).__name__}; give unclip_jax.Guidance(decoder=2.0)")
     for name, scale in guidance._asdict().items():
@@ -344,9 +344,10 @@ def _check_fit(unclip: UnCLIP) -> None:
     for name, model in models.items():
         if model.role != name.partition("_")[0]:
             raise UserError(f"{name} holds another kind of network: were its files swapped with another stage's?")
-    if decoder.image is None:
+    unet: Any = decoder  # by its role
+    if unet.image is None:
         raise UserError("decoder: image is None: this decoder reads no image embedding")
-    if unclip.movq is None and decoder.text is None:  # Kandinsky's decoder reads no text
+    if unclip.movq is None and unet.text is None:  # Kandinsky's decoder reads no text
         raise UserError("decoder: text is None: this decoder reads no caption")
     for name, model in models.items():
         for field, got, fits in differences(model, model.fitted(clip)):
@@ -354,5 +355,5 @@ def _check_fit(unclip: UnCLIP) -> None:
                 f"{name}: {field} is {got}, the CLIP beside it has {fits}: these weights were not trained together"
             )
     check_cascade(decoder, unclip.movq, unclip.upsamplers)
-    if unclip.movq is not None and unclip.movq.latent_channels != decoder.channels:
-        raise UserError(f"decoder: it draws {decoder.channels} channels, movq takes {unclip.movq.latent_channels}")
+    if unclip.movq is not None and unclip.movq.latent_channels != unet.channels:
+        raise UserError(f"decoder: it draws {unet.channels} channels, movq takes {unclip.movq.latent_channels}")

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from clip_jax.errors import UserError
 from clip_jax.losses import clip_loss
 from clip_jax.model import unit_norm
-from unclip_jax.conditioning import Cond, concatenate
+from unclip_jax.conditioning import Cond, concatenate, need
 from unclip_jax.diffusion.guidance import GuidanceScale, guide, is_off
 from unclip_jax.diffusion.keys import fold_in_each, normal
 from unclip_jax.model import Network
@@ -200,7 +200,10 @@ def sample_tokens(
     cond = cond if is_off(scale) else concatenate(cond, cond.null())
 
     def guided(logits: Float[Array, "*B buckets"]) -> Float[Array, "B buckets"]:
-        return logits if is_off(scale) else guide(*jnp.split(logits, 2), scale)
+        if scale is None or is_off(scale):
+            return logits
+        conditional, unconditional = jnp.split(logits, 2)
+        return guide(conditional, unconditional, scale)
 
     def step(carry, inputs):
         prefix, token = carry
@@ -260,7 +263,7 @@ def one_step_loss(
     predicted = module.apply(variables, jax.random.normal(key, x0.shape, jnp.float32), None, cond)
     error = jnp.square(predicted - x0).mean()
     restored = prior.model.restore(module, variables, predicted)
-    features = unit_norm(restored), unit_norm(cond.text_embed)
+    features = unit_norm(restored), unit_norm(need(cond.text_embed, "text_embed"))
     contrastive, found = clip_loss(*features, logit_scale, targets, direction="image_to_text")
     metrics = {"mean_squared_error": error, "contrastive": contrastive, "accuracy": found["accuracy"]}
     return error + prior.contrastive_weight * contrastive, metrics

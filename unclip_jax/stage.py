@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from clip_jax.errors import UserError
-from unclip_jax.conditioning import Cond
+from unclip_jax.conditioning import Cond, need
 from unclip_jax.degrade import add_level
 from unclip_jax.diffusion.guidance import (
     CondDenoiser,
@@ -245,8 +245,9 @@ def with_level(stage: Stage, cond: Cond, keys: Key[Array, " B"]) -> Cond:
         return cond
     level = jnp.full(keys.shape, stage.sampling.low_res_level)
     # Beside the times of the loop and the number of the starting noise.
-    noise = normal(fold_in_each(keys, stage.num_timesteps + 1), cond.low_res.shape[1:])
-    return cond.replace(low_res=add_level(cond.low_res, level, noise), low_res_level=level)
+    low_res = need(cond.low_res, "low_res")
+    noise = normal(fold_in_each(keys, stage.num_timesteps + 1), low_res.shape[1:])
+    return cond.replace(low_res=add_level(low_res, level, noise), low_res_level=level)
 
 
 @standard_settings

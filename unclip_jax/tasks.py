@@ -29,9 +29,10 @@ from clip_jax.model import unit_norm
 from clip_jax.towers.text import TextFeatures
 from unclip_jax import priors
 from unclip_jax import stage as stages
-from unclip_jax.conditioning import Cond, drop
+from unclip_jax.conditioning import Cond, drop, need
 from unclip_jax.degrade import BSRConfig, DegradeConfig, add_level, box_reduce, degrade, random_crops
 from unclip_jax.inputs import values
+from unclip_jax.model import joint_width
 from unclip_jax.models.unet import enlarge
 from unclip_jax.priors import ARStage, OneStepStage
 from unclip_jax.settings import standard_settings
@@ -140,7 +141,8 @@ def embedding_statistics(
 
 def blank_statistics(config: CLIPConfig) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
     """Mean 0 and deviation 1 in place of ``embedding_statistics``, for what needs the shapes alone."""
-    return np.zeros(config.embed_dim, np.float32), np.ones(config.embed_dim, np.float32)
+    width = joint_width(config)
+    return np.zeros(width, np.float32), np.ones(width, np.float32)
 
 
 def blank_quantiser(stage: ARStage) -> dict[str, np.ndarray]:
@@ -164,7 +166,7 @@ def embedding_pairs(
         images: UInt8[Array, "B H W c"], tokens: Int[Array, "B L"]
     ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
         cond = encode(config, params, images, tokens)
-        return cond.image_embed, cond.text_embed
+        return need(cond.image_embed, "image_embed"), need(cond.text_embed, "text_embed")
 
     return _in_batches(embed, (images, tokens), batch_size)
 
@@ -216,7 +218,7 @@ class PriorTask:
         cond = condition(self.clip, model_state["clip"], batch)
         key_drop, key_loss = jax.random.split(key)
         variables = variables_of(params, model_state)
-        x0 = standardise(self.stage, variables, cond.image_embed)
+        x0 = standardise(self.stage, variables, need(cond.image_embed, "image_embed"))
         if train:
             cond = drop(cond, key_drop, text=self.drop_text, image=0.0)
         loss, metrics = stages.loss(self.stage, variables, x0, cond, key_loss, train=train)
@@ -273,7 +275,7 @@ class ARPriorTask:
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
         cond = condition(self.clip, model_state["clip"], batch)
-        image_embed = cond.image_embed
+        image_embed = need(cond.image_embed, "image_embed")
         if train:
             cond = drop(cond, key, text=self.drop_text, image=0.0)
         loss, metrics = priors.ar_loss(self.stage, variables_of(params, model_state), image_embed, cond)
@@ -316,7 +318,10 @@ class OneStepPriorTask:
         # A temperature that is not learned is no parameter.
         logit_scale = jax.lax.stop_gradient(frozen.get("logit_scale", self.clip.logit_scale_init))
         variables = variables_of(params, model_state)
-        x0, targets = standardise(self.stage, variables, cond.image_embed), same_rows(batch["tokens"])
+        x0, targets = (
+            standardise(self.stage, variables, need(cond.image_embed, "image_embed")),
+            same_rows(batch["tokens"]),
+        )
         loss, metrics = priors.one_step_loss(
             self.stage, variables, x0, cond, key, logit_scale=logit_scale, targets=targets
         )
@@ -367,7 +372,7 @@ class DecoderTask:
         cond = condition(self.clip, model_state["clip"], batch)
         if train:
             cond = drop(cond, key, text=self.drop_text, image=self.drop_image)
-        return box_reduce(to_signed(batch["image"]), self.stage.model.image_size), cond
+        return box_reduce(to_signed(batch["image"]), self.stage.sample_shape[0]), cond
 
 
 @dataclass(frozen=True)
@@ -413,7 +418,7 @@ class UpsamplerTask:
     ) -> tuple[Float[Array, "B h w C"], Cond]:
         """(windows of clean pictures, the same windows of their spoilt reductions)."""
         key_degrade, key_crop, key_level, key_noise = jax.random.split(key, 4)
-        size = self.stage.model.image_size
+        size = self.stage.sample_shape[0]
         x0 = box_reduce(to_signed(batch["image"]), size)
         low_res = degrade(box_reduce(x0, self.low_res_size), key_degrade, self.degrade)
         level = None

@@ -292,11 +292,13 @@ def dpmpp_2m() -> Sampler:
 class _Named:
     """What the specs below have in common."""
 
+    grid: Grid
+
     @property
     def name(self) -> str:
         """The inverse of `named_sampler`: the row of `SAMPLERS` that is the same, or else the same on another grid."""
         exact = [name for name, row in SAMPLERS.items() if row == self]
-        similar = [name for name, row in SAMPLERS.items() if replace(row, grid=getattr(self, "grid", None)) == self]
+        similar = [name for name, row in SAMPLERS.items() if replace(row, grid=self.grid) == self]
         return (exact + similar + [repr(self)])[0]
 
 

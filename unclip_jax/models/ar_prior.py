@@ -25,7 +25,8 @@ from jaxtyping import Array, Float, Int, Key
 from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
 from clip_jax.model import unit_norm
-from unclip_jax.conditioning import Cond
+from unclip_jax.conditioning import Cond, need
+from unclip_jax.model import joint_width
 from unclip_jax.models.prior import CaptionConfig, CaptionReader, Prefix
 from unclip_jax.pca import PCA, principal_components, project, reconstruct
 from unclip_jax.ranges import WIDTH, check_ranges
@@ -68,7 +69,7 @@ class ARPriorConfig(CaptionConfig):
 
     def fitted(self, clip: CLIPConfig) -> Self:
         """The same config with the widths of this CLIP, and no more components than its embeddings have dimensions."""
-        fewer = replace(self, components=min(self.components, clip.embed_dim))
+        fewer = replace(self, components=min(self.components, joint_width(clip)))
         return super(ARPriorConfig, fewer).fitted(clip)
 
 
@@ -128,7 +129,7 @@ class ARPrior(CaptionReader):
     def __call__(
         self, image_embed: Float[Array, "B D"], cond: Cond
     ) -> tuple[Float[Array, "B J buckets"], Int[Array, "B J"]]:
-        tokens = jax.lax.stop_gradient(self.quantiser.quantise(image_embed, cond.text_embed))
+        tokens = jax.lax.stop_gradient(self.quantiser.quantise(image_embed, need(cond.text_embed, "text_embed")))
         return self.logits(tokens, cond), tokens
 
     def logits(self, tokens: Int[Array, "B J"], cond: Cond) -> Float[Array, "B J buckets"]:

@@ -24,8 +24,8 @@ from clip_jax.config import CLIPConfig, TransformerConfig
 from clip_jax.errors import UserError
 from clip_jax.towers.layers import LayerNorm, Transformer, empty_memory, scaled_init
 from clip_jax.towers.layers import Memory as KVCache
-from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
-from unclip_jax.model import Reader, Role
+from unclip_jax.conditioning import EMPTY_CAPTION, Cond, need, with_empty_captions
+from unclip_jax.model import Reader, Role, joint_width
 from unclip_jax.models.embeddings import TimestepMLP
 from unclip_jax.ranges import DEPTH, WIDTH, check_dtype, check_ranges
 from unclip_jax.variables import Variables, measured
@@ -95,7 +95,7 @@ class CaptionConfig(ABC):
         if clip.text is None:
             raise UserError("the CLIP has no text tower, which a prior reads its captions from")
         return dataclasses.replace(
-            self, embed_dim=clip.embed_dim, text_width=clip.text.width, context_length=clip.text.context_length
+            self, embed_dim=joint_width(clip), text_width=clip.text.width, context_length=clip.text.context_length
         )
 
     @property
@@ -200,14 +200,15 @@ class CaptionReader(nn.Module):
 
     def caption_tokens(self, cond: Cond) -> tuple[Float[Array, "B P W"], Bool[Array, "B S"]]:
         """Tokens [B, L + 1, W] of captions, without positions, and which of all S tokens are readable, bool [B, S]."""
-        batch, length = cond.text_encodings.shape[:2]
+        batch, length = need(cond.text_encodings, "text_encodings").shape[:2]
         cond = cond.with_keep(batch)
         if self.config.empty_caption:
             cond = with_empty_captions(cond, self.null_text_encodings, self.null_text_embed)
-        encodings, text_embed = self.encodings_proj(cond.text_encodings), self.text_embed_proj(cond.text_embed)
-        text_mask = cond.text_mask
+        encodings = self.encodings_proj(need(cond.text_encodings, "text_encodings"))
+        text_embed = self.text_embed_proj(need(cond.text_embed, "text_embed"))
+        text_mask = need(cond.text_mask, "text_mask")
         if not self.config.empty_caption:
-            keep = cond.keep_text[:, None]  # [B, 1]
+            keep = need(cond.keep_text, "keep_text")[:, None]  # [B, 1]
             encodings = jnp.where(keep[..., None], encodings, self.null_text_token)
             text_embed = jnp.where(keep, text_embed, self.null_text_embed)
             # A dropped caption is one learned token; the padding behind a caption is never read.

@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
 from clip_jax.towers.layers import LayerNorm
-from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
-from unclip_jax.model import Reader, Role
+from unclip_jax.conditioning import EMPTY_CAPTION, Cond, need, with_empty_captions
+from unclip_jax.model import Reader, Role, joint_width
 from unclip_jax.models.embeddings import TimestepMLP
 from unclip_jax.ranges import DEPTH, SIDE, WIDTH, check_dtype, check_ranges
 from unclip_jax.variables import Variables, measured
@@ -218,11 +218,11 @@ class UNetConfig:
         """
         image, text = self.image, self.text
         if image is not None:
-            image = dataclasses.replace(image, embed_dim=clip.embed_dim)
+            image = dataclasses.replace(image, embed_dim=joint_width(clip))
         if text is not None:
             if clip.text is None:
                 raise UserError("the CLIP has no text tower, which this network reads its captions from")
-            embed_dim = None if text.embed_dim is None else clip.embed_dim
+            embed_dim = None if text.embed_dim is None else joint_width(clip)
             text = dataclasses.replace(text, width=clip.text.width, embed_dim=embed_dim)
         return dataclasses.replace(self, image=image, text=text)
 
@@ -367,7 +367,9 @@ class Context(nn.Module):
         if image is not None:
             declare = measured if image.black_null else nn.Module.param
             null = declare(self, "null_image_embed", small, (image.embed_dim,))
-            image_embed = jnp.where(cond.keep_image[:, None], cond.image_embed, null)
+            image_embed = jnp.where(
+                need(cond.keep_image, "keep_image")[:, None], need(cond.image_embed, "image_embed"), null
+            )
             added = dense(config.time_width, name="image_to_time")(image_embed)
             image_tokens = dense(image.tokens * config.context_width, name="image_to_tokens")(image_embed)
             image_tokens = image_tokens.reshape(-1, image.tokens, config.context_width)
@@ -380,19 +382,24 @@ class Context(nn.Module):
             if text.embed_dim is not None:
                 declare = measured if text.empty_caption else nn.Module.param
                 null_text_embed = declare(self, "null_text_embed", small, (text.embed_dim,))
-                text_embed = jnp.where(cond.keep_text[:, None], cond.text_embed, null_text_embed)
+                text_embed = jnp.where(
+                    need(cond.keep_text, "keep_text")[:, None], need(cond.text_embed, "text_embed"), null_text_embed
+                )
                 added = added + dense(config.time_width, name="text_to_time")(text_embed)
             if text.empty_caption:
                 null = measured(self, "null_text_encodings", small, (EMPTY_CAPTION, text.width))
                 cond = with_empty_captions(cond, null, null_text_embed)
-            text_tokens = dense(config.context_width, name="text_to_tokens")(cond.text_encodings)
+            text_tokens = dense(config.context_width, name="text_to_tokens")(
+                need(cond.text_encodings, "text_encodings")
+            )
             text_tokens = LayerNorm(name="text_norm")(text_tokens)
-            masks.append(cond.text_mask)
+            text_mask = need(cond.text_mask, "text_mask")
+            masks.append(text_mask)
             if not text.empty_caption:
                 null = self.param("null_text_token", small, (config.context_width,))
-                keep = cond.keep_text[:, None]
+                keep = need(cond.keep_text, "keep_text")[:, None]
                 text_tokens = jnp.where(keep[..., None], text_tokens, null.astype(text_tokens.dtype))
-                masks[-1] = jnp.where(keep, cond.text_mask, jnp.arange(text_tokens.shape[1]) == 0)
+                masks[-1] = jnp.where(keep, text_mask, jnp.arange(text_tokens.shape[1]) == 0)
             tokens.append(text_tokens)
         if not tokens:
             return added, None, None
@@ -418,7 +425,7 @@ class UNet(nn.Module):
         time = TimestepMLP(config.levels[0].width, config.time_width, name="time_embedding")(t) + added
         if config.reads_level:
             embed = TimestepMLP(config.levels[0].width, config.time_width, name="level_embedding")
-            time = time + embed(1000.0 * cond.low_res_level)  # of the size of the times
+            time = time + embed(1000.0 * need(cond.low_res_level, "low_res_level"))  # of the size of the times
 
         # `train` is no array: it decides what is traced.
         block = nn.remat(ResBlock, static_argnums=(3,)) if config.remat else ResBlock
@@ -427,7 +434,11 @@ class UNet(nn.Module):
         def attention(name):
             return attend(config, name=name)
 
-        h = x_t if config.low_res is None else jnp.concatenate([x_t, enlarge(cond.low_res, x_t.shape[1:3])], axis=-1)
+        h = (
+            x_t
+            if config.low_res is None
+            else jnp.concatenate([x_t, enlarge(need(cond.low_res, "low_res"), x_t.shape[1:3])], axis=-1)
+        )
         h = space_to_depth(h, config.patch_size)
         if config.coordinates:
             where = coordinates(*h.shape[1:3]).astype(h.dtype)

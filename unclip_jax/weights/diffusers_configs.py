@@ -132,7 +132,7 @@ def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
     noise = said["beta_schedule"]
     if noise == "linear":
         noise = (said["beta_start"], said["beta_end"])
-    tables: dict[str, tuple[Any, dict[Any, str]]] = {
+    tables: dict[str, tuple[Any, dict[Any, Any]]] = {
         "prediction_type": (said["prediction_type"], {"epsilon": "eps", "sample": "x0"}),
         "variance_type": (
             said["variance_type"],
