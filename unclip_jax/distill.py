@@ -39,11 +39,11 @@ from unclip_jax.variables import STATISTICS, Variables
 
 
 def student_of(teacher: Stage, num_steps: int) -> Stage:
-    """The stage of a student of ``num_steps`` steps: the teacher's network, without guidance, sampled by DDIM.
+    """The stage of a student of `num_steps` steps: the teacher's network, without guidance, sampled by DDIM.
 
     Raises:
-      UserError: the network predicts eps, which at the noisiest time says nothing of x0 (Salimans & Ho 2022, §4), or
-        twice as many steps are more than the schedule has.
+        UserError: the network predicts eps, which at the noisiest time says nothing of x0 (Salimans & Ho 2022, §4), or
+            twice as many steps are more than the schedule has.
     """
     if teacher.prediction == "eps":
         raise UserError("a network that predicts eps cannot be distilled: train one that predicts v or x0")
@@ -84,7 +84,7 @@ def target(
     middle: Int[Array, " B"],
     s: Int[Array, " B"],
 ) -> Float[Array, "B ..."]:
-    """The x0 with which one step from t to s ends where the teacher's two, by way of ``middle``, end: [B, ...].
+    """The x0 with which one step from t to s ends where the teacher's two, by way of `middle`, end: [B, ...].
 
     Salimans & Ho 2022, algorithm 2, with its z_t, z_t' and z_t''.
     """
@@ -102,7 +102,7 @@ def step_times(
 ) -> tuple[Int[Array, " B"], Int[Array, " B"], Int[Array, " B"]]:
     """One of the student's steps for each sample, as (t, middle, s), int32 [B] each; s of the last step is −1.
 
-    The steps of a batch are spread evenly over the grid, as the times of ``losses.noised`` are.
+    The steps of a batch are spread evenly over the grid, as the times of `losses.noised` are.
     """
     own = student.sampling
     fine = dataclasses.replace(student, sampling=dataclasses.replace(own, num_steps=2 * own.num_steps))
@@ -117,11 +117,11 @@ class DistillTask:
     """One round of distillation.
 
     Attributes:
-      of: the task the teacher was trained with; it says what a batch holds for it. What it drops is dropped here from
-        teacher and student alike, so that the student still draws without a caption what the teacher would.
-      teacher: the stage as it is guided and clipped; its sampler and grid do not matter.
-      teacher_variables: its variables, with which the student starts.
-      num_steps: of the student; the teacher takes twice as many.
+        of: the task the teacher was trained with; it says what a batch holds for it. What it drops is dropped here from
+            teacher and student alike, so that the student still draws without a caption what the teacher would.
+        teacher: the stage as it is guided and clipped; its sampler and grid do not matter.
+        teacher_variables: its variables, with which the student starts.
+        num_steps: of the student; the teacher takes twice as many.
     """
 
     of: DecoderTask | UpsamplerTask

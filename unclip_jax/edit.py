@@ -7,7 +7,7 @@ that picture, found by inverting DDIM. Every edit moves one of the two, or keeps
     variations(unclip, params, latent, keys).images          # the same meaning, other details
 
 Pictures are [B, H, W, 3], float in [−1, 1] or uint8, of the size that the system draws. All functions are pure and
-compile; what they are given is checked by ``inputs``, and one of a thing stands for all pictures of a batch.
+compile; what they are given is checked by `inputs`, and one of a thing stands for all pictures of a batch.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Latent(NamedTuple):
 def slerp(first: Float[Array, "*B D"], second: Float[Array, "*B D"], weight: Float[Array, "*W"]) -> Float[Array, "..."]:
     """Spherical interpolation of vectors [..., D]; their lengths are interpolated linearly.
 
-    weight: broadcasts against [..., 1]; 0 gives ``first``, 1 ``second``, both exactly.
+    weight: broadcasts against [..., 1]; 0 gives `first`, 1 `second`, both exactly.
     """
     lengths = [jnp.linalg.norm(a, axis=-1, keepdims=True) for a in (first, second)]
     cosine = jnp.sum(unit_norm(first) * unit_norm(second), axis=-1, keepdims=True)
@@ -85,15 +85,15 @@ def encode(
     image_embed: Any = None,
     iterations: int = 5,
 ) -> Latent:
-    """The pair (z_i, x_T) of pictures: ``decode`` of it gives them back, as far as the decoder can draw them.
+    """The pair (z_i, x_T) of pictures: `decode` of it gives them back, as far as the decoder can draw them.
 
     Args:
-      images: [B, H, W, 3], float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
-      image_embed: float [B, D] to pair the noise with, instead of what CLIP sees.
-      iterations: denoiser calls per step of the inversion; see ``samplers.invert``.
+        images: [B, H, W, 3], float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
+        image_embed: float [B, D] to pair the noise with, instead of what CLIP sees.
+        iterations: denoiser calls per step of the inversion; see `samplers.invert`.
 
     Raises:
-      UserError: as all functions here, for an argument of another shape, type or range; the line names it.
+        UserError: as all functions here, for an argument of another shape, type or range; the line names it.
     """
     _check_draws_pictures(unclip)
     images = inputs.pictures(images, (unclip.decoder.sample_shape[0],))
@@ -126,10 +126,10 @@ def decode(
     """Pictures of pairs (z_i, x_T), by DDIM and without a caption.
 
     Args:
-      latent: of as many pictures as there are keys, or of one.
-      keys: [B], for the noise of ``eta`` > 0 and of the upsamplers.
-      eta: 0 draws the one picture that x_T stands for; up to 1, ever freer of it.
-      guidance_scale: 1.0, off, is what pictures are inverted with.
+        latent: of as many pictures as there are keys, or of one.
+        keys: [B], for the noise of `eta` > 0 and of the upsamplers.
+        eta: 0 draws the one picture that x_T stands for; up to 1, ever freer of it.
+        guidance_scale: 1.0, off, is what pictures are inverted with.
     """
     keys = inputs.picture_keys(keys)
     latent = _latents(unclip, latent, len(keys), "latent")
@@ -158,9 +158,9 @@ def variations(
     eta: float = 1.0,
     guidance_scale: GuidanceScale = 1.0,
 ) -> Generation:
-    """Other pictures with the meaning of this one (§3.1): its z_i is kept, its x_T the less the larger ``eta`` is.
+    """Other pictures with the meaning of this one (§3.1): its z_i is kept, its x_T the less the larger `eta` is.
 
-    latent: of one picture or of as many as there are ``keys`` [B].
+    latent: of one picture or of as many as there are `keys` [B].
     """
     return decode(unclip, params, latent, keys, eta=eta, guidance_scale=guidance_scale)
 
@@ -179,10 +179,10 @@ def interpolate(
     """Pictures on the way from one to another (§3.2): z_i and x_T both turn along the great circle.
 
     Args:
-      first, second: of one picture each.
-      weights: [B] in [0, 1]; 0 is ``first``, 1 is ``second``.
-      keys: [B].
-      guidance_scale: as in ``decode``; off, the ends are the two pictures.
+        first, second: of one picture each.
+        weights: [B] in [0, 1]; 0 is `first`, 1 is `second`.
+        keys: [B].
+        guidance_scale: as in `decode`; off, the ends are the two pictures.
     """
     keys = inputs.picture_keys(keys)
     first, second = _latents(unclip, first, 1, "first"), _latents(unclip, second, 1, "second")
@@ -208,15 +208,15 @@ def text_diff(
 ) -> Generation:
     """A picture changed as one caption differs from another (§3.3), with its x_T kept.
 
-    z_i turns towards z_d = (z_t − z_t0) / |z_t − z_t0| by the share ``strength`` of the angle between them. The paper
+    z_i turns towards z_d = (z_t − z_t0) / |z_t − z_t0| by the share `strength` of the angle between them. The paper
     uses 0.25 to 0.5.
 
     Args:
-      latent: of one picture or of B.
-      tokens_from, tokens_to: int32 [1, L] or [B, L], what the picture shows and what it should.
-      strength: [B] in [0, 1].
-      keys: [B].
-      guidance_scale: as in ``decode``.
+        latent: of one picture or of B.
+        tokens_from, tokens_to: int32 [1, L] or [B, L], what the picture shows and what it should.
+        strength: [B] in [0, 1].
+        keys: [B].
+        guidance_scale: as in `decode`.
     """
     keys = inputs.picture_keys(keys)
     count, text = len(keys), unclip.clip.text
@@ -246,11 +246,11 @@ def image_to_image(
     """Pictures redrawn to a prompt from some way up: noise hides their details and leaves their layout (SDEdit).
 
     Args:
-      images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
-      tokens: int32 [B, L], or of one prompt for all.
-      keys: [B].
-      strength: share of the decoder's steps that are taken, in (0, 1]; at 1 nothing of the picture is left.
-      image_embed: [B, D], what to draw; by default the prior's for the prompt.
+        images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
+        tokens: int32 [B, L], or of one prompt for all.
+        keys: [B].
+        strength: share of the decoder's steps that are taken, in (0, 1]; at 1 nothing of the picture is left.
+        image_embed: [B, D], what to draw; by default the prior's for the prompt.
     """
     inputs.number(strength, 1e-6, 1.0, "strength")
     stage = unclip.decoder
@@ -283,17 +283,17 @@ def inpaint(
     image_embed: Any = None,
     guidance_scale: GuidanceScale | None = None,
 ) -> Generation:
-    """Pictures drawn anew to a prompt where ``mask`` is True; every other pixel is left as it was, exactly.
+    """Pictures drawn anew to a prompt where `mask` is True; every other pixel is left as it was, exactly.
 
-    The decoder samples by DDPM and takes each step ``resamples`` times (RePaint, Lugmayr et al. 2022), so that what it
+    The decoder samples by DDPM and takes each step `resamples` times (RePaint, Lugmayr et al. 2022), so that what it
     draws fits its surroundings.
 
     Args:
-      images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8, of the size that the system draws.
-      mask: bool [B, H, W, 1], or one for all, [H, W] say.
-      tokens: int32 [B, L], or of one prompt for all.
-      keys: [B].
-      image_embed: [B, D], what to draw; by default the prior's for the prompt.
+        images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8, of the size that the system draws.
+        mask: bool [B, H, W, 1], or one for all, [H, W] say.
+        tokens: int32 [B, L], or of one prompt for all.
+        keys: [B].
+        image_embed: [B, D], what to draw; by default the prior's for the prompt.
     """
     _check_draws_pictures(unclip)
     keys = inputs.picture_keys(keys)
@@ -328,7 +328,7 @@ def _check_draws_pictures(unclip: UnCLIP) -> None:
 
 
 def _latents(unclip: UnCLIP, latent: Any, count: int, name: str) -> Latent:
-    """The latents of ``count`` pictures, from those or from one."""
+    """The latents of `count` pictures, from those or from one."""
     if not isinstance(latent, tuple) or len(latent) != 2:
         raise UserError(f"{name} is {type(latent).__name__}; give a Latent, as encode returns it")
     return Latent(

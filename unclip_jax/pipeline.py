@@ -1,6 +1,6 @@
 """Text to pictures in one program: tokens -> CLIP text -> prior -> decoder -> upsamplers -> pictures.
 
-``generate`` is pure and compiles into a single program with one scan per stage; prompts, keys and the guidance scales
+`generate` is pure and compiles into a single program with one scan per stage; prompts, keys and the guidance scales
 given are its data, so new ones never compile again. A trained system is a directory with a folder per network, each
 holding its config and its weights.
 """
@@ -50,12 +50,12 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 @dataclass(frozen=True)
 class UnCLIP:
-    """The architecture of a whole system; hashable, so it can be a static argument of ``jit``.
+    """The architecture of a whole system; hashable, so it can be a static argument of `jit`.
 
     Attributes:
-      prior: of any kind, see ``priors``; None in a system that only varies pictures, and is given their embeddings.
-      candidates: image embeddings the prior draws per picture; the one closest to the caption is kept (the paper: 2).
-      movq: what turns the decoder's latents into pictures (Kandinsky); None where the decoder draws pictures.
+        prior: of any kind, see `priors`; None in a system that only varies pictures, and is given their embeddings.
+        candidates: image embeddings the prior draws per picture; the one closest to the caption is kept (the paper: 2).
+        movq: what turns the decoder's latents into pictures (Kandinsky); None where the decoder draws pictures.
     """
 
     clip: CLIPConfig
@@ -67,12 +67,12 @@ class UnCLIP:
 
 
 class Generation(NamedTuple):
-    """What ``generate`` computed.
+    """What `generate` computed.
 
     Attributes:
-      text: features of the prompts; None for what was made without any.
-      image_embed: [B, D] the image embeddings that the pictures were decoded from.
-      images: [B, H, W, 3] float32 in [−1, 1].
+        text: features of the prompts; None for what was made without any.
+        image_embed: [B, D] the image embeddings that the pictures were decoded from.
+        images: [B, H, W, 3] float32 in [−1, 1].
     """
 
     text: TextFeatures | None
@@ -88,7 +88,7 @@ class Guidance(NamedTuple):
 
 
 class LoadedUnCLIP(NamedTuple):
-    """A system ready to use: ``generate(unclip, params, tokenize(prompts), keys)``."""
+    """A system ready to use: `generate(unclip, params, tokenize(prompts), keys)`."""
 
     unclip: UnCLIP
     params: dict[str, Any]
@@ -110,7 +110,7 @@ def sample_prior(
     *,
     guidance_scale: GuidanceScale | None = None,
 ) -> Float[Array, "B D"]:
-    """Image embeddings [B, D] for prompts: of ``unclip.candidates`` draws each, the one most similar to the text.
+    """Image embeddings [B, D] for prompts: of `unclip.candidates` draws each, the one most similar to the text.
 
     keys: [B], one per sample.
     """
@@ -138,7 +138,7 @@ def decode(
 ) -> Float[Array, "B H W 3"]:
     """Pictures [B, H, W, 3] in [−1, 1] from an image embedding and text: the decoder, then every upsampler.
 
-    cond: image_embed and the text_embed, text_encodings and text_mask of B samples; with ``keep_text`` False the image
+    cond: image_embed and the text_embed, text_encodings and text_mask of B samples; with `keep_text` False the image
       embedding decides.
     keys: [B], one per sample.
     """
@@ -159,7 +159,7 @@ def upsample(
 ) -> Float[Array, "B H W 3"]:
     """Pictures of the decoder [B, h, w, 3] through every upsampler: [B, H, W, 3].
 
-    decorate: what to do to a stage's denoiser, as in ``stage.run``.
+    decorate: what to do to a stage's denoiser, as in `stage.run`.
     """
     for i, stage in enumerate(unclip.upsamplers):
         cond, own = Cond(low_res=images), fold_in_each(keys, 1 + i)
@@ -180,15 +180,15 @@ def generate(
     """From prompts to pictures.
 
     Args:
-      unclip: the architecture.
-      params: {"clip": weights as one tree, "prior": variables, "decoder": variables, "upsampler_0": variables, …}.
-      tokens: int32 [B, L], one prompt per picture, or [1, L], one for all of them.
-      keys: [B] keys, one per picture: a picture depends on its own prompt and key, not on its neighbours.
-      image_embed: float [B, D] or [1, D], to decode from instead of the prior's.
-      guidance: scales for prior and decoder.
+        unclip: the architecture.
+        params: {"clip": weights as one tree, "prior": variables, "decoder": variables, "upsampler_0": variables, …}.
+        tokens: int32 [B, L], one prompt per picture, or [1, L], one for all of them.
+        keys: [B] keys, one per picture: a picture depends on its own prompt and key, not on its neighbours.
+        image_embed: float [B, D] or [1, D], to decode from instead of the prior's.
+        guidance: scales for prior and decoder.
 
     Raises:
-      UserError: an argument has another shape or type, or they do not go together; the line names it.
+        UserError: an argument has another shape or type, or they do not go together; the line names it.
     """
     keys, tokens, image_embed = _checked(unclip, tokens, keys, image_embed, guidance)
     text = encode_text(unclip, params, tokens)
@@ -200,7 +200,7 @@ def generate(
 
 
 def _checked(unclip: UnCLIP, tokens: Any, keys: Any, image_embed: Any, guidance: Any) -> tuple[Any, Any, Any]:
-    """(keys, tokens, image_embed) of one batch, see ``generate``."""
+    """(keys, tokens, image_embed) of one batch, see `generate`."""
     keys = inputs.picture_keys(keys)
     tokens = inputs.prompt_tokens(tokens, len(keys), unclip.clip.text)
     if image_embed is not None:
@@ -224,7 +224,7 @@ def generate_jit(
     image_embed: Any = None,
     guidance: Guidance | Any = Guidance(),
 ) -> Generation:
-    """``generate`` compiled once per architecture, batch size and which of the guidance scales are given."""
+    """`generate` compiled once per architecture, batch size and which of the guidance scales are given."""
     keys, tokens, image_embed = _checked(unclip, tokens, keys, image_embed, guidance)
     return _generate_jit(unclip, params, tokens, keys, image_embed=image_embed, guidance=guidance)
 
@@ -233,8 +233,8 @@ def check_drawn(generation: Generation, names: Sequence[str]) -> None:
     """Raises UserError for pictures of NaN or infinite numbers, which would be written as black ones.
 
     Args:
-      generation: computed, not being traced.
-      names: what to call each of its B pictures in the line, which also says the first part that went wrong.
+        generation: computed, not being traced.
+        names: what to call each of its B pictures in the line, which also says the first part that went wrong.
     """
     parts = {"the prior (or the CLIP)": generation.image_embed, "the decoder or an upsampler": generation.images}
     if generation.text is not None:
@@ -257,7 +257,7 @@ def with_sampling(loaded: LoadedUnCLIP, **changes: Any) -> LoadedUnCLIP:
             row has one of its own.
 
     Raises:
-      UserError: a value that ``Sampling`` refuses, or guidance for a decoder that is drawn without.
+        UserError: a value that `Sampling` refuses, or guidance for a decoder that is drawn without.
     """
     if changes.get("guidance_scale") is not None and loaded.unclip.decoder.sampling.guidance_scale is None:
         raise UserError("guidance scale: this decoder is drawn without guidance, as distilled ones are; leave it out")
@@ -278,18 +278,18 @@ def load(
     """A trained system.
 
     Args:
-      directory: a run directory of ``train.py``, with the folders clip, prior, decoder and upsampler_0, …; or a
-        published system in the layout of diffusers (Karlo, Kandinsky 2.2), or its name on the hub, "owner/name". None
-        takes the weights that come with the package.
-      more: further directories of a published system: Kandinsky's prior beside its decoder, or a prior (ECLIPSE) that
-        takes the place of the one there is.
-      prior: the folder of the prior to use, where several lie beside the decoder of a run directory: "prior",
-        "ar_prior" or "one_step_prior".
-      dtype: of a published system's matrix products, "float32" or "bfloat16"; None is bfloat16 on a GPU or TPU.
+        directory: a run directory of `train.py`, with the folders clip, prior, decoder and upsampler_0, …; or a
+            published system in the layout of diffusers (Karlo, Kandinsky 2.2), or its name on the hub, "owner/name".
+            None takes the weights that come with the package.
+        more: further directories of a published system: Kandinsky's prior beside its decoder, or a prior (ECLIPSE) that
+            takes the place of the one there is.
+        prior: the folder of the prior to use, where several lie beside the decoder of a run directory: "prior",
+            "ar_prior" or "one_step_prior".
+        dtype: of a published system's matrix products, "float32" or "bfloat16"; None is bfloat16 on a GPU or TPU.
 
     Raises:
-      UserError: a folder is missing, damaged, or the stages do not fit each other; or an option is not for this kind of
-        system.
+        UserError: a folder is missing, damaged, or the stages do not fit each other; or an option is not for this kind
+            of system.
     """
     root = SHIPPED if directory is None else _local(directory)
     if not root.is_dir():

@@ -58,7 +58,7 @@ def shapes_ar_prior(
 def shapes_one_step_prior(
     width: int, layers: int, heads: int, *, embed_dim: int = 64, text_width: int = 96
 ) -> OneStepStage:
-    """The transformer of ``shapes_prior`` without the time."""
+    """The transformer of `shapes_prior` without the time."""
     return OneStepStage(PriorConfig(embed_dim, text_width, CONTEXT, width, layers, heads, time_token=False))
 
 

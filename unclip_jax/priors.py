@@ -61,7 +61,8 @@ class ARSampling:
     """How an autoregressive prior is sampled unless the caller says otherwise.
 
     Attributes:
-      guidance_scale: of classifier-free guidance, on the logits; 1.0 is off, None never runs the unconditional branch.
+        guidance_scale: of classifier-free guidance, on the logits; 1.0 is off, None never runs the unconditional
+            branch.
     """
 
     guidance_scale: float | None = None
@@ -100,11 +101,11 @@ class OneStepStage:
     """A prior of one forward pass and what it is trained for.
 
     Attributes:
-      model: has no time token.
-      contrastive_weight: λ of the contrastive loss beside the squared error (the paper: 0.2).
+        model: has no time token.
+        contrastive_weight: λ of the contrastive loss beside the squared error (the paper: 0.2).
 
     Raises:
-      UserError: the model has a time token, or the weight is negative.
+        UserError: the model has a time token, or the weight is negative.
     """
 
     model: PriorConfig
@@ -164,10 +165,10 @@ def sample(
     """Image embeddings [B, D], as CLIP's image tower gives them, for captions.
 
     Args:
-      cond: text_embed, text_encodings and text_mask of B captions.
-      keys: [B] keys; sample i depends on its own key and caption alone.
-      guidance_scale: instead of the prior's own; may be traced, a scalar or [B]. Ignored by a prior without guidance,
-        as a one-step prior is.
+        cond: text_embed, text_encodings and text_mask of B captions.
+        keys: [B] keys; sample i depends on its own key and caption alone.
+        guidance_scale: instead of the prior's own; may be traced, a scalar or [B]. Ignored by a prior without guidance,
+            as a one-step prior is.
     """
     return prior.sample(variables, cond, keys, guidance_scale=guidance_scale)
 
@@ -256,8 +257,8 @@ def one_step_loss(
     The contrastive loss asks which of the batch's captions belongs to each predicted embedding.
 
     Args:
-      x0: [B, D], standardised image embeddings.
-      logit_scale, targets: the CLIP's log scale and which captions count as right, see ``clip_jax.clip_loss``.
+        x0: [B, D], standardised image embeddings.
+        logit_scale, targets: the CLIP's log scale and which captions count as right, see `clip_jax.clip_loss`.
     """
     module = prior.model.network()
     predicted = module.apply(variables, jax.random.normal(key, x0.shape, jnp.float32), None, cond)

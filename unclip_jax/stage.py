@@ -186,7 +186,7 @@ def conditional_denoiser(
 ) -> Denoiser:
     """The trained network as what samplers see: given its condition, predicted, guided and clipped as the stage says.
 
-    A prior reads its captions here, and not again at every step. ``guidance_scale`` replaces the stage's own; may be
+    A prior reads its captions here, and not again at every step. `guidance_scale` replaces the stage's own; may be
     traced. Ignored by a stage without guidance. A plain 1.0, here or there, spares the unconditional branch.
     """
     sampling, module = stage.sampling, network(stage)
@@ -240,7 +240,7 @@ def starting_noise(stage: Stage, keys: Key[Array, " B"]) -> Float[Array, "B ..."
 
 
 def with_level(stage: Stage, cond: Cond, keys: Key[Array, " B"]) -> Cond:
-    """What an upsampler reads: its input with the noise of ``sampling.low_res_level``, unless ``cond`` has a level."""
+    """What an upsampler reads: its input with the noise of `sampling.low_res_level`, unless `cond` has a level."""
     if not stage.model.reads_level or cond.low_res_level is not None:
         return cond
     level = jnp.full(keys.shape, stage.sampling.low_res_level)
@@ -266,17 +266,17 @@ def run(
     """Samples the stage.
 
     Args:
-      variables: as ``init`` gives them.
-      cond: conditioning of B samples.
-      keys: [B] keys; sample i depends on its own key and condition alone.
-      guidance_scale: instead of the stage's own; may be traced. Ignored by a stage without guidance.
-      x_T: [B, *sample_shape] to start from instead of noise of the keys.
-      times: int [S], decreasing, to visit instead of the stage's own; ``x_T`` belongs to the first of them.
-      sampler: instead of the stage's own.
-      decorate: applied to the denoiser last, outside guidance and clipping.
+        variables: as `init` gives them.
+        cond: conditioning of B samples.
+        keys: [B] keys; sample i depends on its own key and condition alone.
+        guidance_scale: instead of the stage's own; may be traced. Ignored by a stage without guidance.
+        x_T: [B, *sample_shape] to start from instead of noise of the keys.
+        times: int [S], decreasing, to visit instead of the stage's own; `x_T` belongs to the first of them.
+        sampler: instead of the stage's own.
+        decorate: applied to the denoiser last, outside guidance and clipping.
 
     Returns:
-      x0 [B, *sample_shape], float32: standardised embeddings for a prior, pictures in [−1, 1] otherwise.
+        x0 [B, *sample_shape], float32: standardised embeddings for a prior, pictures in [−1, 1] otherwise.
     """
     cond = with_level(stage, cond, keys)
     denoise = conditional_denoiser(stage, variables, cond, guidance_scale=guidance_scale)
@@ -292,7 +292,7 @@ def run(
 def measure_x0_error(
     stage: Stage, variables: Variables, x0: Float[Array, "N ..."], cond: Cond, key: Key[Array, ""], times: int = 50
 ) -> Float[Array, " T"]:
-    """Mean squared error of the estimate of x0 at every time: float32 [T], for ``ddpm("analytic")``.
+    """Mean squared error of the estimate of x0 at every time: float32 [T], for `ddpm("analytic")`.
 
     Measured on x0 [N, ...] at evenly spread times and interpolated between them in the log-SNR (the Γ of Bao
     et al. 2022, which they measure on eps). It belongs in `variables["statistics"]["x0_error"]` of a
@@ -322,7 +322,7 @@ def loss(
     *,
     train: bool = True,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Diffusion loss of a batch x0 [B, ...] (in the space ``run`` returns): (scalar, metrics)."""
+    """Diffusion loss of a batch x0 [B, ...] (in the space `run` returns): (scalar, metrics)."""
     key_noise, key_dropout, key_coin = jax.random.split(key, 3)
     schedule = noise_schedule(stage)
     at = noised(schedule, x0, key_noise)

@@ -1,4 +1,4 @@
-"""A stage as a directory: ``config.json`` and ``weights.safetensors``, written whole and read with suspicion.
+"""A stage as a directory: `config.json` and `weights.safetensors`, written whole and read with suspicion.
 
 The config says what the stage is and how it is sampled, and holds the SHA-256 of the weights beside it and of the CLIP
 that the stage was trained against.
@@ -42,12 +42,13 @@ def save_stage(
     """Writes config.json and weights.safetensors of a stage or a prior of any kind, each whole or not at all.
 
     Args:
-      dtype: of the stored weights only (float16, say).
-      clip: the directory of the CLIP that the stage was trained against, as ``clip_jax.save`` wrote it. The digests of
-        its files are kept, and ``load`` refuses another CLIP beside the stage. None for an upsampler, which sees none.
+        dtype: of the stored weights only (float16, say).
+        clip: the directory of the CLIP that the stage was trained against, as `clip_jax.save` wrote it. The digests of
+            its files are kept, and `load` refuses another CLIP beside the stage. None for an upsampler, which sees
+            none.
 
     Raises:
-      UserError: a parameter is not finite, or ``clip`` holds no CLIP.
+        UserError: a parameter is not finite, or `clip` holds no CLIP.
     """
     directory = Path(directory)
     config = {"kind": next(k for k, v in KINDS.items() if v is type(stage)), **to_json(stage)}
@@ -61,10 +62,10 @@ def save_stage(
 
 
 def load_stage(directory: str | os.PathLike) -> tuple[Any, Variables]:
-    """What ``save_stage`` wrote: (a ``Stage`` or another kind of ``Prior``, its variables).
+    """What `save_stage` wrote: (a `Stage` or another kind of `Prior`, its variables).
 
     Raises:
-      UserError: config or weights are absent or damaged, or do not fit each other.
+        UserError: config or weights are absent or damaged, or do not fit each other.
     """
     directory = Path(directory)
     stage, own, _ = _read_config(directory)

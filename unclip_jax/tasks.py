@@ -1,6 +1,6 @@
-"""The trainable things of this package, in the shape ``train_jax.Task`` asks for.
+"""The trainable things of this package, in the shape `train_jax.Task` asks for.
 
-Each task sees a batch ``{"image": uint8 [B, H, W, 3], "tokens": int32 [B, L]}``, and where CLIP's pictures have another
+Each task sees a batch `{"image": uint8 [B, H, W, 3], "tokens": int32 [B, L]}`, and where CLIP's pictures have another
 size than those that are drawn, `"clip_image"` beside them. What CLIP says of them may be in the batch already
 (`condition`).
 
@@ -57,7 +57,7 @@ def to_uint8(images: Float[Array, "*B"]) -> UInt8[Array, "*B"]:
     """Pictures in [−1, 1] -> uint8, rounded to the nearest level.
 
     Raises:
-      UserError: numbers that are NaN or infinite, outside of ``jit``: they would be black pictures.
+        UserError: numbers that are NaN or infinite, outside of `jit`: they would be black pictures.
     """
     seen = values(images)
     if seen is not None and not np.isfinite(seen).all():
@@ -117,7 +117,7 @@ def embedding_statistics(
 ) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
     """Mean and deviation, each [D], of the CLIP embeddings of all N uint8 pictures; computed in float64.
 
-    A dimension that hardly moves gets the deviation ``FLOOR``, as it would be divided by zero; a line of the log says
+    A dimension that hardly moves gets the deviation `FLOOR`, as it would be divided by zero; a line of the log says
     how many there are.
     """
 
@@ -140,13 +140,13 @@ def embedding_statistics(
 
 
 def blank_statistics(config: CLIPConfig) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
-    """Mean 0 and deviation 1 in place of ``embedding_statistics``, for what needs the shapes alone."""
+    """Mean 0 and deviation 1 in place of `embedding_statistics`, for what needs the shapes alone."""
     width = joint_width(config)
     return np.zeros(width, np.float32), np.ones(width, np.float32)
 
 
 def blank_quantiser(stage: ARStage) -> dict[str, np.ndarray]:
-    """Statistics in place of what ``ar_prior.measure`` gives, for what needs the shapes alone."""
+    """Statistics in place of what `ar_prior.measure` gives, for what needs the shapes alone."""
     variables = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
     shapes = variables[STATISTICS]["quantiser"]
     return {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
@@ -172,7 +172,7 @@ def embedding_pairs(
 
 
 def _in_batches(program: Any, arrays: tuple[np.ndarray, ...], batch_size: int) -> Any:
-    """``program(*arrays)`` for arrays of N rows, by batches of one size: the last is filled up, and cut again."""
+    """`program(*arrays)` for arrays of N rows, by batches of one size: the last is filled up, and cut again."""
     total = len(arrays[0])
     batch_size = min(batch_size, total)
     parts = []
@@ -188,10 +188,10 @@ class PriorTask:
     """Denoising CLIP image embeddings given the caption (Ramesh et al. 2022, eq. 2).
 
     Attributes:
-      clip, clip_params: the frozen CLIP.
-      embed_mean, embed_std: [D] statistics of its image embeddings over the training set.
-      drop_text: probability of training a sample without its caption, for guidance. Only the condition is dropped,
-        never x_t.
+        clip, clip_params: the frozen CLIP.
+        embed_mean, embed_std: [D] statistics of its image embeddings over the training set.
+        drop_text: probability of training a sample without its caption, for guidance. Only the condition is dropped,
+            never x_t.
     """
 
     stage: Stage
@@ -249,9 +249,9 @@ class ARPriorTask:
     """Predicting the tokens of CLIP image embeddings given the caption (Ramesh et al. 2022, §2.2).
 
     Attributes:
-      clip, clip_params: the frozen CLIP.
-      statistics: what ``ar_prior.measure`` says of the embeddings of the training set.
-      drop_text: probability of training a sample without its caption, for guidance. The similarity token stays.
+        clip, clip_params: the frozen CLIP.
+        statistics: what `ar_prior.measure` says of the embeddings of the training set.
+        drop_text: probability of training a sample without its caption, for guidance. The similarity token stays.
     """
 
     stage: ARStage
@@ -289,8 +289,8 @@ class OneStepPriorTask:
     Equal captions count as right for each other's picture, as in the training of CLIP.
 
     Attributes:
-      clip, clip_params: the frozen CLIP; its temperature is that of the contrastive loss.
-      embed_mean, embed_std: as for ``PriorTask``.
+        clip, clip_params: the frozen CLIP; its temperature is that of the contrastive loss.
+        embed_mean, embed_std: as for `PriorTask`.
     """
 
     stage: OneStepStage
@@ -335,8 +335,8 @@ class DecoderTask:
     Pictures larger than the decoder's own size are box-reduced to it.
 
     Attributes:
-      clip, clip_params: the frozen CLIP.
-      drop_image, drop_text: probabilities per sample, independent (Ramesh et al. 2022, §2.1).
+        clip, clip_params: the frozen CLIP.
+        drop_image, drop_text: probabilities per sample, independent (Ramesh et al. 2022, §2.1).
     """
 
     stage: Stage
@@ -380,11 +380,11 @@ class UpsamplerTask:
     """Denoising pictures given a spoilt, smaller one, on random crops: no text, no attention, so any window will do.
 
     Attributes:
-      low_res_size: side of the pictures it starts from.
-      crop_size: side of the training window (the paper: a quarter of the area).
-      degrade: how the low-resolution input is spoilt.
+        low_res_size: side of the pictures it starts from.
+        crop_size: side of the training window (the paper: a quarter of the area).
+        degrade: how the low-resolution input is spoilt.
 
-    A network with ``low_res_level`` also gets its input at a level of noise that it is told, uniform from 0 to 1 for
+    A network with `low_res_level` also gets its input at a level of noise that it is told, uniform from 0 to 1 for
     each sample (Saharia et al. 2022, §2.4).
     """
 

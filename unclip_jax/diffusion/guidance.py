@@ -48,7 +48,7 @@ def is_off(guidance_scale: GuidanceScale | None) -> bool:
 def classifier_free(guidance_scale: GuidanceScale) -> Callable[[CondDenoiser], CondDenoiser]:
     """Classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6).
 
-    ``guidance_scale`` is a scalar or [B] and may be traced; 1.0 is off. Both branches run as one batch of 2B. The
+    `guidance_scale` is a scalar or [B] and may be traced; 1.0 is off. Both branches run as one batch of 2B. The
     learned variance and the error are the conditional branch's: extrapolating them has no meaning.
     """
 
@@ -86,7 +86,7 @@ def clip_x0(low: float, high: float) -> Decorator:
 
 
 def inpaint(known: Float[Array, "B ..."], mask: Bool[Array, "*M"]) -> Decorator:
-    """The estimate of clean data is ``known`` [B, ...] wherever ``mask`` (broadcasts against it) is False.
+    """The estimate of clean data is `known` [B, ...] wherever `mask` (broadcasts against it) is False.
 
     Samplers then carry the known part down at its right noise, and end at it exactly. Outermost of the decorators.
     """
@@ -102,7 +102,7 @@ def inpaint(known: Float[Array, "B ..."], mask: Bool[Array, "*M"]) -> Decorator:
 
 
 def dynamic_threshold(percentile: float) -> Decorator:
-    """Scales each sample's x0 into [−1, 1] by its own ``percentile`` (0 to 100) of |x0|, at least 1 (Imagen, §2.3)."""
+    """Scales each sample's x0 into [−1, 1] by its own `percentile` (0 to 100) of |x0|, at least 1 (Imagen, §2.3)."""
 
     def decorate(denoise: Denoiser) -> Denoiser:
         def thresholded(x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]) -> Denoised:

@@ -184,12 +184,12 @@ def variational_bound(
 ) -> Float[Array, " B"]:
     """One term of the variational bound per sample, in bits per dimension, [B].
 
-    Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, §3.1. It trains the variance alone: the mean comes from ``x0_hat``
+    Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, §3.1. It trains the variance alone: the mean comes from `x0_hat`
     without a gradient. At t = 0 the term is the likelihood of the 256 levels of a picture in [−1, 1]; elsewhere it is
     KL(q(x_s | x_t, x0) ‖ p(x_s | x_t)) with s = t − 1.
 
     Args:
-      x0_hat, var_frac: the denoiser's estimate, [B, ...].
+        x0_hat, var_frac: the denoiser's estimate, [B, ...].
     """
     reverse = Posterior(*(per_sample(c, x0) for c in posterior(schedule, at.t, at.t - 1)))
     mean = reverse.coef_x0 * jax.lax.stop_gradient(x0_hat) + reverse.coef_xt * at.x_t

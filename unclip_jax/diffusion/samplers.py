@@ -1,7 +1,7 @@
 """Samplers as pairs of pure functions, and the one loop that runs them.
 
 A sampler moves x_t to x_s with s < t, given the denoiser's estimate of x0. Whatever it remembers from step to step is
-its own state, a pytree carried by the scan, as in ``optax.GradientTransformation``. Times and keys are laid out as
+its own state, a pytree carried by the scan, as in `optax.GradientTransformation`. Times and keys are laid out as
 arrays before the loop.
 """
 
@@ -26,7 +26,7 @@ from unclip_jax.settings import standard_settings
 
 
 class Step(NamedTuple):
-    """One step of the loop: from time ``t`` to time ``s`` < t (both int32 []), with one key per sample, [B]."""
+    """One step of the loop: from time `t` to time `s` < t (both int32 []), with one key per sample, [B]."""
 
     t: Int[Array, ""]
     s: Int[Array, ""]
@@ -63,16 +63,16 @@ def sample(
     x_T: Float[Array, "B ..."],
     keys: Key[Array, " B"],
 ) -> Float[Array, "B ..."]:
-    """Runs the reverse process from ``x_T`` to clean data in one ``lax.scan``.
+    """Runs the reverse process from `x_T` to clean data in one `lax.scan`.
 
     Args:
-      denoise: (x_t, t [B]) -> Denoised.
-      timesteps: int [S], decreasing; a last step to clean data (t = −1) is implied.
-      x_T: noise at ``timesteps[0]``, [B, ...].
-      keys: [B] keys, one per sample, for the noise that stochastic samplers add.
+        denoise: (x_t, t [B]) -> Denoised.
+        timesteps: int [S], decreasing; a last step to clean data (t = −1) is implied.
+        x_T: noise at `timesteps[0]`, [B, ...].
+        keys: [B] keys, one per sample, for the noise that stochastic samplers add.
 
     Returns:
-      x0 [B, ...].
+        x0 [B, ...].
     """
     times = jnp.asarray(timesteps, jnp.int32)
     ends = jnp.append(times[1:], -1)
@@ -123,19 +123,19 @@ def invert(
     *,
     iterations: int = 5,
 ) -> Float[Array, "B ..."]:
-    """The noise from which ``ddim()`` draws ``x0`` on the same grid, found upwards in one ``lax.scan``.
+    """The noise from which `ddim()` draws `x0` on the same grid, found upwards in one `lax.scan`.
 
     DDIM inversion (Song et al. 2021, §4.3) takes the estimate at the wrong end of each step, and errs. Here each step
     is solved for the x_t that leads down to x_s (Pan et al. 2023): x_t = F(x_t), by relaxed fixed-point iteration.
 
     Args:
-      denoise: (x_t, t [B]) -> Denoised, as the sampling will use it: same condition, same guidance.
-      timesteps: int [S], decreasing, as for ``sample``.
-      x0: [B, ...], clean data.
-      iterations: denoiser calls per step.
+        denoise: (x_t, t [B]) -> Denoised, as the sampling will use it: same condition, same guidance.
+        timesteps: int [S], decreasing, as for `sample`.
+        x0: [B, ...], clean data.
+        iterations: denoiser calls per step.
 
     Returns:
-      x_T [B, ...], at ``timesteps[0]``.
+        x_T [B, ...], at `timesteps[0]`.
     """
     times = jnp.asarray(timesteps, jnp.int32)[::-1]
     # Down from t = 0, ddim returns the estimate alone, whatever noise x_t had: the way up starts without any.
@@ -159,7 +159,7 @@ def invert(
 
 
 def learned_log_variance(reverse: Posterior, var_frac: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-    """log Σ between β̃ (``var_frac`` 0) and β (1), Nichol & Dhariwal 2021, eq. 15; the bounds broadcast."""
+    """log Σ between β̃ (`var_frac` 0) and β (1), Nichol & Dhariwal 2021, eq. 15; the bounds broadcast."""
     return var_frac * reverse.log_large + (1.0 - var_frac) * reverse.log_small
 
 
@@ -167,9 +167,9 @@ def ddpm(variance: str = "small") -> Sampler:
     """Ancestral sampling (Ho et al. 2020, eq. 6–7) between any two times of the grid.
 
     Args:
-      variance: ``"small"`` (β̃, the posterior's), ``"large"`` (β), ``"learned"`` (log-linear between the two by the
-        denoiser's ``var_frac``, Nichol & Dhariwal 2021, eq. 15; the bounds are those of the strided grid), or
-        ``"analytic"`` (the best one for this denoiser, by its mean squared error ``x0_error``, Bao et al. 2022).
+        variance: `"small"` (β̃, the posterior's), `"large"` (β), `"learned"` (log-linear between the two by the
+            denoiser's `var_frac`, Nichol & Dhariwal 2021, eq. 15; the bounds are those of the strided grid), or
+            `"analytic"` (the best one for this denoiser, by its mean squared error `x0_error`, Bao et al. 2022).
     """
     if variance not in ("small", "large", "learned", "analytic"):
         raise ValueError(f"variance is {variance!r}; give 'small', 'large', 'learned' or 'analytic'")
@@ -197,7 +197,7 @@ def ddpm(variance: str = "small") -> Sampler:
 
 
 def ddim(eta: float = 0.0) -> Sampler:
-    """DDIM (Song et al. 2021, eq. 12 and 16); ``eta`` 0 is deterministic, 1 is ``ddpm("small")``."""
+    """DDIM (Song et al. 2021, eq. 12 and 16); `eta` 0 is deterministic, 1 is `ddpm("small")`."""
 
     def step(denoise, schedule, x_t, state, step):
         t, s, keys = step
@@ -214,8 +214,8 @@ def ddim(eta: float = 0.0) -> Sampler:
 def heun() -> Sampler:
     """Heun's second-order method on dx/dσ in the variables x/alpha, sigma/alpha (Karras et al. 2022, algorithm 1).
 
-    Two denoiser calls per step; the last, to clean data, is Euler's. Meant for ``karras_timesteps``. Euler's method
-    itself is ``ddim(0)``: in these variables they are the same step.
+    Two denoiser calls per step; the last, to clean data, is Euler's. Meant for `karras_timesteps`. Euler's method
+    itself is `ddim(0)`: in these variables they are the same step.
     """
 
     def step(denoise, schedule, x_t, state, step):
@@ -234,7 +234,7 @@ def heun() -> Sampler:
 
 
 def resampled(sampler: Sampler, times: int) -> Sampler:
-    """Every step taken ``times`` times, with the noise of that step added again in between (RePaint, Lugmayr 2022).
+    """Every step taken `times` times, with the noise of that step added again in between (RePaint, Lugmayr 2022).
 
     What is drawn in an inpainting thus gets to fit its surroundings. For samplers without a memory.
     """

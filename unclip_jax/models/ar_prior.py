@@ -7,7 +7,7 @@ falls into one of a number of equal buckets. A causal transformer reads
 
 and says at each place from the text embedding on what the next token is. The similarity comes first so that a sample
 can be asked to be close to its caption. Components and buckets are measured on the training set and are data of the
-checkpoint (``Quantiser``), not trained.
+checkpoint (`Quantiser`), not trained.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class ARPriorConfig(CaptionConfig):
     """Architecture of an autoregressive prior.
 
     Attributes:
-      components: K, principal components that are written down (the paper: 319 of 1,024).
-      buckets: values a token can take.
+        components: K, principal components that are written down (the paper: 319 of 1,024).
+        buckets: values a token can take.
 
     Raises:
-      UserError: more components than dimensions, or fewer than two buckets.
+        UserError: more components than dimensions, or fewer than two buckets.
     """
 
     components: int = 319
@@ -76,7 +76,7 @@ class ARPriorConfig(CaptionConfig):
 class Quantiser(nn.Module):
     """Between embeddings and tokens int32 [B, K + 1]: the similarity, then the coordinates.
 
-    Value j lies in offset_j ± scale_j, in ``buckets`` parts of equal width; what lies outside falls into the first or
+    Value j lies in offset_j ± scale_j, in `buckets` parts of equal width; what lies outside falls into the first or
     the last. A token stands for the centre of its bucket, so within the range the error is at most half a bucket.
     """
 
@@ -172,9 +172,9 @@ class ARPrior(CaptionReader):
 def measure(
     config: ARPriorConfig, image_embeds: Float[np.ndarray, "N D"], text_embeds: Float[np.ndarray, "N D"]
 ) -> dict[str, np.ndarray]:
-    """The parameters of a ``Quantiser`` for the embeddings [N, D] of training pictures and of their captions.
+    """The parameters of a `Quantiser` for the embeddings [N, D] of training pictures and of their captions.
 
-    The range of a value is what it reaches on these; one that hardly moves gets ± ``FLOOR``, as it would be divided by
+    The range of a value is what it reaches on these; one that hardly moves gets ± `FLOOR`, as it would be divided by
     zero, and a line of the log says how many do.
     """
     pca = principal_components(image_embeds, config.components)

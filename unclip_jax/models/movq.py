@@ -23,10 +23,10 @@ class MoVQConfig:
     """Architecture of the decoder.
 
     Attributes:
-      levels: from the finest to the coarsest resolution, each half of the one before; blocks of the way up.
-      latent_channels: of the latents.
-      channels: of the pictures.
-      dtype: of the matrix products; parameters, norms and softmax are float32 whatever it is.
+        levels: from the finest to the coarsest resolution, each half of the one before; blocks of the way up.
+        latent_channels: of the latents.
+        channels: of the pictures.
+        dtype: of the matrix products; parameters, norms and softmax are float32 whatever it is.
     """
 
     levels: tuple[Level, ...]

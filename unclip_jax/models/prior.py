@@ -38,13 +38,13 @@ class CaptionConfig(ABC):
     """What all priors have: a transformer behind a caption.
 
     Attributes:
-      embed_dim: width D of the CLIP embeddings.
-      text_width: width C of the text encodings.
-      context_length: L, tokens of the text encodings.
-      width, layers, heads: of the transformer.
-      empty_caption: a dropped caption is the empty one, whose features by CLIP are parameters of the checkpoint; else
-        it is one learned token and a learned embedding.
-      dtype: of the matrix products; parameters, norms, softmax and the time are float32 whatever it is.
+        embed_dim: width D of the CLIP embeddings.
+        text_width: width C of the text encodings.
+        context_length: L, tokens of the text encodings.
+        width, layers, heads: of the transformer.
+        empty_caption: a dropped caption is the empty one, whose features by CLIP are parameters of the checkpoint; else
+            it is one learned token and a learned embedding.
+        dtype: of the matrix products; parameters, norms, softmax and the time are float32 whatever it is.
     """
 
     embed_dim: int
@@ -109,15 +109,16 @@ class PriorConfig(CaptionConfig):
     """Architecture of a diffusion prior, or of a one-step prior.
 
     Attributes:
-      time_token: whether the sequence has a token for the time; a one-step prior has none.
-      scale: deviation of the embeddings that the diffusion runs on (``standardise``). The paper multiplies by 17.2 what
-        has no mean and deviation taken away.
-      skip: the output is x_t times a gate learned of t, plus what is read at the query. The best estimate of Gaussian
-        data has this form, and where little noise is left a narrow transformer need not carry x_t through its blocks.
-      self_condition: x_t is read together with the last estimate of x0, zeros where there is none (Chen et al. 2022).
+        time_token: whether the sequence has a token for the time; a one-step prior has none.
+        scale: deviation of the embeddings that the diffusion runs on (`standardise`). The paper multiplies by 17.2 what
+            has no mean and deviation taken away.
+        skip: the output is x_t times a gate learned of t, plus what is read at the query. The best estimate of Gaussian
+            data has this form, and where little noise is left a narrow transformer need not carry x_t through its
+            blocks.
+        self_condition: x_t is read together with the last estimate of x0, zeros where there is none (Chen et al. 2022).
 
     Raises:
-      UserError: there is a skip or self-conditioning, and no time.
+        UserError: there is a skip or self-conditioning, and no time.
     """
 
     time_token: bool = True
@@ -277,11 +278,11 @@ class DiffusionPrior(CaptionReader):
             self.skip_gate = nn.Dense(config.embed_dim, kernel_init=nn.initializers.zeros)
 
     def standardise(self, image_embed: Float[Array, "B D"]) -> Float[Array, "B D"]:
-        """CLIP image embedding -> what the diffusion runs on: zero mean and deviation ``scale`` per dimension."""
+        """CLIP image embedding -> what the diffusion runs on: zero mean and deviation `scale` per dimension."""
         return (image_embed - self.embed_mean) * (self.config.scale / self.embed_std)
 
     def restore(self, x0: Float[Array, "B D"]) -> Float[Array, "B D"]:
-        """Inverse of ``standardise``."""
+        """Inverse of `standardise`."""
         return x0 * (self.embed_std / self.config.scale) + self.embed_mean
 
     def __call__(

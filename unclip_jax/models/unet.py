@@ -29,7 +29,7 @@ from unclip_jax.variables import Variables, measured
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of the U-Net: ``blocks`` residual blocks of ``width`` channels, each with ``attention`` or not."""
+    """One resolution of the U-Net: `blocks` residual blocks of `width` channels, each with `attention` or not."""
 
     width: int
     blocks: int
@@ -243,7 +243,7 @@ def space_to_depth(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h
 
 
 def depth_to_space(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w c"]:
-    """Inverse of ``space_to_depth``."""
+    """Inverse of `space_to_depth`."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, factor, factor, c // factor**2)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, c // factor**2)
@@ -349,7 +349,7 @@ class ContextAttention(nn.Module):
 
 
 class Context(nn.Module):
-    """Turns a ``Cond`` into what the blocks read: an addition to the timestep embedding, and masked context tokens.
+    """Turns a `Cond` into what the blocks read: an addition to the timestep embedding, and masked context tokens.
 
     Dropped conditions are replaced by learned embeddings; a dropped caption is one learned token.
     """

@@ -77,7 +77,7 @@ UPSAMPLER_SAMPLING = {"num_steps": 7, "guidance_scale": None}
 
 
 class Published(NamedTuple):
-    """A system as it was found; ``prior`` is None where pictures are only varied, ``movq`` without latents."""
+    """A system as it was found; `prior` is None where pictures are only varied, `movq` without latents."""
 
     clip: CLIPConfig
     prior: Prior | None
@@ -97,10 +97,10 @@ def load(directories: Sequence[Path], dtype: str) -> Published:
     """The system in one or several directories; a part in a later one takes the place of the same in an earlier.
 
     Args:
-      dtype: of the matrix products. With "bfloat16" the matrices are kept in it too.
+        dtype: of the matrix products. With "bfloat16" the matrices are kept in it too.
 
     Raises:
-      UserError: a part is absent, of another kind, or its weights do not fit its config or the other parts.
+        UserError: a part is absent, of another kind, or its weights do not fit its config or the other parts.
     """
     parts: dict[str, Path] = {}
     for directory in directories:
@@ -202,7 +202,7 @@ def _clip(folder: Path, parts: Mapping[str, Path]) -> tuple[CLIPConfig, Params, 
 
 
 def _empty_caption(config: CLIPConfig, params: Params, tokenize: Any) -> dict[str, np.ndarray]:
-    """What CLIP says of no words, as the networks keep it (``with_empty_captions``)."""
+    """What CLIP says of no words, as the networks keep it (`with_empty_captions`)."""
     text = _encode(config, "encode_text", params, tokenize([""]))
     if int(text.mask.sum()) != EMPTY_CAPTION:
         raise UserError(
@@ -310,9 +310,9 @@ def _read(
     """The variables of a stage.
 
     Args:
-      sources: (folder, its table, what the names of the leaves in it begin with, names to ignore); the first that has a
-        leaf's beginning holds it.
-      given: leaves that are in none of them.
+        sources: (folder, its table, what the names of the leaves in it begin with, names to ignore); the first that has
+            a leaf's beginning holds it.
+        given: leaves that are in none of them.
     """
     like = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
     expect = flat(like)

@@ -64,10 +64,10 @@ UNET_FIXED: dict[str, Any] = {
 
 
 def settings(file: Path, kind: str, used: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of the names in ``used``, which has the defaults.
+    """What a config says of the names in `used`, which has the defaults.
 
     Raises:
-      UserError: it is the config of another class, one of ``fixed`` has another value, or it says something unknown.
+        UserError: it is the config of another class, one of `fixed` has another value, or it says something unknown.
     """
     data = read_json(file)
     if data.get("_class_name") != kind:
