@@ -23,10 +23,11 @@ class DegradeConfig:
     """Gaussian blur and a little noise, for the first upsampler.
 
     Attributes:
-    blur_prob: probability in [0, 1] that a sample is blurred at all.
-    blur_sigma: range of the standard deviation, in pixels of the low-resolution picture (the paper: 3×3 kernel, σ 0.6).
-    noise_std: largest standard deviation of the Gaussian noise that is added, for pictures in [−1, 1]; the draw is
-      uniform from 0.
+        blur_prob: probability in [0, 1] that a sample is blurred at all.
+        blur_sigma: range of the standard deviation, in pixels of the low-resolution picture (the paper: 3×3 kernel,
+            σ 0.6).
+        noise_std: largest standard deviation of the Gaussian noise that is added, for pictures in [−1, 1]; the draw is
+            uniform from 0.
     """
 
     blur_prob: float = 0.5

@@ -131,6 +131,7 @@ class DistillTask:
 
     @property
     def student(self) -> Stage:
+        """The stage that is trained."""
         return student_of(self.teacher, self.num_steps)
 
     @property
@@ -145,6 +146,7 @@ class DistillTask:
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
+        """`(loss, (metrics, model_state))` of a batch; `model_state` holds the frozen trees too."""
         key_example, key_loss = jax.random.split(key)
         x0, cond = self.of.example(model_state, batch, key_example, train=train)
         loss = distillation_loss(

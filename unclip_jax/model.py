@@ -35,10 +35,14 @@ class Network(Protocol):
     """
 
     @property
-    def role(self) -> Role: ...
+    def role(self) -> Role:
+        """What the network does in a system."""
+        ...
 
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """Of the matrix products."""
+        ...
 
     def network(self) -> nn.Module:
         """The linen module."""
@@ -66,19 +70,29 @@ class Model(Network, Protocol):
     """
 
     @property
-    def sample_shape(self) -> tuple[int, ...]: ...
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        ...
 
     @property
-    def reads_time(self) -> bool: ...
+    def reads_time(self) -> bool:
+        """Whether the network is told the time."""
+        ...
 
     @property
-    def learned_variance(self) -> bool: ...
+    def learned_variance(self) -> bool:
+        """Whether the output holds the variance too."""
+        ...
 
     @property
-    def self_condition(self) -> bool: ...
+    def self_condition(self) -> bool:
+        """Whether the last estimate of x0 is read."""
+        ...
 
     @property
-    def reads_level(self) -> bool: ...
+    def reads_level(self) -> bool:
+        """Whether the noise of `low_res` is told."""
+        ...
 
     def read(self, module: Any, variables: Variables, cond: Cond) -> Reader:
         """Binds a condition. What depends on the condition alone is computed here, once for all steps of a sampler.

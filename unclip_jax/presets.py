@@ -16,6 +16,8 @@ from unclip_jax.stage import Sampling, Stage
 
 
 class Preset(NamedTuple):
+    """A stage and where its numbers come from."""
+
     stage: Prior
     source: str
 

@@ -38,7 +38,9 @@ class Prior(Protocol):
     """A prior of any kind, and how it is sampled: a `Stage` over vectors, an `ARStage` or a `OneStepStage`."""
 
     @property
-    def model(self) -> Network: ...
+    def model(self) -> Network:
+        """The config of its network."""
+        ...
 
     def init(self, key: Key[Array, ""]) -> Variables:
         """Fresh variables."""

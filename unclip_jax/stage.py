@@ -155,6 +155,7 @@ def network(stage: Stage) -> nn.Module:
 
 
 def noise_schedule(stage: Stage) -> NoiseSchedule:
+    """The noise schedule of a stage."""
     return SCHEDULES[stage.schedule](stage.num_timesteps)
 
 

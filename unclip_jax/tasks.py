@@ -215,6 +215,7 @@ class PriorTask:
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
+        """`(loss, (metrics, model_state))` of a batch; `model_state` holds the frozen trees too."""
         cond = condition(self.clip, model_state["clip"], batch)
         key_drop, key_loss = jax.random.split(key)
         variables = variables_of(params, model_state)
@@ -274,6 +275,7 @@ class ARPriorTask:
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
+        """`(loss, (metrics, model_state))` of a batch; `model_state` holds the frozen trees too."""
         cond = condition(self.clip, model_state["clip"], batch)
         image_embed = need(cond.image_embed, "image_embed")
         if train:
@@ -313,6 +315,7 @@ class OneStepPriorTask:
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
+        """`(loss, (metrics, model_state))` of a batch; `model_state` holds the frozen trees too."""
         frozen = model_state["clip"]
         cond = condition(self.clip, frozen, batch)
         # A temperature that is not learned is no parameter.
@@ -358,6 +361,7 @@ class DecoderTask:
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
+        """`(loss, (metrics, model_state))` of a batch; `model_state` holds the frozen trees too."""
         key_drop, key_loss = jax.random.split(key)
         x0, cond = self.example(model_state, batch, key_drop, train=train)
         variables = variables_of(params, model_state)
@@ -406,6 +410,7 @@ class UpsamplerTask:
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
+        """`(loss, (metrics, model_state))` of a batch; `model_state` holds the frozen trees too."""
         key_example, key_loss = jax.random.split(key)
         x0, cond = self.example(model_state, batch, key_example, train=train)
         variables = variables_of(params, model_state)

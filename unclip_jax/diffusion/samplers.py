@@ -159,7 +159,7 @@ def invert(
 
 
 def learned_log_variance(reverse: Posterior, var_frac: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-    """log Σ between β̃ (`var_frac` 0) and β (1), Nichol & Dhariwal 2021, eq. 15; the bounds broadcast."""
+    """The log-variance between β̃ (`var_frac` 0) and β (1), Nichol & Dhariwal 2021, eq. 15; the bounds broadcast."""
     return var_frac * reverse.log_large + (1.0 - var_frac) * reverse.log_small
 
 

@@ -33,10 +33,11 @@ class NoiseSchedule(NamedTuple):
 
     @property
     def num_timesteps(self) -> int:
+        """T, the length of the schedule."""
         return len(self.log_alpha_bar_table)
 
     def log_alpha_bar(self, t: Time) -> Float[Array, "*B"]:
-        """log ᾱ_t, 0 at t = −1."""
+        """The table's log ᾱ_t, 0 at t = −1."""
         table = jnp.asarray(self.log_alpha_bar_table)
         return jnp.where(t < 0, 0.0, table[jnp.maximum(t, 0)])
 
@@ -87,15 +88,19 @@ class Float32Schedule(NoiseSchedule):
         return jnp.where(t < 0, 1.0, jnp.asarray(table)[jnp.maximum(t, 0)])
 
     def alpha(self, t: Time) -> Float[Array, "*B"]:
+        """Signal scale √ᾱ_t."""
         return jnp.sqrt(self.alpha_bar(t))
 
     def variance(self, t: Time) -> Float[Array, "*B"]:
+        """sigma² = 1 − ᾱ_t."""
         return 1.0 - self.alpha_bar(t)
 
     def alpha_between(self, t: Time, s: Time) -> Float[Array, "*B"]:
+        """What is left at t of the signal at s."""
         return jnp.sqrt(1.0 - self.variance_between(t, s))
 
     def variance_between(self, t: Time, s: Time) -> Float[Array, "*B"]:
+        """The variance that q(x_t | x_s) adds."""
         between = 1.0 - self.alpha_bar(t) / self.alpha_bar(s)
         return jnp.where(s == t - 1, jnp.asarray(self.beta_table)[jnp.maximum(t, 0)], between)
 

@@ -83,6 +83,7 @@ class Quantiser(nn.Module):
     config: ARPriorConfig
 
     def setup(self) -> None:
+        """Declares the measured values."""
         config, zeros, ones = self.config, nn.initializers.zeros, nn.initializers.ones
 
         def axes(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "K D"]:
@@ -96,6 +97,7 @@ class Quantiser(nn.Module):
 
     @property
     def pca(self) -> PCA:
+        """The principal components."""
         return PCA(self.mean, self.components, self.variances)
 
     def quantise(self, image_embed: Float[Array, "B D"], text_embed: Float[Array, "B D"]) -> Int[Array, "B J"]:
@@ -120,6 +122,7 @@ class ARPrior(CaptionReader):
     config: ARPriorConfig
 
     def setup(self) -> None:
+        """Declares the measured values."""
         super().setup()
         config = self.config
         self.quantiser = Quantiser(config)
@@ -129,6 +132,7 @@ class ARPrior(CaptionReader):
     def __call__(
         self, image_embed: Float[Array, "B D"], cond: Cond
     ) -> tuple[Float[Array, "B J buckets"], Int[Array, "B J"]]:
+        """Logits and tokens of embeddings [B, D], as in training."""
         tokens = jax.lax.stop_gradient(self.quantiser.quantise(image_embed, need(cond.text_embed, "text_embed")))
         return self.logits(tokens, cond), tokens
 

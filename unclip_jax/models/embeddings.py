@@ -33,5 +33,6 @@ class TimestepMLP(nn.Module):
 
     @nn.compact
     def __call__(self, t: Num[Array, " B"]) -> Float[Array, "B C"]:
+        """Embeds times [B] -> [B, width]."""
         h = nn.Dense(self.width, name="linear_1")(timestep_embedding(t, self.embedding_width))
         return nn.Dense(self.width, name="linear_2")(nn.silu(h))

@@ -185,6 +185,7 @@ class CaptionReader(nn.Module):
     config: Any  # a CaptionConfig
 
     def setup(self) -> None:
+        """Declares the parameters and the measured values."""
         config = self.config
         small, dtype = nn.initializers.normal(0.02), config.dtype
         if config.empty_caption:
@@ -265,6 +266,7 @@ class DiffusionPrior(CaptionReader):
     config: PriorConfig
 
     def setup(self) -> None:
+        """Declares the parameters and the measured values."""
         super().setup()
         config = self.config
         self.embed_mean = measured(self, "embed_mean", nn.initializers.zeros, (config.embed_dim,))

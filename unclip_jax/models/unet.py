@@ -279,6 +279,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Applies it; see the class."""
         return nn.GroupNorm(self.groups, epsilon=1e-5, use_fast_variance=False, name="norm")(x).astype(x.dtype)
 
 
@@ -297,6 +298,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], time: Float[Array, "B E"], train: bool) -> Float[Array, "B h w c"]:
+        """Applies it; see the class."""
         resample, dtype = RESAMPLE[self.resample], self.config.dtype
         h = resample(nn.silu(GroupNorm(self.config.groups, name="norm1")(x)))
         x = resample(x)
@@ -324,6 +326,7 @@ class ContextAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "B H W C"], context: Float[Array, "B S E"] | None, context_mask: Bool[Array, "B S"] | None
     ) -> Float[Array, "B H W C"]:
+        """Applies it; see the class."""
         b, height, width, c = x.shape
         head_width = self.config.head_width
         dense = functools.partial(nn.Dense, c, dtype=self.config.dtype)
@@ -360,6 +363,7 @@ class Context(nn.Module):
     def __call__(
         self, cond: Cond
     ) -> tuple[Float[Array, "B E"] | float, Float[Array, "B S c"] | None, Bool[Array, "B S"] | None]:
+        """Applies it; see the class."""
         config, image, text = self.config, self.config.image, self.config.text
         small, dense = nn.initializers.normal(0.02), functools.partial(nn.Dense, dtype=config.dtype)
         added: Array | float = 0.0
@@ -419,6 +423,7 @@ class UNet(nn.Module):
     def __call__(
         self, x_t: Float[Array, "B H W C"], t: Int[Array, " B"], cond: Cond, *, train: bool = False
     ) -> Float[Array, "B H W c"]:
+        """Applies it; see the class."""
         config = self.config
         cond = cond.with_keep(x_t.shape[0])
         added, context, context_mask = Context(config, name="context")(cond)
