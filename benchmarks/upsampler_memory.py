@@ -25,7 +25,7 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is all it has
 
 from unclip_jax.conditioning import Cond
-from unclip_jax.models.unet import Level, UNet, UNetConfig
+from unclip_jax.models.unet import Level, LowRes, UNet, UNetConfig
 from unclip_jax.presets import preset
 
 # The paper's second upsampler, with a twelfth of its channels and one block per level.
@@ -34,7 +34,7 @@ SMALL = UNetConfig(
     levels=tuple(Level(width, 1) for width in (16, 16, 32, 32, 64, 64)),
     groups=8,
     time_width=64,
-    low_res=True,
+    low_res=LowRes(),
 )
 
 

@@ -360,7 +360,7 @@ def test_a_system_is_distilled_to_few_steps(trained_run, data, tmp_path):
     assert ended.err.count("finished at step 4 already") == 2
     teacher, student = pipeline.load(trained_run), pipeline.load(tmp_path / "run")
     sampling = student.unclip.decoder.sampling
-    assert (sampling.sampler, sampling.num_steps, sampling.guidance_scale) == ("ddim", 2, None)
+    assert (sampling.sampler.name, sampling.num_steps, sampling.guidance_scale) == ("ddim", 2, None)
     same = jax.tree.map(np.array_equal, teacher.params, student.params)
     assert all(jax.tree.leaves([same[name] for name in ("clip", "prior", "upsampler_0")]))
     assert not all(jax.tree.leaves(same["decoder"]))

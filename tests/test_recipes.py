@@ -263,7 +263,7 @@ def test_every_stage_of_unclip_gets_its_pictures_with_their_captions(caught, mon
         assert plan.model == architecture(plan.task.stage), name
     upsampler = caught[2][0].task
     assert (upsampler.low_res_size, upsampler.crop_size, upsampler.degrade) == (16, 16, DegradeConfig())
-    assert loaded.unclip.upsamplers[0].model.low_res_size == caught[2][2]["data"]["low_res_size"] == 16
+    assert loaded.unclip.upsamplers[0].model.low_res.size == caught[2][2]["data"]["low_res_size"] == 16
     second = unclip.upsampler_task(UPSAMPLER_1, upsampler.stage, None, None, None)
     assert second.degrade == BSRConfig()
 
@@ -290,7 +290,7 @@ def test_a_stage_takes_the_widths_of_its_clip():
         fitted(stage_presets.preset(f"small-{name}"), clip).model for name in ("prior", "decoder", "upsampler-256")
     )
     assert (prior.embed_dim, prior.text_width, prior.context_length) == (512, 512, 77)
-    assert (decoder.image_embed_dim, decoder.text_width) == (512, 512)
+    assert (decoder.image.embed_dim, decoder.text.width) == (512, 512)
     assert upsampler == stage_presets.preset("small-upsampler-256").model
     narrow = fitted(stage_presets.preset("dalle2-ar-prior"), clip_jax.preset("tiny")).model
     assert (narrow.embed_dim, narrow.components) == (16, 16)  # there are no more components than dimensions
@@ -322,7 +322,9 @@ def test_a_finished_prior_knows_its_error(untrained_run, tmp_path):
     examples = drawn_examples(source, 8, seed=0)
     task = unclip.prior_task(PRIOR, stage, clip.model.config, joined(clip.variables), examples)
     assert isinstance(task, PriorTask)
-    error = np.asarray(unclip.with_x0_error(task, random_state(task).params, examples)["x0_error"])
+    state = random_state(task)
+    variables = {"params": state.params, **state.model_state}
+    error = np.asarray(unclip.with_x0_error(task, variables, examples)["statistics"]["x0_error"])
     assert error.shape == (1000,)
     assert (error > 0).all()
     assert not np.allclose(error, 1.0)
@@ -352,8 +354,8 @@ def test_each_round_is_taught_by_the_student_of_the_one_before(caught, monkeypat
     first, second = (plan.task for plan, _, _ in caught)
     assert (first.teacher, second.teacher) == (original, first.student)
     assert (first.num_steps, second.num_steps) == (4, 2)
-    jax.tree.map(np.testing.assert_array_equal, first.teacher_params, teacher.params[model])
-    jax.tree.map(np.testing.assert_array_equal, second.teacher_params, random_state(first).params)
+    jax.tree.map(np.testing.assert_array_equal, first.teacher_variables, teacher.params[model])
+    jax.tree.map(np.testing.assert_array_equal, second.teacher_variables["params"], random_state(first).params)
     last = student.unclip.decoder if model == "decoder" else student.unclip.upsamplers[0]
     assert last == second.student
     for other in {"clip", "prior", "decoder", "upsampler_0"} - {model}:
@@ -362,7 +364,9 @@ def test_each_round_is_taught_by_the_student_of_the_one_before(caught, monkeypat
     for task in (first, second):
         state = jax.eval_shape(task.init, jax.random.key(0))
         loss, _ = jax.eval_shape(
-            lambda params, model_state, task=task: task.loss(params, model_state, batch, jax.random.key(0), train=True),
+            lambda params, model_state, task=task: task.loss(
+                params, {**model_state, **task.frozen}, batch, jax.random.key(0), train=True
+            ),
             *state,
         )
         assert loss.shape == ()

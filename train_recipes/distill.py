@@ -19,7 +19,7 @@ from train_jax.errors import UserError
 from train_jax.state import TrainState
 from train_recipes.check import check_examples, check_run, example, trace, with_prefix
 from train_recipes.data import HostBatch, tokens_of
-from train_recipes.engine import Plan, architecture, digest, train_stage, weights_of
+from train_recipes.engine import Plan, architecture, digest, train_stage, variables_of
 from train_recipes.evaluation import decoded_examples
 from train_recipes.options import Distillation
 from train_recipes.parts import Measure, Preset, Recipe
@@ -27,7 +27,7 @@ from train_recipes.pictures import Seen, clip_preprocess
 from train_recipes.sheets import draw_sheet
 from train_recipes.unclip import DECODER, SHOWN, kind_of
 from unclip_jax import pipeline
-from unclip_jax.distill import DistillTask, student_of, student_params
+from unclip_jax.distill import DistillTask, student_of, student_variables
 from unclip_jax.pipeline import LoadedUnCLIP, UnCLIP, save_stage
 from unclip_jax.stage import Stage
 from unclip_jax.tasks import DecoderTask, UpsamplerTask
@@ -58,15 +58,15 @@ def check(name: str, preset: Preset, options: Distillation) -> None:
 
 def check_rounds(options: Distillation, loaded: LoadedUnCLIP) -> None:
     """Builds every round, shapes only. Raises UserError where its parts do not fit."""
-    teacher, params = stages_of(loaded.unclip)[options.model], loaded.params[options.model]
+    teacher, variables = stages_of(loaded.unclip)[options.model], loaded.params[options.model]
     seen = seen_by(teacher, loaded)
     options.data.check_fits(seen, options.model)
     fields = example(options.data.fields(seen), loaded.unclip.clip.text.context_length)
     for num_steps in options.rounds:
         student = with_prefix("rounds: ", partial(student_of, teacher, num_steps))
         of = teacher_task(options, loaded, teacher)
-        trace("", options, partial(DistillTask, of, teacher, num_steps=num_steps), params, fields)
-        teacher, params = student, student_params(params)
+        trace("", options, partial(DistillTask, of, teacher, num_steps=num_steps), variables, fields)
+        teacher, variables = student, student_variables(variables)
 
 
 def train(name: str, preset: Preset, options: Distillation) -> None:
@@ -74,7 +74,7 @@ def train(name: str, preset: Preset, options: Distillation) -> None:
     directory = teacher_directory(options)
     loaded = pipeline.load(directory)
     stages = stages_of(loaded.unclip)
-    teacher, params = stages[options.model], loaded.params[options.model]
+    teacher, variables = stages[options.model], loaded.params[options.model]
     for other in sorted({"clip", "prior", *stages} - {options.model}):
         shutil.copytree(directory / other, options.run / other, dirs_exist_ok=True)
 
@@ -83,11 +83,11 @@ def train(name: str, preset: Preset, options: Distillation) -> None:
     of_step = batches(source, batch_size=options.batch_size, seed=options.seed)
     identity = examples.identity | {"drop_text": options.drop_text, "teacher": digest(directory / options.model)}
     for num_steps in options.rounds:
-        task = DistillTask(teacher_task(options, loaded, teacher), teacher, params, num_steps)
+        task = DistillTask(teacher_task(options, loaded, teacher), teacher, variables, num_steps)
         measure = shown(task.student, options, examples.drawn(source, SHOWN, options.seed))
         plan = Plan(task, architecture(task.student), exporter(task.student, options), measure)
         state = train_stage(round_name(options, num_steps), options, plan, of_step, options, data=identity)
-        teacher, params = task.student, jax.device_get(weights_of(state))
+        teacher, variables = task.student, jax.device_get(variables_of(state))
     print(f"pictures: {draw_sheet(options.run, examples.prompts)}")
     print(f'more: python sample.py "{examples.prompt}" --run {options.run}')
 
@@ -133,7 +133,7 @@ def exporter(student: Stage, options: Distillation) -> Callable[[TrainState], No
 
     def export(state: TrainState) -> None:
         clip = options.run / "clip" if kind_of(student) is DECODER else None
-        save_stage(options.run / options.model, student, weights_of(state), dtype=options.weights, clip=clip)
+        save_stage(options.run / options.model, student, variables_of(state), dtype=options.weights, clip=clip)
 
     return export
 

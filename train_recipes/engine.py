@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from train_jax.task import Task
 from train_recipes.options import RunOptions, StageTraining
 from train_recipes.parts import Measure
 from unclip_jax.priors import Prior
+from unclip_jax.stage_configs import to_json
 from unclip_jax.stage_files import WEIGHTS
 
 # What a run cannot change when it goes on: its network, and the networks that it was trained against.
@@ -76,15 +76,11 @@ def variables_of(state: TrainState) -> dict[str, Any]:
     return {"params": state.ema_params, **state.model_state}
 
 
-def weights_of(state: TrainState) -> dict[str, Any]:
-    """The averaged weights of a stage of unCLIP, as `unclip_jax` takes them."""
-    return state.ema_params
-
-
 def architecture(stage: Prior) -> dict[str, Any]:
     """The config of a stage as part of a run's identity, as it always was: what it starts from belongs to the data."""
-    data = dataclasses.asdict(stage)
-    data["model"].pop("low_res_size", None)
+    data = to_json(stage)
+    if data["model"].get("low_res"):
+        data["model"]["low_res"].pop("size")
     return data
 
 

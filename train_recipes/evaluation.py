@@ -18,7 +18,7 @@ from image_text import fashion_mnist
 from train_jax.data import batches
 from train_jax.state import TrainState
 from train_recipes.data import FashionData, HostBatch, tokens_of
-from train_recipes.engine import variables_of, weights_of
+from train_recipes.engine import variables_of
 from train_recipes.options import RunOptions
 from train_recipes.parts import Evaluation
 from train_recipes.pictures import Seen, clip_preprocess
@@ -98,7 +98,9 @@ def decoded_examples(stage: Stage, clip: LoadedCLIP, examples: HostBatch) -> Eva
     draw = jax.jit(lambda weights: to_uint8(stages.run(stage, weights, cond, keys)))
 
     def measure(state: TrainState) -> dict[str, np.ndarray]:
-        rows = [np.hstack(list(pictures)) for pictures in (real.astype(np.uint8), np.asarray(draw(weights_of(state))))]
+        rows = [
+            np.hstack(list(pictures)) for pictures in (real.astype(np.uint8), np.asarray(draw(variables_of(state))))
+        ]
         return {"samples": np.vstack(rows)}
 
     return Evaluation(measure)

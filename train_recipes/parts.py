@@ -80,7 +80,6 @@ class Kind:
     Attributes:
         called: in an error line.
         holds: whether a preset of `unclip_jax.presets` is of this kind.
-        widths: (its model's config, the CLIP's) -> the fields of the model that the CLIP decides.
         seen: (stage, how CLIP is shown pictures) -> which pictures it is given.
         task: (part, stage, the CLIP's config and weights, examples to take statistics from; None for shapes alone) ->
             what is trained.
@@ -91,7 +90,6 @@ class Kind:
 
     called: str
     holds: Callable[[Any], bool]
-    widths: Callable[[Any, CLIPConfig], dict[str, Any]]
     seen: Callable[[Any, Preprocess], Seen]
     task: Callable[[StagePart, Any, CLIPConfig, Weights, HostBatch | None], Task]
     statistics: bool = False

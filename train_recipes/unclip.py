@@ -25,7 +25,7 @@ from train_jax.task import Task
 from train_recipes.check import check_examples, check_run, example, trace, with_prefix
 from train_recipes.clip import build, check_clip, train_clip
 from train_recipes.data import Examples, HostBatch, tokens_of
-from train_recipes.engine import Plan, architecture, digest, saved_steps, train_stage, weights_of
+from train_recipes.engine import Plan, architecture, digest, saved_steps, train_stage, variables_of
 from train_recipes.options import OverCLIP, SystemOptions
 from train_recipes.parts import Kind, Preset, Recipe, StagePart, Weights
 from train_recipes.pictures import Seen, clip_preprocess
@@ -34,23 +34,17 @@ from unclip_jax import presets as stage_presets
 from unclip_jax import stage as stages
 from unclip_jax import tasks
 from unclip_jax.models.ar_prior import measure as measure_quantiser
-from unclip_jax.models.prior import PriorConfig
 from unclip_jax.pipeline import save_stage
 from unclip_jax.priors import ARStage, OneStepStage, Prior
 from unclip_jax.seams import cascade_with, check_seams, drawn, starting_from
 from unclip_jax.stage import Stage
+from unclip_jax.variables import Variables
 
 MEASURED = 256  # examples that the error of a finished prior is measured on, for its analytic variance
 SHOWN = 16  # examples that are looked at while a stage is trained
 
 
 # The kinds
-
-
-def prior_widths(model: Any, clip: CLIPConfig) -> dict[str, Any]:
-    """A prior reads the encodings of a caption and makes an embedding."""
-    text = clip.text
-    return {"text_width": text.width, "embed_dim": clip.embed_dim, "context_length": text.context_length}
 
 
 def prior_task(part: StagePart, stage: Stage, clip: CLIPConfig, weights: Weights, examples: HostBatch | None) -> Task:
@@ -91,7 +85,7 @@ def upsampler_task(
     """Denoising of windows of a quarter of the area, given a spoilt smaller picture (Ramesh et al. 2022, §2.1)."""
     model = stage.model
     return tasks.UpsamplerTask(
-        stage, low_res_size=model.low_res_size, crop_size=model.image_size // 2, degrade=part.degrade
+        stage, low_res_size=model.low_res.size, crop_size=model.image_size // 2, degrade=part.degrade
     )
 
 
@@ -112,40 +106,19 @@ def seen_alone(stage: Stage, preprocess: Preprocess) -> Seen:
 
 PRIOR = Kind(
     "a prior",
-    lambda stage: isinstance(stage, Stage) and isinstance(stage.model, PriorConfig),
-    prior_widths,
+    lambda stage: isinstance(stage, Stage) and stage.model.role == "prior",
     seen_by_clip,
     prior_task,
     statistics=True,
 )
-AR_PRIOR = Kind(
-    "a prior",
-    lambda stage: isinstance(stage, ARStage),
-    lambda model, clip: prior_widths(model, clip) | {"components": min(model.components, clip.embed_dim)},
-    seen_by_clip,
-    ar_task,
-    statistics=True,
-)
+AR_PRIOR = Kind("a prior", lambda stage: isinstance(stage, ARStage), seen_by_clip, ar_task, statistics=True)
 ONE_STEP_PRIOR = Kind(
-    "a prior",
-    lambda stage: isinstance(stage, OneStepStage),
-    prior_widths,
-    seen_by_clip,
-    one_step_task,
-    statistics=True,
+    "a prior", lambda stage: isinstance(stage, OneStepStage), seen_by_clip, one_step_task, statistics=True
 )
-DECODER = Kind(
-    "a decoder",
-    lambda stage: isinstance(stage, Stage) and not isinstance(stage.model, PriorConfig) and not stage.model.low_res,
-    lambda model, clip: {"text_width": clip.text.width, "image_embed_dim": clip.embed_dim},
-    seen_with_clip,
-    decoder_task,
-    draws=True,
-)
+DECODER = Kind("a decoder", lambda stage: stage.model.role == "decoder", seen_with_clip, decoder_task, draws=True)
 UPSAMPLER = Kind(
     "an upsampler",
-    lambda stage: isinstance(stage, Stage) and not isinstance(stage.model, PriorConfig) and bool(stage.model.low_res),
-    lambda model, clip: {},
+    lambda stage: stage.model.role == "upsampler",
     seen_alone,
     upsampler_task,
     draws=True,
@@ -161,8 +134,7 @@ def kind_of(stage: Prior) -> Kind:
 
 def fitted(stage: Any, clip: CLIPConfig) -> Any:
     """A stage with the widths of this CLIP's config; an upsampler has none of them."""
-    widths = kind_of(stage).widths(stage.model, clip)
-    return dataclasses.replace(stage, model=dataclasses.replace(stage.model, **widths))
+    return dataclasses.replace(stage, model=stage.model.fitted(clip))
 
 
 # What is refused
@@ -284,7 +256,7 @@ def train_one(
         measure = part.evaluate(stage, clip, examples.drawn(source, SHOWN, options.seed)).measure
 
     def export(state: TrainState) -> None:
-        trained = weights_of(state)
+        trained = variables_of(state)
         if isinstance(stage, Stage) and stage.x0_error:
             trained = with_x0_error(task, trained, examples.drawn(source, MEASURED, options.seed))
         against = options.run / "clip" if "clip" in part.needs else None
@@ -292,7 +264,7 @@ def train_one(
 
     identity = examples.identity | {folder: digest(options.run / folder) for folder in part.needs}
     if kind.low_res and part.factor is None:  # it is chosen, so it is part of what identifies the run
-        identity["low_res_size"] = stage.model.low_res_size
+        identity["low_res_size"] = stage.model.low_res.size
     return train_stage(
         part.name,
         training,
@@ -364,16 +336,17 @@ def the_clip(options: SystemOptions) -> LoadedCLIP:
     return clip
 
 
-def with_x0_error(task: tasks.PriorTask, weights: dict[str, Any], examples: HostBatch) -> dict[str, Any]:
-    """The weights of a prior with the error of its estimates, which its analytic variance needs."""
+def with_x0_error(task: tasks.PriorTask, variables: Variables, examples: HostBatch) -> Variables:
+    """The variables of a prior with the error of its estimates, which its analytic variance needs."""
 
     @jax.jit
-    def measure(params: Any, clip_params: Any, images: jax.Array, tokens: jax.Array) -> jax.Array:
+    def measure(variables: Variables, clip_params: Any, images: jax.Array, tokens: jax.Array) -> jax.Array:
         cond = tasks.encode(task.clip, clip_params, images, tokens)
-        x0 = tasks.standardise(task.stage, params, cond.image_embed)
-        return stages.measure_x0_error(task.stage, params, x0, cond, jax.random.key(0, impl="threefry2x32"))
+        x0 = tasks.standardise(task.stage, variables, cond.image_embed)
+        return stages.measure_x0_error(task.stage, variables, x0, cond, jax.random.key(0, impl="threefry2x32"))
 
-    return weights | {"x0_error": measure(weights, task.clip_params, examples["image"], examples["tokens"])}
+    error = measure(variables, task.clip_params, examples["image"], examples["tokens"])
+    return {**variables, "statistics": {**variables["statistics"], "x0_error": error}}
 
 
 RECIPE = Recipe(check, train)

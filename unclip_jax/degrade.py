@@ -23,10 +23,11 @@ class DegradeConfig:
     """Gaussian blur and a little noise, for the first upsampler.
 
     Attributes:
-    blur_prob: probability in [0, 1] that a sample is blurred at all.
-    blur_sigma: range of the standard deviation, in pixels of the low-resolution picture (the paper: 3×3 kernel, σ 0.6).
-    noise_std: largest standard deviation of the Gaussian noise that is added, for pictures in [−1, 1]; the draw is
-      uniform from 0.
+        blur_prob: probability in [0, 1] that a sample is blurred at all.
+        blur_sigma: range of the standard deviation, in pixels of the low-resolution picture (the paper: 3×3 kernel,
+            σ 0.6).
+        noise_std: largest standard deviation of the Gaussian noise that is added, for pictures in [−1, 1]; the draw is
+            uniform from 0.
     """
 
     blur_prob: float = 0.5
@@ -43,13 +44,13 @@ class BSRConfig:
     or independent per channel; and no noise of a camera's sensor.
 
     Attributes:
-      prob: probability of each of the four.
-      blur_sigma: range of the two deviations of the kernel, in pixels. Half of the kernels are round, the others have
-        two different ones and any orientation.
-      scale: smallest size, as a fraction, that a picture is reduced to before it is enlarged again, bilinearly or
-        bicubically.
-      noise_std: largest standard deviation of the noise, for pictures in [−1, 1] (theirs: 25 levels of 255).
-      quality: range of JPEG's quality, 1 to 100.
+        prob: probability of each of the four.
+        blur_sigma: range of the two deviations of the kernel, in pixels. Half of the kernels are round, the others have
+            two different ones and any orientation.
+        scale: smallest size, as a fraction, that a picture is reduced to before it is enlarged again, bilinearly or
+            bicubically.
+        noise_std: largest standard deviation of the noise, for pictures in [−1, 1] (theirs: 25 levels of 255).
+        quality: range of JPEG's quality, 1 to 100.
     """
 
     prob: float = 0.8
@@ -64,7 +65,7 @@ def box_reduce(images: Float[Array, "B H W C"], height: int) -> Float[Array, "B 
     """Mean over square boxes: [B, H, W, C] -> [B, height, W · height / H, C].
 
     Raises:
-      UserError: such boxes do not fill the pictures.
+        UserError: such boxes do not fill the pictures.
     """
     b, h, w, c = images.shape
     factor = max(h // height, 1)
@@ -104,7 +105,7 @@ def degrade(
 
 @standard_settings
 def bsr(images: Float[Array, "B H W 3"], key: Key[Array, ""], config: BSRConfig) -> Float[Array, "B H W 3"]:
-    """Blur, resize, noise, JPEG on each of [B, H, W, 3] in [−1, 1], as ``BSRConfig`` says."""
+    """Blur, resize, noise, JPEG on each of [B, H, W, 3] in [−1, 1], as `BSRConfig` says."""
     batch = images.shape[0]
     keys = jax.random.split(key, 12)
 
@@ -136,10 +137,10 @@ def blur(
     """Gaussian blur with a covariance per sample; edges are repeated.
 
     Args:
-      images: [B, H, W, C].
-      sigma: [B, 2] > 0, standard deviations along and across ``angle``.
-      angle: [B], in radians from the x to the y axis.
-      radius: the kernel has 2·radius + 1 pixels a side.
+        images: [B, H, W, C].
+        sigma: [B, 2] > 0, standard deviations along and across `angle`.
+        angle: [B], in radians from the x to the y axis.
+        radius: the kernel has 2·radius + 1 pixels a side.
     """
     offsets = jnp.arange(-radius, radius + 1, dtype=jnp.float32)
     y, x = jnp.meshgrid(offsets, offsets, indexing="ij")
@@ -161,9 +162,9 @@ def blur(
 def lose_resolution(
     images: Float[Array, "B H W C"], scale: Float[Array, " B"], cubic: Bool[Array, " B"]
 ) -> Float[Array, "B H W C"]:
-    """Reduces each picture by ``scale`` [B] in (0, 1], to whole pixels, and enlarges it again: [B, H, W, C].
+    """Reduces each picture by `scale` [B] in (0, 1], to whole pixels, and enlarges it again: [B, H, W, C].
 
-    Sizes are data here and shapes are not, so both are one matrix per axis. With ``cubic`` [B] bicubic, else bilinear;
+    Sizes are data here and shapes are not, so both are one matrix per axis. With `cubic` [B] bicubic, else bilinear;
     antialiased on the way down.
     """
     rows, columns = (
@@ -173,7 +174,7 @@ def lose_resolution(
 
 
 def _reduced_and_enlarged(size: int, scale: Float[Array, ""], cubic: Bool[Array, ""]) -> Float[Array, "size size"]:
-    """[size, size] matrix that resizes ``size`` pixels to round(scale·size) and back."""
+    """[size, size] matrix that resizes `size` pixels to round(scale·size) and back."""
     small = jnp.maximum(jnp.round(scale * size), 1.0)
     ratio = small / size
     index = jnp.arange(size, dtype=jnp.float32)
@@ -222,7 +223,7 @@ _DCT = _DCT.astype(np.float32)
 
 @standard_settings
 def jpeg(images: Float[Array, "B H W 3"], quality: Float[Array, " B"]) -> Float[Array, "B H W 3"]:
-    """What JPEG makes of pictures [B, H, W, 3] in [−1, 1] at ``quality`` [B], 1 to 100: the loss without the file.
+    """What JPEG makes of pictures [B, H, W, 3] in [−1, 1] at `quality` [B], 1 to 100: the loss without the file.
 
     Blocks of 8×8, the standard's tables scaled as libjpeg does, no subsampling of colour.
     """

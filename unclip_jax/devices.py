@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Devices:
-    """As many of the local devices as divide ``batch_size``; with one of them nothing is moved."""
+    """As many of the local devices as divide `batch_size`; with one of them nothing is moved."""
 
     def __init__(self, batch_size: int):
         devices = jax.local_devices()

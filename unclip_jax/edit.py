@@ -7,7 +7,7 @@ that picture, found by inverting DDIM. Every edit moves one of the two, or keeps
     variations(unclip, params, latent, keys).images          # the same meaning, other details
 
 Pictures are [B, H, W, 3], float in [−1, 1] or uint8, of the size that the system draws. All functions are pure and
-compile; what they are given is checked by ``inputs``, and one of a thing stands for all pictures of a batch.
+compile; what they are given is checked by `inputs`, and one of a thing stands for all pictures of a batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from unclip_jax.diffusion.guidance import GuidanceScale
 from unclip_jax.diffusion.keys import fold_in_each
 from unclip_jax.diffusion.losses import add_noise
 from unclip_jax.diffusion.samplers import ddim, ddpm, invert, resampled
-from unclip_jax.pipeline import Generation, UnCLIP, decoder_cond, encode_text, sample_prior, upsample
+from unclip_jax.model import joint_width
+from unclip_jax.pipeline import Generation, UnCLIP, encode_text, sample_prior, upsample
 from unclip_jax.settings import standard_settings
 from unclip_jax.stage import Stage
 
@@ -48,7 +49,7 @@ class Latent(NamedTuple):
 def slerp(first: Float[Array, "*B D"], second: Float[Array, "*B D"], weight: Float[Array, "*W"]) -> Float[Array, "..."]:
     """Spherical interpolation of vectors [..., D]; their lengths are interpolated linearly.
 
-    weight: broadcasts against [..., 1]; 0 gives ``first``, 1 ``second``, both exactly.
+    weight: broadcasts against [..., 1]; 0 gives `first`, 1 `second`, both exactly.
     """
     lengths = [jnp.linalg.norm(a, axis=-1, keepdims=True) for a in (first, second)]
     cosine = jnp.sum(unit_norm(first) * unit_norm(second), axis=-1, keepdims=True)
@@ -84,21 +85,21 @@ def encode(
     image_embed: Any = None,
     iterations: int = 5,
 ) -> Latent:
-    """The pair (z_i, x_T) of pictures: ``decode`` of it gives them back, as far as the decoder can draw them.
+    """The pair (z_i, x_T) of pictures: `decode` of it gives them back, as far as the decoder can draw them.
 
     Args:
-      images: [B, H, W, 3], float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
-      image_embed: float [B, D] to pair the noise with, instead of what CLIP sees.
-      iterations: denoiser calls per step of the inversion; see ``samplers.invert``.
+        images: [B, H, W, 3], float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
+        image_embed: float [B, D] to pair the noise with, instead of what CLIP sees.
+        iterations: denoiser calls per step of the inversion; see `samplers.invert`.
 
     Raises:
-      UserError: as all functions here, for an argument of another shape, type or range; the line names it.
+        UserError: as all functions here, for an argument of another shape, type or range; the line names it.
     """
     _check_draws_pictures(unclip)
-    images = inputs.pictures(images, (unclip.decoder.model.image_size,))
+    images = inputs.pictures(images, (unclip.decoder.sample_shape[0],))
     inputs.number(iterations, 1, 1000, "iterations")
     if image_embed is not None:
-        image_embed = inputs.floats(image_embed, (len(images), unclip.clip.embed_dim), "image_embed")
+        image_embed = inputs.floats(image_embed, (len(images), joint_width(unclip.clip)), "image_embed")
     image_embed = embed_images(unclip, params, images) if image_embed is None else image_embed
     stage, cond = unclip.decoder, _meaning(unclip, image_embed)
     denoise = stages.conditional_denoiser(stage, params["decoder"], cond, guidance_scale=1.0)
@@ -125,10 +126,10 @@ def decode(
     """Pictures of pairs (z_i, x_T), by DDIM and without a caption.
 
     Args:
-      latent: of as many pictures as there are keys, or of one.
-      keys: [B], for the noise of ``eta`` > 0 and of the upsamplers.
-      eta: 0 draws the one picture that x_T stands for; up to 1, ever freer of it.
-      guidance_scale: 1.0, off, is what pictures are inverted with.
+        latent: of as many pictures as there are keys, or of one.
+        keys: [B], for the noise of `eta` > 0 and of the upsamplers.
+        eta: 0 draws the one picture that x_T stands for; up to 1, ever freer of it.
+        guidance_scale: 1.0, off, is what pictures are inverted with.
     """
     keys = inputs.picture_keys(keys)
     latent = _latents(unclip, latent, len(keys), "latent")
@@ -157,9 +158,9 @@ def variations(
     eta: float = 1.0,
     guidance_scale: GuidanceScale = 1.0,
 ) -> Generation:
-    """Other pictures with the meaning of this one (§3.1): its z_i is kept, its x_T the less the larger ``eta`` is.
+    """Other pictures with the meaning of this one (§3.1): its z_i is kept, its x_T the less the larger `eta` is.
 
-    latent: of one picture or of as many as there are ``keys`` [B].
+    latent: of one picture or of as many as there are `keys` [B].
     """
     return decode(unclip, params, latent, keys, eta=eta, guidance_scale=guidance_scale)
 
@@ -178,10 +179,10 @@ def interpolate(
     """Pictures on the way from one to another (§3.2): z_i and x_T both turn along the great circle.
 
     Args:
-      first, second: of one picture each.
-      weights: [B] in [0, 1]; 0 is ``first``, 1 is ``second``.
-      keys: [B].
-      guidance_scale: as in ``decode``; off, the ends are the two pictures.
+        first, second: of one picture each.
+        weights: [B] in [0, 1]; 0 is `first`, 1 is `second`.
+        keys: [B].
+        guidance_scale: as in `decode`; off, the ends are the two pictures.
     """
     keys = inputs.picture_keys(keys)
     first, second = _latents(unclip, first, 1, "first"), _latents(unclip, second, 1, "second")
@@ -207,15 +208,15 @@ def text_diff(
 ) -> Generation:
     """A picture changed as one caption differs from another (§3.3), with its x_T kept.
 
-    z_i turns towards z_d = (z_t − z_t0) / |z_t − z_t0| by the share ``strength`` of the angle between them. The paper
+    z_i turns towards z_d = (z_t − z_t0) / |z_t − z_t0| by the share `strength` of the angle between them. The paper
     uses 0.25 to 0.5.
 
     Args:
-      latent: of one picture or of B.
-      tokens_from, tokens_to: int32 [1, L] or [B, L], what the picture shows and what it should.
-      strength: [B] in [0, 1].
-      keys: [B].
-      guidance_scale: as in ``decode``.
+        latent: of one picture or of B.
+        tokens_from, tokens_to: int32 [1, L] or [B, L], what the picture shows and what it should.
+        strength: [B] in [0, 1].
+        keys: [B].
+        guidance_scale: as in `decode`.
     """
     keys = inputs.picture_keys(keys)
     count, text = len(keys), unclip.clip.text
@@ -245,11 +246,11 @@ def image_to_image(
     """Pictures redrawn to a prompt from some way up: noise hides their details and leaves their layout (SDEdit).
 
     Args:
-      images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
-      tokens: int32 [B, L], or of one prompt for all.
-      keys: [B].
-      strength: share of the decoder's steps that are taken, in (0, 1]; at 1 nothing of the picture is left.
-      image_embed: [B, D], what to draw; by default the prior's for the prompt.
+        images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
+        tokens: int32 [B, L], or of one prompt for all.
+        keys: [B].
+        strength: share of the decoder's steps that are taken, in (0, 1]; at 1 nothing of the picture is left.
+        image_embed: [B, D], what to draw; by default the prior's for the prompt.
     """
     inputs.number(strength, 1e-6, 1.0, "strength")
     stage = unclip.decoder
@@ -258,13 +259,13 @@ def image_to_image(
     _check_draws_pictures(unclip)
     keys = inputs.picture_keys(keys)
     inputs.guidance(guidance_scale, len(keys))
-    images = inputs.pictures(images, (stage.model.image_size,))
+    images = inputs.pictures(images, (stage.sample_shape[0],))
     images = inputs.for_all(images, len(keys), f"images are {len(images)}")
     text, image_embed = _asked(unclip, params, tokens, keys, image_embed)
     own = fold_in_each(keys, 0)
     at = jnp.full(len(images), times[0])
     x_t = add_noise(stages.noise_schedule(stage), _reduced(stage, images), at, stages.starting_noise(stage, own))
-    cond = decoder_cond(text, image_embed)
+    cond = Cond.of(text, image_embed)
     small = stages.run(stage, params["decoder"], cond, own, guidance_scale=guidance_scale, x_T=x_t, times=times)
     return Generation(text, image_embed, upsample(unclip, params, small, keys))
 
@@ -282,29 +283,29 @@ def inpaint(
     image_embed: Any = None,
     guidance_scale: GuidanceScale | None = None,
 ) -> Generation:
-    """Pictures drawn anew to a prompt where ``mask`` is True; every other pixel is left as it was, exactly.
+    """Pictures drawn anew to a prompt where `mask` is True; every other pixel is left as it was, exactly.
 
-    The decoder samples by DDPM and takes each step ``resamples`` times (RePaint, Lugmayr et al. 2022), so that what it
+    The decoder samples by DDPM and takes each step `resamples` times (RePaint, Lugmayr et al. 2022), so that what it
     draws fits its surroundings.
 
     Args:
-      images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8, of the size that the system draws.
-      mask: bool [B, H, W, 1], or one for all, [H, W] say.
-      tokens: int32 [B, L], or of one prompt for all.
-      keys: [B].
-      image_embed: [B, D], what to draw; by default the prior's for the prompt.
+        images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8, of the size that the system draws.
+        mask: bool [B, H, W, 1], or one for all, [H, W] say.
+        tokens: int32 [B, L], or of one prompt for all.
+        keys: [B].
+        image_embed: [B, D], what to draw; by default the prior's for the prompt.
     """
     _check_draws_pictures(unclip)
     keys = inputs.picture_keys(keys)
     inputs.number(resamples, 1, 1000, "resamples")
     inputs.guidance(guidance_scale, len(keys))
-    images = inputs.pictures(images, tuple(stage.model.image_size for stage in (unclip.decoder, *unclip.upsamplers)))
+    images = inputs.pictures(images, tuple(stage.sample_shape[0] for stage in (unclip.decoder, *unclip.upsamplers)))
     images = inputs.for_all(images, len(keys), f"images are {len(images)}")
     mask = inputs.free_pixels(mask, images.shape)
     text, image_embed = _asked(unclip, params, tokens, keys, image_embed)
 
     def decorate(stage: Stage) -> guidance.Decorator:
-        small = mask.shape[1] // stage.model.image_size
+        small = mask.shape[1] // stage.sample_shape[0]
         # A pixel of the small picture is free if any of those under it is.
         free = mask.reshape(len(mask), mask.shape[1] // small, small, mask.shape[2] // small, small, 1).any(axis=(2, 4))
         return guidance.inpaint(_reduced(stage, images), free)
@@ -312,7 +313,7 @@ def inpaint(
     small = stages.run(
         unclip.decoder,
         params["decoder"],
-        decoder_cond(text, image_embed),
+        Cond.of(text, image_embed),
         fold_in_each(keys, 0),
         guidance_scale=guidance_scale,
         sampler=resampled(ddpm(), resamples),
@@ -327,11 +328,11 @@ def _check_draws_pictures(unclip: UnCLIP) -> None:
 
 
 def _latents(unclip: UnCLIP, latent: Any, count: int, name: str) -> Latent:
-    """The latents of ``count`` pictures, from those or from one."""
+    """The latents of `count` pictures, from those or from one."""
     if not isinstance(latent, tuple) or len(latent) != 2:
         raise UserError(f"{name} is {type(latent).__name__}; give a Latent, as encode returns it")
     return Latent(
-        inputs.floats(latent[0], (count, unclip.clip.embed_dim), f"{name}.image_embed"),
+        inputs.floats(latent[0], (count, joint_width(unclip.clip)), f"{name}.image_embed"),
         inputs.floats(latent[1], (count, *unclip.decoder.sample_shape), f"{name}.x_T"),
     )
 
@@ -358,7 +359,7 @@ def _asked(
     """Text features of a prompt and the image embedding to draw: the one given, or the prior's."""
     text = encode_text(unclip, params, inputs.prompt_tokens(tokens, len(keys), unclip.clip.text))
     if image_embed is not None:
-        image_embed = inputs.floats(image_embed, (len(keys), unclip.clip.embed_dim), "image_embed")
+        image_embed = inputs.floats(image_embed, (len(keys), joint_width(unclip.clip)), "image_embed")
     # The decoder folds 0 and the upsamplers 1, 2, … into the keys.
     own = fold_in_each(keys, 1 + len(unclip.upsamplers))
     return text, sample_prior(unclip, params, text, own) if image_embed is None else image_embed
@@ -366,4 +367,4 @@ def _asked(
 
 def _reduced(stage: Stage, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w 3"]:
     """Pictures at the size of a stage."""
-    return box_reduce(images, stage.model.image_size)
+    return box_reduce(images, stage.sample_shape[0])

@@ -1,6 +1,6 @@
 """What the functions that draw are given, made into arrays of one batch or refused in a line that names the argument.
 
-Shapes and types are checked under ``jit`` too; values only where they are there to be seen. One of a thing stands for
+Shapes and types are checked under `jit` too; values only where they are there to be seen. One of a thing stands for
 all pictures of a batch: one prompt with four keys is four pictures of it.
 """
 
@@ -21,7 +21,7 @@ ONE_KEY_EACH = "give one key per picture, unclip_jax.sample_keys(jax.random.key(
 
 
 def picture_keys(keys: Any) -> Key[Array, " B"]:
-    """Keys of pictures [B] of threefry, from keys of any kind; see ``diffusion.keys.threefry``."""
+    """Keys of pictures [B] of threefry, from keys of any kind; see `diffusion.keys.threefry`."""
     keys = threefry(keys)
     if keys.ndim != 1:
         raise UserError(f"keys are {list(keys.shape) if keys.ndim else 'one key'}; {ONE_KEY_EACH}")
@@ -31,9 +31,9 @@ def picture_keys(keys: Any) -> Key[Array, " B"]:
 
 
 def prompt_tokens(tokens: Any, count: int, text: Any, name: str = "tokens") -> Int[Array, "B L"]:
-    """Tokens int32 [B, L] of ``count`` pictures, from those of as many prompts or of one.
+    """Tokens int32 [B, L] of `count` pictures, from those of as many prompts or of one.
 
-    ``text``: the config of the tower that reads them.
+    `text`: the config of the tower that reads them.
     """
     dtype, shape = _described(tokens)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or len(shape) != 2:
@@ -53,7 +53,7 @@ def prompt_tokens(tokens: Any, count: int, text: Any, name: str = "tokens") -> I
 
 
 def for_all(array: Array, count: int, what: str) -> Array:
-    """[1, ...] or [count, ...] -> [count, ...]; ``what`` begins the line that refuses another number."""
+    """[1, ...] or [count, ...] -> [count, ...]; `what` begins the line that refuses another number."""
     if array.shape[0] not in (1, count):
         raise UserError(f"{what}, keys are {count}; give as many of both, or one for all pictures")
     return jnp.broadcast_to(array, (count, *array.shape[1:]))
@@ -95,7 +95,7 @@ def guidance(value: Any, count: int, name: str = "guidance_scale") -> Any:
 
 
 def number(value: Any, low: float, high: float, name: str) -> Any:
-    """A number in [low, high] that is known when the program is traced; whole where ``low`` is an int."""
+    """A number in [low, high] that is known when the program is traced; whole where `low` is an int."""
     kind: Any = numbers.Integral if isinstance(low, int) else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
         whole = ", a whole number" if isinstance(low, int) else ""
@@ -107,7 +107,7 @@ def pictures(images: Any, sizes: tuple[int, ...], name: str = "images") -> Float
     """Pictures float32 [B, H, W, 3] in [−1, 1], from those or from uint8 ones.
 
     Args:
-      images: square, and their side a multiple of all ``sizes``; with none of these of any size.
+        images: square, and their side a multiple of all `sizes`; with none of these of any size.
     """
     dtype, shape = _described(images)
     if dtype is None or len(shape) != 4 or shape[-1] != 3 or not shape[0]:
@@ -132,7 +132,7 @@ def pictures(images: Any, sizes: tuple[int, ...], name: str = "images") -> Float
 
 
 def free_pixels(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Bool[Array, "B H W 1"]:
-    """A mask bool [B, H, W, 1] for pictures of ``shape`` [B, H, W, 3], from [H, W], [B, H, W] or with the last axis."""
+    """A mask bool [B, H, W, 1] for pictures of `shape` [B, H, W, 3], from [H, W], [B, H, W] or with the last axis."""
     dtype, given = _described(mask)
     batch, height, width = shape[:3]
     if dtype is None or not jnp.issubdtype(dtype, jnp.bool_):
@@ -148,7 +148,7 @@ def free_pixels(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Bool[A
 def values(array: Any) -> np.ndarray | None:
     """The values of an array, on the host; None where a program is being traced with it, or other hosts hold a part.
 
-    Within ``jit`` an operation of JAX on a known array gives an unknown one, so checks are of numpy.
+    Within `jit` an operation of JAX on a known array gives an unknown one, so checks are of numpy.
     """
     leaves = jax.tree.leaves(array)
     if any(isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "is_fully_addressable", True) for leaf in leaves):

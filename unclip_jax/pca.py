@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 
 class PCA(NamedTuple):
-    """Axes of the data by decreasing variance: row k of ``components`` [K, D] is the k-th, of unit norm.
+    """Axes of the data by decreasing variance: row k of `components` [K, D] is the k-th, of unit norm.
 
     mean: [D]. variances: [K], of the data along each axis.
     """
@@ -24,12 +24,12 @@ class PCA(NamedTuple):
 
 
 def principal_components(embeds: Float[np.ndarray, "N D"], num_components: int | None = None) -> PCA:
-    """The principal components of embeddings [N, D], all D or the first ``num_components``.
+    """The principal components of embeddings [N, D], all D or the first `num_components`.
 
     Computed in float64; the sign of an axis is that which makes its largest entry positive.
 
     Raises:
-      ValueError: fewer embeddings than two, or more components than dimensions are asked for.
+        ValueError: fewer embeddings than two, or more components than dimensions are asked for.
     """
     count, width = embeds.shape
     wanted = width if num_components is None else num_components

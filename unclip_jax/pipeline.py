@@ -1,6 +1,6 @@
 """Text to pictures in one program: tokens -> CLIP text -> prior -> decoder -> upsamplers -> pictures.
 
-``generate`` is pure and compiles into a single program with one scan per stage; prompts, keys and the guidance scales
+`generate` is pure and compiles into a single program with one scan per stage; prompts, keys and the guidance scales
 given are its data, so new ones never compile again. A trained system is a directory with a folder per network, each
 holding its config and its weights.
 """
@@ -30,9 +30,9 @@ from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.guidance import Decorator, GuidanceScale
 from unclip_jax.diffusion.keys import fold_in_each, sample_keys
+from unclip_jax.diffusion.samplers import named_sampler
+from unclip_jax.model import differences, joint_width
 from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
-from unclip_jax.models.prior import CaptionConfig
-from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import Prior
 from unclip_jax.seams import check_cascade
 from unclip_jax.settings import standard_settings
@@ -50,12 +50,12 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 @dataclass(frozen=True)
 class UnCLIP:
-    """The architecture of a whole system; hashable, so it can be a static argument of ``jit``.
+    """The architecture of a whole system; hashable, so it can be a static argument of `jit`.
 
     Attributes:
-      prior: of any kind, see ``priors``; None in a system that only varies pictures, and is given their embeddings.
-      candidates: image embeddings the prior draws per picture; the one closest to the caption is kept (the paper: 2).
-      movq: what turns the decoder's latents into pictures (Kandinsky); None where the decoder draws pictures.
+        prior: of any kind, see `priors`; None in a system that only varies pictures, and is given their embeddings.
+        candidates: image embeddings the prior draws per picture; the one closest to the caption is kept (the paper: 2).
+        movq: what turns the decoder's latents into pictures (Kandinsky); None where the decoder draws pictures.
     """
 
     clip: CLIPConfig
@@ -67,12 +67,12 @@ class UnCLIP:
 
 
 class Generation(NamedTuple):
-    """What ``generate`` computed.
+    """What `generate` computed.
 
     Attributes:
-      text: features of the prompts; None for what was made without any.
-      image_embed: [B, D] the image embeddings that the pictures were decoded from.
-      images: [B, H, W, 3] float32 in [−1, 1].
+        text: features of the prompts; None for what was made without any.
+        image_embed: [B, D] the image embeddings that the pictures were decoded from.
+        images: [B, H, W, 3] float32 in [−1, 1].
     """
 
     text: TextFeatures | None
@@ -88,7 +88,7 @@ class Guidance(NamedTuple):
 
 
 class LoadedUnCLIP(NamedTuple):
-    """A system ready to use: ``generate(unclip, params, tokenize(prompts), keys)``."""
+    """A system ready to use: `generate(unclip, params, tokenize(prompts), keys)`."""
 
     unclip: UnCLIP
     params: dict[str, Any]
@@ -110,14 +110,14 @@ def sample_prior(
     *,
     guidance_scale: GuidanceScale | None = None,
 ) -> Float[Array, "B D"]:
-    """Image embeddings [B, D] for prompts: of ``unclip.candidates`` draws each, the one most similar to the text.
+    """Image embeddings [B, D] for prompts: of `unclip.candidates` draws each, the one most similar to the text.
 
     keys: [B], one per sample.
     """
     if unclip.prior is None:
         raise UserError("this system has no prior, it only varies pictures: give image_embed, or load one with a prior")
     n, batch = unclip.candidates, text.embed.shape[0]
-    cond = Cond(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask).repeat(n)
+    cond = Cond.of(text).repeat(n)
     candidate_keys = jax.vmap(lambda key: sample_keys(key, jnp.arange(n)))(keys).reshape(-1)
     if guidance_scale is not None:
         guidance_scale = jnp.repeat(jnp.broadcast_to(guidance_scale, (batch,)), n)
@@ -125,11 +125,6 @@ def sample_prior(
     draws = draws.reshape(batch, n, -1)
     best = jnp.argmax(similarity(draws, text.embed[:, None, :]), axis=1)
     return jnp.take_along_axis(draws, best[:, None, None], axis=1)[:, 0]
-
-
-def decoder_cond(text: TextFeatures, image_embed: Any) -> Cond:
-    """What a decoder is given: an image embedding [B, D] and all that CLIP says of the prompts."""
-    return Cond(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed)
 
 
 @standard_settings
@@ -143,13 +138,13 @@ def decode(
 ) -> Float[Array, "B H W 3"]:
     """Pictures [B, H, W, 3] in [−1, 1] from an image embedding and text: the decoder, then every upsampler.
 
-    cond: image_embed and the text_embed, text_encodings and text_mask of B samples; with ``keep_text`` False the image
+    cond: image_embed and the text_embed, text_encodings and text_mask of B samples; with `keep_text` False the image
       embedding decides.
     keys: [B], one per sample.
     """
     images = stages.run(unclip.decoder, params["decoder"], cond, fold_in_each(keys, 0), guidance_scale=guidance_scale)
     if unclip.movq is not None:
-        images = jnp.clip(MoVQDecoder(unclip.movq).apply({"params": params["movq"]}, images), -1.0, 1.0)
+        images = jnp.clip(MoVQDecoder(unclip.movq).apply(params["movq"], images), -1.0, 1.0)
     return upsample(unclip, params, images, keys)
 
 
@@ -164,7 +159,7 @@ def upsample(
 ) -> Float[Array, "B H W 3"]:
     """Pictures of the decoder [B, h, w, 3] through every upsampler: [B, H, W, 3].
 
-    decorate: what to do to a stage's denoiser, as in ``stage.run``.
+    decorate: what to do to a stage's denoiser, as in `stage.run`.
     """
     for i, stage in enumerate(unclip.upsamplers):
         cond, own = Cond(low_res=images), fold_in_each(keys, 1 + i)
@@ -185,32 +180,32 @@ def generate(
     """From prompts to pictures.
 
     Args:
-      unclip: the architecture.
-      params: {"clip", "prior", "decoder", "upsampler_0", …}.
-      tokens: int32 [B, L], one prompt per picture, or [1, L], one for all of them.
-      keys: [B] keys, one per picture: a picture depends on its own prompt and key, not on its neighbours.
-      image_embed: float [B, D] or [1, D], to decode from instead of the prior's.
-      guidance: scales for prior and decoder.
+        unclip: the architecture.
+        params: {"clip": weights as one tree, "prior": variables, "decoder": variables, "upsampler_0": variables, …}.
+        tokens: int32 [B, L], one prompt per picture, or [1, L], one for all of them.
+        keys: [B] keys, one per picture: a picture depends on its own prompt and key, not on its neighbours.
+        image_embed: float [B, D] or [1, D], to decode from instead of the prior's.
+        guidance: scales for prior and decoder.
 
     Raises:
-      UserError: an argument has another shape or type, or they do not go together; the line names it.
+        UserError: an argument has another shape or type, or they do not go together; the line names it.
     """
     keys, tokens, image_embed = _checked(unclip, tokens, keys, image_embed, guidance)
     text = encode_text(unclip, params, tokens)
     if image_embed is None:
         image_embed = sample_prior(unclip, params, text, fold_in_each(keys, 0), guidance_scale=guidance.prior)
-    cond = decoder_cond(text, image_embed)
+    cond = Cond.of(text, image_embed)
     images = decode(unclip, params, cond, fold_in_each(keys, 1), guidance_scale=guidance.decoder)
     return Generation(text, image_embed, images)
 
 
 def _checked(unclip: UnCLIP, tokens: Any, keys: Any, image_embed: Any, guidance: Any) -> tuple[Any, Any, Any]:
-    """(keys, tokens, image_embed) of one batch, see ``generate``."""
+    """(keys, tokens, image_embed) of one batch, see `generate`."""
     keys = inputs.picture_keys(keys)
     tokens = inputs.prompt_tokens(tokens, len(keys), unclip.clip.text)
     if image_embed is not None:
-        image_embed = inputs.floats(image_embed, (len(keys), unclip.clip.embed_dim), "image_embed")
-    if not isinstance(guidance, Guidance):
+        image_embed = inputs.floats(image_embed, (len(keys), joint_width(unclip.clip)), "image_embed")
+    if type(guidance) is not Guidance:
         raise UserError(f"guidance is {type(guidance).__name__}; give unclip_jax.Guidance(decoder=2.0)")
     for name, scale in guidance._asdict().items():
         inputs.guidance(scale, len(keys), f"guidance.{name}")
@@ -229,7 +224,7 @@ def generate_jit(
     image_embed: Any = None,
     guidance: Guidance | Any = Guidance(),
 ) -> Generation:
-    """``generate`` compiled once per architecture, batch size and which of the guidance scales are given."""
+    """`generate` compiled once per architecture, batch size and which of the guidance scales are given."""
     keys, tokens, image_embed = _checked(unclip, tokens, keys, image_embed, guidance)
     return _generate_jit(unclip, params, tokens, keys, image_embed=image_embed, guidance=guidance)
 
@@ -238,8 +233,8 @@ def check_drawn(generation: Generation, names: Sequence[str]) -> None:
     """Raises UserError for pictures of NaN or infinite numbers, which would be written as black ones.
 
     Args:
-      generation: computed, not being traced.
-      names: what to call each of its B pictures in the line, which also says the first part that went wrong.
+        generation: computed, not being traced.
+        names: what to call each of its B pictures in the line, which also says the first part that went wrong.
     """
     parts = {"the prior (or the CLIP)": generation.image_embed, "the decoder or an upsampler": generation.images}
     if generation.text is not None:
@@ -254,16 +249,21 @@ def check_drawn(generation: Generation, names: Sequence[str]) -> None:
 
 
 def with_sampling(loaded: LoadedUnCLIP, **changes: Any) -> LoadedUnCLIP:
-    """The same system with other fields of the decoder's ``Sampling``; those that are not named stay.
+    """The same system with other fields of the decoder's `Sampling`; those that are not named stay.
+
+    Args:
+        loaded: the system.
+        changes: fields of `Sampling`; `sampler` by its name in `SAMPLERS`, on the grid that the decoder has unless the
+            row has one of its own.
 
     Raises:
-      UserError: a value that ``Sampling`` refuses, or guidance for a decoder that is drawn without.
+        UserError: a value that `Sampling` refuses, or guidance for a decoder that is drawn without.
     """
     if changes.get("guidance_scale") is not None and loaded.unclip.decoder.sampling.guidance_scale is None:
         raise UserError("guidance scale: this decoder is drawn without guidance, as distilled ones are; leave it out")
-    if changes.get("sampler") in ("euler", "heun"):  # made for the grid of Karras et al.
-        changes = {"grid": "karras"} | changes
     decoder = loaded.unclip.decoder
+    if "sampler" in changes:
+        changes |= {"sampler": named_sampler(changes["sampler"], decoder.sampling.sampler.grid)}
     decoder = dataclasses.replace(decoder, sampling=dataclasses.replace(decoder.sampling, **changes))
     return loaded._replace(unclip=dataclasses.replace(loaded.unclip, decoder=decoder))
 
@@ -278,18 +278,18 @@ def load(
     """A trained system.
 
     Args:
-      directory: a run directory of ``train.py``, with the folders clip, prior, decoder and upsampler_0, …; or a
-        published system in the layout of diffusers (Karlo, Kandinsky 2.2), or its name on the hub, "owner/name". None
-        takes the weights that come with the package.
-      more: further directories of a published system: Kandinsky's prior beside its decoder, or a prior (ECLIPSE) that
-        takes the place of the one there is.
-      prior: the folder of the prior to use, where several lie beside the decoder of a run directory: "prior",
-        "ar_prior" or "one_step_prior".
-      dtype: of a published system's matrix products, "float32" or "bfloat16"; None is bfloat16 on a GPU or TPU.
+        directory: a run directory of `train.py`, with the folders clip, prior, decoder and upsampler_0, …; or a
+            published system in the layout of diffusers (Karlo, Kandinsky 2.2), or its name on the hub, "owner/name".
+            None takes the weights that come with the package.
+        more: further directories of a published system: Kandinsky's prior beside its decoder, or a prior (ECLIPSE) that
+            takes the place of the one there is.
+        prior: the folder of the prior to use, where several lie beside the decoder of a run directory: "prior",
+            "ar_prior" or "one_step_prior".
+        dtype: of a published system's matrix products, "float32" or "bfloat16"; None is bfloat16 on a GPU or TPU.
 
     Raises:
-      UserError: a folder is missing, damaged, or the stages do not fit each other; or an option is not for this kind of
-        system.
+        UserError: a folder is missing, damaged, or the stages do not fit each other; or an option is not for this kind
+            of system.
     """
     root = SHIPPED if directory is None else local(directory)
     if not root.is_dir():
@@ -305,11 +305,11 @@ def load(
             f"{root} is a run directory, which is whole: other directories and dtype are for published ones"
         )
     clip = clip_jax.load(root / "clip")
-    prior_stage, prior_params = load_stage(root / prior)
-    decoder, decoder_params = load_stage(root / "decoder")
+    prior_stage, prior_variables = load_stage(root / prior)
+    decoder, decoder_variables = load_stage(root / "decoder")
     for name in (prior, "decoder"):
         check_clip(root / name, root / "clip")
-    params = {"clip": joined(clip.variables), "prior": prior_params, "decoder": decoder_params}
+    params = {"clip": joined(clip.variables), "prior": prior_variables, "decoder": decoder_variables}
     upsamplers: list[Stage] = []
     while (folder := root / f"upsampler_{len(upsamplers)}").is_dir():
         stage, params[folder.name] = load_stage(folder)
@@ -339,28 +339,21 @@ def _published(directories: list[Path], dtype: str | None) -> LoadedUnCLIP:
 def _check_fit(unclip: UnCLIP) -> None:
     """The widths at the seams must agree, or a network would fail deep inside with a message about a matrix."""
     clip, decoder = unclip.clip, unclip.decoder.model
-    prior = None if unclip.prior is None else unclip.prior.model
-    kinds = {"prior": prior is None or isinstance(prior, CaptionConfig)}
-    kinds["decoder"] = isinstance(decoder, UNetConfig) and not decoder.low_res
-    for i, upsampler in enumerate(stage.model for stage in unclip.upsamplers):
-        kinds[f"upsampler_{i}"] = isinstance(upsampler, UNetConfig) and upsampler.low_res and not upsampler.text_width
-    for name, right in kinds.items():
-        if not right:
+    models: dict[str, Any] = {} if unclip.prior is None else {"prior": unclip.prior.model}
+    models |= {"decoder": decoder, **{f"upsampler_{i}": stage.model for i, stage in enumerate(unclip.upsamplers)}}
+    for name, model in models.items():
+        if model.role != name.partition("_")[0]:
             raise UserError(f"{name} holds another kind of network: were its files swapped with another stage's?")
-    seams = [("decoder: image_embed_dim", decoder.image_embed_dim, clip.embed_dim)]
-    if prior is not None:
-        seams += [
-            ("prior: embed_dim", prior.embed_dim, clip.embed_dim),
-            ("prior: text_width", prior.text_width, clip.text.width),
-            ("prior: context_length", prior.context_length, clip.text.context_length),
-        ]
-    if decoder.text_width is not None or unclip.movq is None:  # Kandinsky's decoder reads no text
-        seams += [("decoder: text_width", decoder.text_width, clip.text.width)]
-    if decoder.text_embed_dim is not None:
-        seams += [("decoder: text_embed_dim", decoder.text_embed_dim, clip.embed_dim)]
-    for name, got, want in seams:
-        if got != want:
-            raise UserError(f"{name} is {got}, the CLIP beside it has {want}: these weights were not trained together")
+    unet: Any = decoder  # by its role
+    if unet.image is None:
+        raise UserError("decoder: image is None: this decoder reads no image embedding")
+    if unclip.movq is None and unet.text is None:  # Kandinsky's decoder reads no text
+        raise UserError("decoder: text is None: this decoder reads no caption")
+    for name, model in models.items():
+        for field, got, fits in differences(model, model.fitted(clip)):
+            raise UserError(
+                f"{name}: {field} is {got}, the CLIP beside it has {fits}: these weights were not trained together"
+            )
     check_cascade(decoder, unclip.movq, unclip.upsamplers)
-    if unclip.movq is not None and unclip.movq.latent_channels != decoder.channels:
-        raise UserError(f"decoder: it draws {decoder.channels} channels, movq takes {unclip.movq.latent_channels}")
+    if unclip.movq is not None and unclip.movq.latent_channels != unet.channels:
+        raise UserError(f"decoder: it draws {unet.channels} channels, movq takes {unclip.movq.latent_channels}")

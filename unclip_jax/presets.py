@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from clip_jax.errors import UserError
+from unclip_jax.diffusion.losses import CappedV
+from unclip_jax.diffusion.samplers import DDIM, DDPM, DPMpp2M
+from unclip_jax.diffusion.schedule import Fast27
 from unclip_jax.models.ar_prior import ARPriorConfig
 from unclip_jax.models.prior import PriorConfig
-from unclip_jax.models.unet import Level, UNetConfig
+from unclip_jax.models.unet import ImageCond, Level, LowRes, TextCond, UNetConfig
 from unclip_jax.priors import ARSampling, ARStage, OneStepStage, Prior
 from unclip_jax.stage import Sampling, Stage
 
 
 class Preset(NamedTuple):
+    """A stage and where its numbers come from."""
+
     stage: Prior
     source: str
 
@@ -29,9 +34,8 @@ def shapes_prior(width: int, layers: int, heads: int, *, embed_dim: int = 64, te
     return Stage(
         model=PriorConfig(embed_dim, text_width, CONTEXT, width, layers, heads, scale=5.0, skip=True),
         prediction="x0",
-        weight="capped_v",
-        weight_cap=100.0,
-        sampling=Sampling("dpmpp_2m", num_steps=10, guidance_scale=1.0, clip=None),
+        weight=CappedV(100.0),
+        sampling=Sampling(DPMpp2M(), num_steps=10, guidance_scale=1.0, clip=None),
     )
 
 
@@ -56,7 +60,7 @@ def shapes_ar_prior(
 def shapes_one_step_prior(
     width: int, layers: int, heads: int, *, embed_dim: int = 64, text_width: int = 96
 ) -> OneStepStage:
-    """The transformer of ``shapes_prior`` without the time."""
+    """The transformer of `shapes_prior` without the time."""
     return OneStepStage(PriorConfig(embed_dim, text_width, CONTEXT, width, layers, heads, time_token=False))
 
 
@@ -84,24 +88,24 @@ def shapes_decoder(
             head_width=head,
             groups=16,
             time_width=128,
-            image_embed_dim=embed_dim,
-            text_width=text_width,
+            image=ImageCond(embed_dim),
+            text=TextCond(text_width),
             context_width=64,
             coordinates=True,
         ),
         prediction="x0",
-        weight="capped_v",
-        sampling=Sampling("dpmpp_2m", num_steps=steps, guidance_scale=guidance_scale),
+        weight=CappedV(),
+        sampling=Sampling(DPMpp2M(), num_steps=steps, guidance_scale=guidance_scale),
     )
 
 
 def shapes_upsampler(size: int, patch: int, levels: tuple[Level, ...]) -> Stage:
     """No text, no attention, no guidance, few steps (§2.1)."""
     return Stage(
-        model=UNetConfig(image_size=size, levels=levels, patch_size=patch, groups=16, time_width=64, low_res=True),
+        model=UNetConfig(image_size=size, levels=levels, patch_size=patch, groups=16, time_width=64, low_res=LowRes()),
         prediction="x0",
-        weight="capped_v",
-        sampling=Sampling("ddim", num_steps=4),
+        weight=CappedV(),
+        sampling=Sampling(DDIM(), num_steps=4),
     )
 
 
@@ -119,7 +123,7 @@ def published_prior(width: int, layers: int, heads: int, embed_dim: int, text_wi
     return Stage(
         model=PriorConfig(embed_dim, text_width, 77, width, layers, heads),
         prediction="x0",
-        sampling=Sampling("ddpm_analytic", num_steps=64, guidance_scale=1.0, clip=None),
+        sampling=Sampling(DDPM("analytic"), num_steps=64, guidance_scale=1.0, clip=None),
         x0_error=True,
     )
 
@@ -155,12 +159,12 @@ def published_decoder(
             levels=levels(width, (1, 2, 3, 4), blocks, (False, True, True, True)),
             dropout=dropout,
             time_width=4 * width,
-            image_embed_dim=embed_dim,
-            text_width=text_width,
+            image=ImageCond(embed_dim),
+            text=TextCond(text_width),
             context_width=context,
             learned_variance=True,
         ),
-        sampling=Sampling("ddpm_learned", num_steps=250, guidance_scale=1.25),
+        sampling=Sampling(DDPM("learned"), num_steps=250, guidance_scale=1.25),
     )
 
 
@@ -179,12 +183,12 @@ def published_upsampler(
         levels=levels(width, multiples, blocks, (False,) * len(multiples)),
         dropout=dropout,
         time_width=4 * width,
-        low_res=True,
+        low_res=LowRes(),
     )
     return Stage(model=model, sampling=sampling, schedule=schedule)
 
 
-FAST27, DDIM15 = Sampling("ddim", num_steps=27, grid="fast27"), Sampling("ddim", num_steps=15)
+FAST27, DDIM15 = Sampling(DDIM(grid=Fast27()), num_steps=27), Sampling(DDIM(), num_steps=15)
 TINY = {"embed_dim": 16, "text_width": 32}
 PAPER = "Ramesh et al. 2022, Table 3"
 OURS = "this project: small enough to train on two CPU cores"

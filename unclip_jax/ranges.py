@@ -29,9 +29,9 @@ def check_ranges(config: Any, where: str = "", /, **ranges: tuple[float, float])
     """Raises UserError for a field that is not a finite number within its range, both ends included.
 
     Args:
-      config: a dataclass; a field whose type says so may also be None.
-      where: what comes before the names of the fields, "sampling." say.
-      ranges: of each field. A field of type int takes whole numbers only.
+        config: a dataclass; a field whose type says so may also be None.
+        where: what comes before the names of the fields, "sampling." say.
+        ranges: of each field. A field of type int takes whole numbers only.
     """
     types = {field.name: str(field.type) for field in dataclasses.fields(config)}
     for name, (low, high) in ranges.items():
@@ -45,6 +45,6 @@ def check_ranges(config: Any, where: str = "", /, **ranges: tuple[float, float])
 
 
 def check_dtype(config: Any) -> None:
-    """Raises UserError unless ``config.dtype`` names a type of matrix products."""
+    """Raises UserError unless `config.dtype` names a type of matrix products."""
     if config.dtype not in DTYPES:
         raise UserError(f"dtype is {str(config.dtype)[:40]!r}; choose one of {', '.join(DTYPES)}")

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clip_jax.errors import UserError
-from clip_jax.weights.files import read_json
 from unclip_jax.models.movq import MoVQConfig
 from unclip_jax.stage import Stage
+from unclip_jax.stage_files import read_stage
 
 
 class Drawn(NamedTuple):
     """What one stage of a cascade draws.
 
     Attributes:
-      name: of its folder: "decoder", "upsampler_0", …
-      image_size: side of its pictures.
-      channels: of its pictures.
-      low_res_size: side of the pictures an upsampler was trained to start from; None where its config does not say.
+        name: of its folder: "decoder", "upsampler_0", …
+        image_size: side of its pictures.
+        channels: of its pictures.
+        low_res_size: side of the pictures an upsampler was trained to start from; None where its config does not say.
     """
 
     name: str
@@ -31,23 +31,26 @@ class Drawn(NamedTuple):
 
 
 def drawn(name: str, model: Any) -> Drawn:
-    """What a decoder or upsampler draws, whose model is a ``UNetConfig``."""
-    return Drawn(name, model.image_size, model.channels, model.low_res_size)
+    """What a decoder or upsampler draws, whose model is a `UNetConfig`."""
+    return Drawn(name, model.image_size, model.channels, None if model.low_res is None else model.low_res.size)
 
 
 def starting_from(upsampler: Stage, low_res_size: int) -> Stage:
     """The upsampler with the size of the pictures it starts from in its config. Raises UserError for one too large."""
     model: Any = upsampler.model
-    return dataclasses.replace(upsampler, model=dataclasses.replace(model, low_res_size=low_res_size))
+    if model.low_res is None:
+        raise UserError("low_res is None: this network is no upsampler, it starts from no picture")
+    low_res = dataclasses.replace(model.low_res, size=low_res_size)
+    return dataclasses.replace(upsampler, model=dataclasses.replace(model, low_res=low_res))
 
 
 def check_cascade(decoder: Any, movq: MoVQConfig | None, upsamplers: Sequence[Stage]) -> None:
-    """``check_seams`` of a whole system; with ``movq`` the latents of the decoder become larger pictures first.
+    """`check_seams` of a whole system; with `movq` the latents of the decoder become larger pictures first.
 
     Args:
-      decoder: a ``UNetConfig``.
-      movq: None where the decoder draws pictures.
-      upsamplers: stages whose model is a ``UNetConfig``.
+        decoder: a `UNetConfig`.
+        movq: None where the decoder draws pictures.
+        upsamplers: stages whose model is a `UNetConfig`.
     """
     first = drawn("decoder", decoder)
     if movq is not None:
@@ -61,7 +64,7 @@ def check_seams(cascade: Sequence[Drawn]) -> None:
     Where a config does not say which size that is (published and older ones), the larger size must be a multiple.
 
     Raises:
-      UserError: two neighbours do not fit.
+        UserError: two neighbours do not fit.
     """
     for before, after in itertools.pairwise(cascade):
         size = before.image_size
@@ -82,13 +85,13 @@ def check_seams(cascade: Sequence[Drawn]) -> None:
 
 
 def cascade_with(run: Path, own: dict[str, Drawn]) -> list[list[Drawn]]:
-    """The stages that ``own`` will put into a run directory, between the neighbours that lie there already.
+    """The stages that `own` will put into a run directory, between the neighbours that lie there already.
 
     Returns:
-      Rows of neighbours, decoder first. A stage that is neither in ``own`` nor in the directory ends a row.
+        Rows of neighbours, decoder first. A stage that is neither in `own` nor in the directory ends a row.
 
     Raises:
-      UserError: the config of a neighbour is damaged.
+        UserError: the config of a neighbour is damaged.
     """
     rows: list[list[Drawn]] = [[]]
     last = max((int(name.rpartition("_")[2]) for name in own if name != "decoder"), default=-1)
@@ -110,8 +113,7 @@ def _read(folder: Path) -> Drawn | None:
     file = folder / "config.json"
     if not file.is_file():
         return None
-    try:
-        model: Any = read_json(file)["model"]
-        return Drawn(folder.name, int(model["image_size"]), int(model.get("channels", 3)), model.get("low_res_size"))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} does not describe a decoder or an upsampler: {error!r}") from error
+    model: Any = read_stage(folder).model
+    if model.role == "prior":
+        raise UserError(f"{file} does not describe a decoder or an upsampler")
+    return drawn(folder.name, model)

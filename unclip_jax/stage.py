@@ -7,7 +7,7 @@ condition holds a smaller one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from clip_jax.errors import UserError
-from unclip_jax.conditioning import Cond
+from unclip_jax.conditioning import Cond, need
 from unclip_jax.degrade import add_level
 from unclip_jax.diffusion.guidance import (
     CondDenoiser,
@@ -27,16 +27,20 @@ from unclip_jax.diffusion.guidance import (
     classifier_free,
     clip_x0,
     dynamic_threshold,
+    is_off,
 )
 from unclip_jax.diffusion.keys import fold_in_each, normal
-from unclip_jax.diffusion.losses import WEIGHTS, Noised, add_noise, diffusion_loss, noised, variational_bound
+from unclip_jax.diffusion.losses import Noised, Simple, Weight, add_noise, diffusion_loss, noised, variational_bound
 from unclip_jax.diffusion.predict import PREDICTIONS, Denoiser, denoiser, per_sample, split_output
-from unclip_jax.diffusion.samplers import SAMPLERS, Sampler, sample, self_conditioned
-from unclip_jax.diffusion.schedule import GRIDS, SCHEDULES, NoiseSchedule
-from unclip_jax.models.prior import DiffusionPrior, PriorConfig, blank_caption
-from unclip_jax.models.unet import UNet, UNetConfig
+from unclip_jax.diffusion.samplers import DPMpp2M, Sampler, SamplerSpec, sample, self_conditioned
+from unclip_jax.diffusion.schedule import SCHEDULES, NoiseSchedule
+from unclip_jax.model import Model, Reader
 from unclip_jax.ranges import GUIDANCE, TIMES, check_ranges
 from unclip_jax.settings import standard_settings
+from unclip_jax.variables import STATISTICS, Variables
+
+X0_ERROR = "x0_error"  # among the statistics
+LAST = "last"  # where the variables of the second network lie, in every collection
 
 
 @dataclass(frozen=True)
@@ -44,23 +48,21 @@ class Sampling:
     """How a stage is sampled unless the caller says otherwise.
 
     Attributes:
-      sampler: row of ``SAMPLERS``.
-      num_steps: S, steps of the sampler: as many denoiser calls, or twice as many with "heun" (and under guidance, two
-        network evaluations per call).
-      grid: row of ``GRIDS``, the times that are visited.
-      guidance_scale: of classifier-free guidance, 1.0 is off unless another is asked for; None never runs the
-        unconditional branch.
-      clip: the estimate of x0 is clamped to ±clip after guidance; None leaves it.
-      low_res_level: noise that an upsampler which is told its level mixes into its input (``degrade.add_level``).
-      threshold: percentile (0 to 100; 99.5, say) of Imagen's dynamic thresholding, which takes the place of ``clip``;
-        None is off.
+        sampler: with the grid of times that it visits.
+        num_steps: S, steps of the sampler: as many denoiser calls, or twice as many with `Heun` (and under guidance,
+            two network evaluations per call).
+        guidance_scale: of classifier-free guidance, 1.0 is off unless another is asked for; None never runs the
+            unconditional branch.
+        clip: the estimate of x0 is clamped to ±clip after guidance; None leaves it.
+        threshold: percentile (0 to 100; 99.5, say) of Imagen's dynamic thresholding, which takes the place of `clip`;
+            None is off.
+        low_res_level: noise that an upsampler which is told its level mixes into its input (`degrade.add_level`).
     """
 
-    sampler: str = "dpmpp_2m"
+    sampler: SamplerSpec = DPMpp2M()  # noqa: RUF009 - a frozen value
     num_steps: int = 16
     guidance_scale: float | None = None
     clip: float | None = 1.0
-    grid: str = "uniform"
     threshold: float | None = None
     low_res_level: float = 0.0
 
@@ -69,166 +71,143 @@ class Sampling:
 class Stage:
     """Network, noise schedule, parametrisation, loss weight and sampling of one step of the cascade.
 
-    ``weight`` is a row of ``WEIGHTS`` and ``weight_cap`` its γ (above 2, "p2" leaves fine noise in the pictures).
-    With ``x0_error`` the parameters hold what ``measure_x0_error`` found, as "ddpm_analytic" needs it. With
-    ``last_network`` they hold a second network of the same architecture, under "last", that takes the last step of the
-    sampling (Karlo's upsampler); ``loss`` is the first's.
+    Attributes:
+        model: the config of its network.
+        sampling: how it is sampled.
+        prediction: row of `PREDICTIONS`, what the network outputs.
+        schedule: row of `SCHEDULES`.
+        num_timesteps: T.
+        weight: of each noise level in the loss.
+        x0_error: the statistics hold what `measure_x0_error` found, as `DDPM("analytic")` needs it.
+        last_network: the variables hold a second network of the same architecture, under "last", that takes the last
+            step of the sampling (Karlo's upsampler); `loss` is the first's.
 
     Raises:
-      UserError: a name that is no row of its table, or more sampling steps than the schedule has.
+        UserError: a name that is no row of its table, or a sampling that does not fit the network or the schedule.
     """
 
-    model: PriorConfig | UNetConfig
+    model: Model
     sampling: Sampling
     prediction: str = "eps"
     schedule: str = "cosine"
     num_timesteps: int = 1000
-    weight: str = "simple"
-    weight_cap: float = 5.0
+    weight: Weight = Simple()  # noqa: RUF009 - a frozen value
     x0_error: bool = False
     last_network: bool = False
 
-    def __post_init__(self):
-        check_ranges(self, num_timesteps=TIMES, weight_cap=(0.0, 1e6))
+    def __post_init__(self) -> None:
+        sampling = self.sampling
+        check_ranges(self, num_timesteps=TIMES)
         steps = (1, self.num_timesteps)
-        check_ranges(self.sampling, "sampling.", num_steps=steps, guidance_scale=GUIDANCE, clip=(1e-6, 1e6))
+        check_ranges(sampling, "sampling.", num_steps=steps, guidance_scale=GUIDANCE, clip=(1e-6, 1e6))
         names: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
             ("prediction", self.prediction, PREDICTIONS),
             ("schedule", self.schedule, SCHEDULES),
-            ("weight", self.weight, WEIGHTS),
-            ("sampling.sampler", self.sampling.sampler, SAMPLERS),
-            ("sampling.grid", self.sampling.grid, GRIDS),
         )
         for field, value, table in names:
             if value not in table:
                 raise UserError(f"{field} is {value!r}; choose one of {', '.join(table)}")
-        if self.sampling.sampler == "ddpm_analytic" and not self.x0_error:
-            raise UserError("sampling.sampler 'ddpm_analytic' needs the x0_error of this stage, which was not measured")
-        if isinstance(self.model, PriorConfig) and not self.model.time_token:
-            raise UserError("model.time_token is False: a diffusion prior has to know the time; set it to True")
-        threshold = self.sampling.threshold
-        if threshold is not None and not 0 < threshold <= 100:
-            raise UserError(f"sampling.threshold is {threshold}; give a percentile above 0 and up to 100")
-        if not 0 <= self.sampling.low_res_level <= 1:
+        variance = getattr(sampling.sampler, "variance", None)
+        if variance == "analytic" and not self.x0_error:
             raise UserError(
-                f"sampling.low_res_level is {self.sampling.low_res_level}; give 0 (none) to 1 (noise alone)"
+                "sampling.sampler DDPM('analytic') needs the x0_error of this stage, which was not measured"
             )
-        if self.sampling.low_res_level and not (isinstance(self.model, UNetConfig) and self.model.low_res_level):
+        if variance == "learned" and not self.model.learned_variance:
+            raise UserError("sampling.sampler DDPM('learned') needs a network with learned_variance; use another")
+        if not self.model.reads_time:
+            raise UserError("model.time_token is False: a diffusion prior has to know the time; set it to True")
+        if sampling.threshold is not None and not 0 < sampling.threshold <= 100:
+            raise UserError(f"sampling.threshold is {sampling.threshold}; give a percentile above 0 and up to 100")
+        if not 0 <= sampling.low_res_level <= 1:
+            raise UserError(f"sampling.low_res_level is {sampling.low_res_level}; give 0 (none) to 1 (noise alone)")
+        if sampling.low_res_level and not self.model.reads_level:
             raise UserError("sampling.low_res_level: this network was not trained to be told one; leave it 0")
-        if self.weight == "p2" and not 0 <= self.weight_cap <= 2:
-            raise UserError(f"weight_cap is {self.weight_cap}; as the exponent of weight 'p2' give 0 to 2, 1 is usual")
         try:
             timesteps(self)
         except ValueError as error:
-            raise UserError(f"sampling.grid {self.sampling.grid!r}: {error}") from error
+            raise UserError(f"sampling.sampler.grid {type(sampling.sampler.grid).__name__}: {error}") from error
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample: [D] for a prior, [H, W, C] for pictures."""
-        if isinstance(self.model, PriorConfig):
-            return (self.model.embed_dim,)
-        return (self.model.image_size, self.model.image_size, self.model.channels)
+        return self.model.sample_shape
+
+    def init(self, key: Key[Array, ""]) -> Variables:
+        """Fresh variables; see `init`."""
+        return init(self, key)
+
+    def sample(
+        self,
+        variables: Variables,
+        cond: Cond,
+        keys: Key[Array, " B"],
+        *,
+        guidance_scale: GuidanceScale | None = None,
+    ) -> Float[Array, "B ..."]:
+        """Samples in the space of the data: what `run` returns, restored."""
+        x0 = run(self, variables, cond, keys, guidance_scale=guidance_scale)
+        return self.model.restore(network(self), variables, x0)
 
 
-def network(stage: Any) -> nn.Module:
-    """The linen module of a stage: ``apply(variables, x_t, t, cond, train=False)``."""
-    return DiffusionPrior(stage.model) if isinstance(stage.model, PriorConfig) else UNet(stage.model)
+def network(stage: Stage) -> nn.Module:
+    """The linen module of a stage: `apply(variables, x_t, t, cond, train=False)`."""
+    return stage.model.network()
 
 
 def noise_schedule(stage: Stage) -> NoiseSchedule:
+    """The noise schedule of a stage."""
     return SCHEDULES[stage.schedule](stage.num_timesteps)
 
 
 def timesteps(stage: Stage) -> Int[np.ndarray, " S"]:
     """The times a stage is sampled at, decreasing: int32 [S]."""
-    return GRIDS[stage.sampling.grid](noise_schedule(stage), stage.sampling.num_steps)
-
-
-def blank_cond(stage: Stage, batch_size: int = 1) -> Cond:
-    """A ``Cond`` of zeros with the fields and shapes that the stage's network reads."""
-    model = stage.model
-    if isinstance(model, PriorConfig):
-        return blank_caption(model, batch_size)
-    cond = Cond(keep_text=jnp.ones((batch_size,), bool))
-    if model.image_embed_dim is not None:
-        cond = cond.replace(image_embed=jnp.zeros((batch_size, model.image_embed_dim)))
-    if model.text_width is not None:
-        # The U-Net reads any number of text tokens; one is enough to know its parameters.
-        cond = cond.replace(
-            text_encodings=jnp.zeros((batch_size, 1, model.text_width)), text_mask=jnp.ones((batch_size, 1), bool)
-        )
-    if model.text_embed_dim is not None:
-        cond = cond.replace(text_embed=jnp.zeros((batch_size, model.text_embed_dim)))
-    if model.low_res:
-        cond = cond.replace(low_res=jnp.zeros((batch_size, *stage.sample_shape)))
-    if model.low_res_level:
-        cond = cond.replace(low_res_level=jnp.zeros((batch_size,)))
-    return cond
+    return stage.sampling.sampler.grid(noise_schedule(stage), stage.sampling.num_steps)
 
 
 @standard_settings
-def init(stage: Stage, key: Key[Array, ""]) -> dict[str, Any]:
-    """Fresh parameters, a nested dict of float32 arrays."""
+def init(stage: Stage, key: Key[Array, ""]) -> Variables:
+    """Fresh variables of a stage: collections of nested dicts of float32 arrays."""
 
-    def fresh(key):
-        x_t = jnp.zeros((1, *stage.sample_shape))
-        return network(stage).init(key, x_t, jnp.zeros((1,), jnp.int32), blank_cond(stage))["params"]
+    def fresh(key: Key[Array, ""]) -> Variables:
+        x_t, t = jnp.zeros((1, *stage.sample_shape)), jnp.zeros((1,), jnp.int32)
+        return network(stage).init(key, x_t, t, stage.model.blank_cond())
 
-    params = fresh(key)
-    if stage.x0_error:
-        params |= {"x0_error": jnp.ones(stage.num_timesteps)}
+    variables = fresh(key)
     if stage.last_network:
-        params |= {"last": fresh(jax.random.fold_in(key, 1))}
-    return params
-
-
-def learned_variance(stage: Stage) -> bool:
-    return isinstance(stage.model, UNetConfig) and stage.model.learned_variance
-
-
-def self_condition(stage: Stage) -> bool:
-    return isinstance(stage.model, PriorConfig) and stage.model.self_condition
+        last = fresh(jax.random.fold_in(key, 1))
+        variables = {name: {**tree, LAST: last[name]} for name, tree in variables.items()}
+    if stage.x0_error:
+        statistics = {**variables.get(STATISTICS, {}), X0_ERROR: jnp.ones(stage.num_timesteps)}
+        variables = {**variables, STATISTICS: statistics}
+    return variables
 
 
 def conditional_denoiser(
-    stage: Stage, params: dict[str, Any], cond: Cond, *, guidance_scale: GuidanceScale | None = None
+    stage: Stage, variables: Variables, cond: Cond, *, guidance_scale: GuidanceScale | None = None
 ) -> Denoiser:
     """The trained network as what samplers see: given its condition, predicted, guided and clipped as the stage says.
 
-    A prior reads its captions here, and not again at every step. ``guidance_scale`` replaces the stage's own; may be
+    A prior reads its captions here, and not again at every step. `guidance_scale` replaces the stage's own; may be
     traced. Ignored by a stage without guidance. A plain 1.0, here or there, spares the unconditional branch.
     """
     sampling, module = stage.sampling, network(stage)
 
     def bind(cond: Cond) -> Denoiser:
-        def reader(params: dict[str, Any]) -> Callable[..., Array]:
-            variables, seen = {"params": params}, cond
-            if isinstance(stage.model, PriorConfig):
-                seen = module.apply(variables, cond, method="encode_prefix")
-            return lambda x_t, t, *given: module.apply(variables, x_t, t, seen, *given)
-
-        read = reader(params)
+        read = stage.model.read(module, variables, cond)
         if stage.last_network:
-            first, second, last = read, reader(params["last"]), int(timesteps(stage)[-1])
-
-            def read(
-                x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]
-            ) -> Float[Array, "B ..."]:
-                # All of a batch is at the same step when it is sampled; only one of the two is ever run.
-                return jax.lax.cond(t[0] <= last, second, first, x_t, t, *given)
-
+            read = _with_last_network(stage, read, stage.model.read(module, _of_last_network(variables), cond))
         return denoiser(
             read,
             noise_schedule(stage),
             stage.prediction,
-            learned_variance=learned_variance(stage),
-            x0_error=params["x0_error"] if stage.x0_error else None,
+            learned_variance=stage.model.learned_variance,
+            x0_error=variables[STATISTICS][X0_ERROR] if stage.x0_error else None,
         )
 
     guided: CondDenoiser = bind
     if sampling.guidance_scale is not None:
         scale = sampling.guidance_scale if guidance_scale is None else guidance_scale
-        if not (isinstance(scale, float) and scale == 1.0):
+        if not is_off(scale):
             guided = classifier_free(scale)(bind)
     denoise = guided(cond)
     if sampling.threshold is not None:
@@ -236,6 +215,22 @@ def conditional_denoiser(
     elif sampling.clip is not None:
         denoise = clip_x0(-sampling.clip, sampling.clip)(denoise)
     return denoise
+
+
+def _of_last_network(variables: Variables) -> Variables:
+    """The variables of the second network alone."""
+    return {name: tree[LAST] for name, tree in variables.items() if LAST in tree}
+
+
+def _with_last_network(stage: Stage, first: Reader, second: Reader) -> Reader:
+    """The first network, and the second for the last step of the sampling."""
+    last = int(timesteps(stage)[-1])
+
+    def read(x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+        # All of a batch is at the same step when it is sampled; only one of the two is ever run.
+        return jax.lax.cond(t[0] <= last, second, first, x_t, t, *given)
+
+    return read
 
 
 @standard_settings
@@ -246,19 +241,20 @@ def starting_noise(stage: Stage, keys: Key[Array, " B"]) -> Float[Array, "B ..."
 
 
 def with_level(stage: Stage, cond: Cond, keys: Key[Array, " B"]) -> Cond:
-    """What an upsampler reads: its input with the noise of ``sampling.low_res_level``, unless ``cond`` has a level."""
-    if not (isinstance(stage.model, UNetConfig) and stage.model.low_res_level) or cond.low_res_level is not None:
+    """What an upsampler reads: its input with the noise of `sampling.low_res_level`, unless `cond` has a level."""
+    if not stage.model.reads_level or cond.low_res_level is not None:
         return cond
     level = jnp.full(keys.shape, stage.sampling.low_res_level)
     # Beside the times of the loop and the number of the starting noise.
-    noise = normal(fold_in_each(keys, stage.num_timesteps + 1), cond.low_res.shape[1:])
-    return cond.replace(low_res=add_level(cond.low_res, level, noise), low_res_level=level)
+    low_res = need(cond.low_res, "low_res")
+    noise = normal(fold_in_each(keys, stage.num_timesteps + 1), low_res.shape[1:])
+    return cond.replace(low_res=add_level(low_res, level, noise), low_res_level=level)
 
 
 @standard_settings
 def run(
     stage: Stage,
-    params: dict[str, Any],
+    variables: Variables,
     cond: Cond,
     keys: Key[Array, " B"],
     *,
@@ -271,38 +267,39 @@ def run(
     """Samples the stage.
 
     Args:
-      params: parameters, as ``init`` gives them.
-      cond: conditioning of B samples.
-      keys: [B] keys; sample i depends on its own key and condition alone.
-      guidance_scale: instead of the stage's own; may be traced. Ignored by a stage without guidance.
-      x_T: [B, *sample_shape] to start from instead of noise of the keys.
-      times: int [S], decreasing, to visit instead of the stage's own; ``x_T`` belongs to the first of them.
-      sampler: instead of the stage's own.
-      decorate: applied to the denoiser last, outside guidance and clipping.
+        variables: as `init` gives them.
+        cond: conditioning of B samples.
+        keys: [B] keys; sample i depends on its own key and condition alone.
+        guidance_scale: instead of the stage's own; may be traced. Ignored by a stage without guidance.
+        x_T: [B, *sample_shape] to start from instead of noise of the keys.
+        times: int [S], decreasing, to visit instead of the stage's own; `x_T` belongs to the first of them.
+        sampler: instead of the stage's own.
+        decorate: applied to the denoiser last, outside guidance and clipping.
 
     Returns:
-      x0 [B, *sample_shape], float32: standardised embeddings for a prior, pictures in [−1, 1] otherwise.
+        x0 [B, *sample_shape], float32: standardised embeddings for a prior, pictures in [−1, 1] otherwise.
     """
     cond = with_level(stage, cond, keys)
-    denoise = conditional_denoiser(stage, params, cond, guidance_scale=guidance_scale)
+    denoise = conditional_denoiser(stage, variables, cond, guidance_scale=guidance_scale)
     denoise = denoise if decorate is None else decorate(denoise)
     x_T = starting_noise(stage, keys) if x_T is None else x_T
-    sampler = SAMPLERS[stage.sampling.sampler]() if sampler is None else sampler
-    sampler = self_conditioned(sampler) if self_condition(stage) else sampler
+    sampler = stage.sampling.sampler() if sampler is None else sampler
+    sampler = self_conditioned(sampler) if stage.model.self_condition else sampler
     times = timesteps(stage) if times is None else times
     return sample(denoise, noise_schedule(stage), times, sampler, x_T, keys)
 
 
 @standard_settings
 def measure_x0_error(
-    stage: Stage, params: dict[str, Any], x0: Float[Array, "N ..."], cond: Cond, key: Key[Array, ""], times: int = 50
+    stage: Stage, variables: Variables, x0: Float[Array, "N ..."], cond: Cond, key: Key[Array, ""], times: int = 50
 ) -> Float[Array, " T"]:
-    """Mean squared error of the estimate of x0 at every time: float32 [T], for ``ddpm("analytic")``.
+    """Mean squared error of the estimate of x0 at every time: float32 [T], for `ddpm("analytic")`.
 
     Measured on x0 [N, ...] at evenly spread times and interpolated between them in the log-SNR (the Γ of Bao
-    et al. 2022, which they measure on eps). It belongs in ``params["x0_error"]`` of a stage with ``x0_error``.
+    et al. 2022, which they measure on eps). It belongs in `variables["statistics"]["x0_error"]` of a
+    stage with `x0_error`.
     """
-    schedule, denoise = noise_schedule(stage), conditional_denoiser(stage, params, cond)
+    schedule, denoise = noise_schedule(stage), conditional_denoiser(stage, variables, cond)
     measured = jnp.round(jnp.linspace(0, stage.num_timesteps - 1, times)).astype(jnp.int32)
 
     def error(t):
@@ -319,25 +316,21 @@ def measure_x0_error(
 @standard_settings
 def loss(
     stage: Stage,
-    params: dict[str, Any],
+    variables: Variables,
     x0: Float[Array, "B ..."],
     cond: Cond,
     key: Key[Array, ""],
     *,
     train: bool = True,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Diffusion loss of a batch x0 [B, ...] (in the space ``run`` returns): (scalar, metrics)."""
+    """Diffusion loss of a batch x0 [B, ...] (in the space `run` returns): (scalar, metrics)."""
     key_noise, key_dropout, key_coin = jax.random.split(key, 3)
     schedule = noise_schedule(stage)
     at = noised(schedule, x0, key_noise)
-    given = [own_estimate(stage, params, at, cond, key_coin)] if self_condition(stage) else []
-    output = network(stage).apply(
-        {"params": params}, at.x_t, at.t, cond, *given, train=train, rngs={"dropout": key_dropout}
-    )
-    prediction, var_frac = split_output(output, learned_variance(stage))
-    error = diffusion_loss(
-        prediction, x0, at, schedule, prediction=stage.prediction, weight=stage.weight, cap=stage.weight_cap
-    )
+    given = [own_estimate(stage, variables, at, cond, key_coin)] if stage.model.self_condition else []
+    output = network(stage).apply(variables, at.x_t, at.t, cond, *given, train=train, rngs={"dropout": key_dropout})
+    prediction, var_frac = split_output(output, stage.model.learned_variance)
+    error = diffusion_loss(prediction, x0, at, schedule, prediction=stage.prediction, weight=stage.weight)
     mean = error.mean()
     if var_frac is None:
         return mean, {}
@@ -349,13 +342,13 @@ def loss(
 
 
 def own_estimate(
-    stage: Stage, params: dict[str, Any], at: Noised, cond: Cond, key: Key[Array, ""]
+    stage: Stage, variables: Variables, at: Noised, cond: Cond, key: Key[Array, ""]
 ) -> Float[Array, "B ..."]:
     """What a self-conditioned network is given in training: by a coin per sample zeros, or the network's own estimate.
 
     The estimate is that of sampling without guidance: of x0 whatever is predicted, and clipped. No gradient goes
     through it (Chen et al. 2022, algorithm 1).
     """
-    denoise = conditional_denoiser(stage, params, cond, guidance_scale=1.0)
+    denoise = conditional_denoiser(stage, variables, cond, guidance_scale=1.0)
     coin = per_sample(jax.random.bernoulli(key, 0.5, at.t.shape), at.x_t)
     return jax.lax.stop_gradient(jnp.where(coin, denoise(at.x_t, at.t, jnp.zeros_like(at.x_t)).x0, 0.0))

@@ -1,4 +1,4 @@
-"""A stage as a directory: ``config.json`` and ``weights.safetensors``, written whole and read with suspicion.
+"""A stage as a directory: `config.json` and `weights.safetensors`, written whole and read with suspicion.
 
 The config says what the stage is and how it is sampled, and holds the SHA-256 of the weights beside it and of the CLIP
 that the stage was trained against.
@@ -6,14 +6,12 @@ that the stage was trained against.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
-import dacite
 import jax
 import jax.numpy as jnp
 
@@ -21,11 +19,11 @@ from clip_jax.errors import UserError
 from clip_jax.weights.digest import DIGESTS, digests, file_digest, read_digests
 from clip_jax.weights.files import one_line, read_json
 from clip_jax.weights.find import TOKENIZER
-from clip_jax.weights.native import atomic_path, load_params, save_params
+from clip_jax.weights.native import atomic_path, flatten, load_params, save_params, unflatten
 from unclip_jax import priors
-from unclip_jax.models.prior import PriorConfig
-from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import KINDS, Prior
+from unclip_jax.stage_configs import from_json, to_json
+from unclip_jax.variables import Variables, flat, nested
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 CLIP_DIGESTS = "clip_digests"  # the field that says which CLIP a stage was trained against
@@ -36,7 +34,7 @@ log = logging.getLogger(__name__)
 def save_stage(
     directory: str | os.PathLike,
     stage: Prior,
-    params: dict[str, Any],
+    variables: Variables,
     *,
     dtype: Any = None,
     clip: str | os.PathLike | None = None,
@@ -44,29 +42,30 @@ def save_stage(
     """Writes config.json and weights.safetensors of a stage or a prior of any kind, each whole or not at all.
 
     Args:
-      dtype: of the stored weights only (float16, say).
-      clip: the directory of the CLIP that the stage was trained against, as ``clip_jax.save`` wrote it. The digests of
-        its files are kept, and ``load`` refuses another CLIP beside the stage. None for an upsampler, which sees none.
+        dtype: of the stored weights only (float16, say).
+        clip: the directory of the CLIP that the stage was trained against, as `clip_jax.save` wrote it. The digests of
+            its files are kept, and `load` refuses another CLIP beside the stage. None for an upsampler, which sees
+            none.
 
     Raises:
-      UserError: a parameter is not finite, or ``clip`` holds no CLIP.
+        UserError: a parameter is not finite, or `clip` holds no CLIP.
     """
     directory = Path(directory)
-    config = {"kind": next(k for k, v in KINDS.items() if v is type(stage)), **dataclasses.asdict(stage)}
+    config = {"kind": next(k for k, v in KINDS.items() if v is type(stage)), **to_json(stage)}
     if clip is not None:
         config[CLIP_DIGESTS] = {WEIGHTS: file_digest(Path(clip, WEIGHTS))} | digests(clip, [TOKENIZER])
     directory.mkdir(parents=True, exist_ok=True)
-    save_params(directory / WEIGHTS, params, dtype=dtype)
+    save_params(directory / WEIGHTS, unflatten(flat(variables)), dtype=dtype)
     config[DIGESTS] = digests(directory, [WEIGHTS])
     with atomic_path(directory / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_stage(directory: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
-    """What ``save_stage`` wrote: (a ``Stage`` or another kind of ``Prior``, its parameters).
+def load_stage(directory: str | os.PathLike) -> tuple[Any, Variables]:
+    """What `save_stage` wrote: (a `Stage` or another kind of `Prior`, its variables).
 
     Raises:
-      UserError: config or weights are absent or damaged, or do not fit each other.
+        UserError: config or weights are absent or damaged, or do not fit each other.
     """
     directory = Path(directory)
     stage, own, _ = _read_config(directory)
@@ -74,8 +73,13 @@ def load_stage(directory: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
         expect = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
     except Exception as error:  # sizes that are possible each, and not together
         raise UserError(f"{directory / CONFIG} does not describe a stage: {one_line(error)[:300]}") from error
-    params = load_params(directory / WEIGHTS, expect, digest=own.get(WEIGHTS))
-    return stage, jax.tree.map(jnp.asarray, params)
+    leaves = flatten(load_params(directory / WEIGHTS, unflatten(flat(expect)), digest=own.get(WEIGHTS)))
+    return stage, jax.tree.map(jnp.asarray, nested(leaves, expect))
+
+
+def read_stage(directory: str | os.PathLike) -> Any:
+    """The config alone: a `Stage` or another kind of `Prior`. Raises UserError where it is absent or damaged."""
+    return _read_config(Path(directory))[0]
 
 
 def check_clip(directory: Path, clip: Path) -> None:
@@ -106,19 +110,7 @@ def _read_config(directory: Path) -> tuple[Any, dict[str, str], dict[str, str]]:
             raise UserError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
         own = read_digests(data.pop(DIGESTS, None), DIGESTS, [WEIGHTS])
         clip = read_digests(data.pop(CLIP_DIGESTS, None), CLIP_DIGESTS, [WEIGHTS, TOKENIZER])
-        if kind == "diffusion" and isinstance(data.get("model"), dict):
-            # Chosen here: from a union dacite says of no field what is wrong with it.
-            model = UNetConfig if "image_size" in data["model"] else PriorConfig
-            data["model"] = dacite.from_dict(model, data["model"], READING)
-        return dacite.from_dict(KINDS[kind], data, READING), own, clip
+        return from_json(kind, data), own, clip
     except Exception as error:  # a JSON that somebody else wrote may hold anything anywhere
         said = one_line(error).removeprefix(f"{directory / CONFIG} ")[:300]
         raise UserError(f"{directory / CONFIG} does not describe a stage: {said}") from error
-
-
-def _float(value: Any) -> Any:
-    """JSON writes 2.0 as 2 as well; what is no number is left for dacite to refuse by the field's name."""
-    return float(value) if type(value) is int and abs(value) < 2**1000 else value
-
-
-READING = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _float})

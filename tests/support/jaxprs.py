@@ -14,3 +14,11 @@ def equations(jaxpr):
 
 def scans(found):
     return [eqn.params["length"] for eqn in found if eqn.primitive.name == "scan"]
+
+
+def structure(traced):
+    """A traced program: each operation with the shapes and types of what it gives."""
+    return [
+        (eqn.primitive.name, [(out.aval.shape, str(getattr(out.aval, "dtype", ""))) for out in eqn.outvars])
+        for eqn in equations(traced.jaxpr)
+    ]

@@ -7,12 +7,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import clip_jax
-from clip_jax.weights.native import flatten
 from clip_jax.weights.rules import export
+from unclip_jax.diffusion.samplers import DDPM
 from unclip_jax.models.prior import PriorConfig
-from unclip_jax.models.unet import Level, UNetConfig
+from unclip_jax.models.unet import ImageCond, Level, LowRes, TextCond, UNetConfig
 from unclip_jax.priors import OneStepStage
 from unclip_jax.stage import Sampling, Stage
+from unclip_jax.variables import flat
 from unclip_jax.weights import karlo
 
 DIM, CONTEXT, LEVELS = 16, 6, (Level(16, 1), Level(32, 1, True))
@@ -20,7 +21,7 @@ PRIOR = Stage(
     model=PriorConfig(DIM, DIM, CONTEXT, width=16, layers=1, heads=2, empty_caption=True),
     prediction="x0",
     schedule="cosine_float32",
-    sampling=Sampling("ddpm", num_steps=25, guidance_scale=4.0, clip=5.0),
+    sampling=Sampling(DDPM(), num_steps=25, guidance_scale=4.0, clip=5.0),
 )
 DECODER = Stage(
     model=UNetConfig(
@@ -29,23 +30,26 @@ DECODER = Stage(
         head_width=8,
         groups=8,
         time_width=64,
-        image_embed_dim=DIM,
-        image_tokens=3,
-        text_width=DIM,
-        text_embed_dim=DIM,
-        empty_caption=True,
+        image=ImageCond(DIM, tokens=3),
+        text=TextCond(DIM, embed_dim=DIM, empty_caption=True),
         context_width=24,
         learned_variance=True,
     ),
     schedule="cosine_float32",
-    sampling=Sampling("ddpm_learned", num_steps=25, guidance_scale=8.0),
+    sampling=Sampling(DDPM("learned"), num_steps=25, guidance_scale=8.0),
 )
 UPSAMPLER = Stage(
     model=UNetConfig(
-        image_size=16, levels=(Level(16, 1),), head_width=1, groups=8, time_width=64, scale_shift=False, low_res=True
+        image_size=16,
+        levels=(Level(16, 1),),
+        head_width=1,
+        groups=8,
+        time_width=64,
+        scale_shift=False,
+        low_res=LowRes(),
     ),
     schedule="cosine_float32",
-    sampling=Sampling("ddpm", num_steps=7),
+    sampling=Sampling(DDPM(), num_steps=7),
     last_network=True,
 )
 CLIP = clip_jax.CLIPConfig(
@@ -84,12 +88,12 @@ def write(path, data):
     path.write_text(json.dumps(data))
 
 
-def save(folder, config, flat, rules):
+def save(folder, config, leaves, rules):
     write(folder / "config.json", config)
-    save_file(export(flat, rules), folder / "diffusion_pytorch_model.safetensors")
+    save_file(export(leaves, rules), folder / "diffusion_pytorch_model.safetensors")
 
 
-def write_prior(folder, model, flat):
+def write_prior(folder, model, leaves):
     said = {
         "_class_name": "PriorTransformer",
         "num_attention_heads": model.heads,
@@ -99,15 +103,15 @@ def write_prior(folder, model, flat):
         "num_embeddings": CONTEXT,
         "additional_embeddings": model.length - model.context_length,
     }
-    save(folder, said, flat, karlo.PRIOR)
+    save(folder, said, leaves, karlo.PRIOR)
 
 
 def write_eclipse(directory, fill):
     """A prior alone, without time; returns its flat parameters."""
     stage = OneStepStage(dataclasses.replace(PRIOR.model, time_token=False))
-    flat = {name: leaf for name, leaf in flatten(fill(stage, 9)).items() if name not in karlo.NULLS}
-    write_prior(directory, stage.model, flat)
-    return flat
+    leaves = {name: leaf for name, leaf in flat(fill(stage, 9)).items() if name not in karlo.NULLS}
+    write_prior(directory, stage.model, leaves)
+    return leaves
 
 
 def write_karlo(directory, fill):
@@ -119,16 +123,16 @@ def write_karlo(directory, fill):
     clip_jax.export(directory / "text_encoder", config, variables)
     (directory / "tokenizer").mkdir()
     tokenizer.save(directory / "tokenizer" / "tokenizer.json")
-    params = {name: flatten(fill(stage, seed)) for seed, (name, stage) in enumerate(STAGES.items())}
+    params = {name: flat(fill(stage, seed)) for seed, (name, stage) in enumerate(STAGES.items())}
     known = {
-        name: {path: leaf for path, leaf in flat.items() if not path.endswith(karlo.NULLS)}
-        for name, flat in params.items()
+        name: {path: leaf for path, leaf in leaves.items() if not path.endswith(karlo.NULLS)}
+        for name, leaves in params.items()
     }
     write_prior(directory / "prior", PRIOR.model, known["prior"])
     model, table = DECODER.model, karlo.unet(len(LEVELS))
     said = {
         "_class_name": "UnCLIPTextProjModel",
-        "clip_extra_context_tokens": model.image_tokens,
+        "clip_extra_context_tokens": model.image.tokens,
         "clip_embeddings_dim": DIM,
         "time_embed_dim": model.time_width,
         "cross_attention_dim": model.context_width,

@@ -22,6 +22,7 @@ from unclip_jax import stage as stages
 from unclip_jax.diffusion.samplers import fold_in_each, normal
 from unclip_jax.models.movq import MoVQDecoder
 from unclip_jax.models.unet import Context
+from unclip_jax.variables import flat
 
 MAX_ABS = 1e-4  # of a network
 MAX_PIXEL = 2e-3  # of a picture between 0 and 1, drawn by the whole system
@@ -244,7 +245,7 @@ def nhwc(x: Any) -> np.ndarray:
 
 def apply(stage: stages.Stage, params: Any, x_t: np.ndarray, t: np.ndarray, cond: Cond) -> np.ndarray:
     with jax.default_matmul_precision("highest"):
-        run = jax.jit(lambda p, *args: stages.network(stage).apply({"params": p}, *args))
+        run = jax.jit(lambda p, *args: stages.network(stage).apply(p, *args))
         return np.asarray(run(params, x_t, t, cond))
 
 
@@ -277,9 +278,14 @@ def compare_prior(theirs: Any, stage: stages.Stage, params: Any, size: Size) -> 
             attention_mask=tensors["text_mask"],
         ).predicted_image_embedding
     yield difference("prior", apply(stage, params, x_t, TIMES, cond), expected.numpy())
-    restored = stages.network(stage).apply({"params": params}, x_t, method="restore")
+    restored = stages.network(stage).apply(params, x_t, method="restore")
     with torch.no_grad():
         yield difference("prior, restored", restored, theirs.post_process_latents(torch.from_numpy(x_t)).numpy())
+
+
+def part(variables: Any, name: str) -> Any:
+    """The variables of a part of a network alone."""
+    return {collection: tree[name] for collection, tree in variables.items() if name in tree}
 
 
 def compare_karlo_decoder(theirs: Any, projection: Any, stage: stages.Stage, params: Any, size: Size) -> Iterator:
@@ -307,7 +313,7 @@ def compare_karlo_decoder(theirs: Any, projection: Any, stage: stages.Stage, par
     cond = jax.tree.map(lambda a: jnp.concatenate([a, a]), Cond(**given))
     cond = cond.replace(keep_image=np.arange(6) >= 3, keep_text=np.ones(6, bool))
     with jax.default_matmul_precision("highest"):
-        ours = jax.jit(Context(stage.model).apply)({"params": params["context"]}, cond)
+        ours = jax.jit(Context(stage.model).apply)(part(params, "context"), cond)
     yield difference("text_proj, tokens", ours[1], context.numpy())
     yield difference("text_proj, time", ours[0], added.numpy())
     out = apply(stage, params, np.concatenate([x_t, x_t]), np.tile(TIMES, 2), cond)
@@ -335,7 +341,13 @@ def compare_karlo(size: Size) -> Iterator[Difference]:
     yield from compare_karlo_decoder(theirs.decoder, theirs.text_proj, unclip.decoder, params["decoder"], size)
     (stage,), both = unclip.upsamplers, params["upsampler_0"]
     yield from compare_upsampler("super_res_first", theirs.super_res_first, stage, both, size)
-    yield from compare_upsampler("super_res_last", theirs.super_res_last, stage, both["last"], size)
+    yield from compare_upsampler(
+        "super_res_last",
+        theirs.super_res_last,
+        stage,
+        part(both, "last"),
+        size,
+    )
 
 
 class Noise(NamedTuple):
@@ -567,7 +579,7 @@ def compare_movq(theirs: Any, config: Any, params: Any, side: int) -> Iterator[D
         expected = theirs.double().decode(nchw(latents).double(), force_not_quantize=True).sample.float()
     theirs.float()
     with jax.default_matmul_precision("highest"):
-        ours = jax.jit(lambda p, x: MoVQDecoder(config).apply({"params": p}, x))(params, latents)
+        ours = jax.jit(lambda p, x: MoVQDecoder(config).apply(p, x))(params, latents)
     yield difference("MoVQ", ours, nhwc(expected))
 
 
@@ -579,7 +591,7 @@ def compare_kandinsky(name: str) -> Iterator[Difference]:
     yield from compare_prior(first.prior, unclip.prior, params["prior"], size)
     yield from compare_kandinsky_decoder(second.unet, unclip.decoder, params["decoder"], size)
     black = first.get_zero_embed().detach().numpy()[0]
-    yield difference("the black picture", params["decoder"]["context"]["null_image_embed"], black)
+    yield difference("the black picture", flat(params["decoder"])["context/null_image_embed"], black)
     yield from compare_movq(second.movq, unclip.movq, params["movq"], size.image)
 
 

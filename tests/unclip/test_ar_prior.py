@@ -29,20 +29,20 @@ TOKENS = np.random.default_rng(2).integers(0, BUCKETS, (B, K + 1), dtype=np.int3
 
 
 @pytest.fixture(scope="module")
-def params(fill):
-    return fill(lambda key: MODULE.init(key, gaussian(3, B, D), COND)["params"])
+def variables(fill):
+    return fill(lambda key: MODULE.init(key, gaussian(3, B, D), COND))
 
 
 @pytest.fixture(scope="module")
-def both(params):
+def both(variables):
     """`both(tokens, cond)` -> logits of all tokens at once, and of one after the other with what was read kept."""
 
     def run(tokens, cond):
-        apply = jax.tree_util.Partial(MODULE.apply, {"params": params})
-        logits, prefix = apply(cond, method="begin")
+        apply = jax.tree_util.Partial(MODULE.apply, variables)
+        logits, prefix = apply(cond, method="first_logits")
         steps = [logits]
         for j in range(K):
-            logits, prefix = apply(tokens[:, j], CONFIG.prefix_length + j, prefix, method="advance")
+            logits, prefix = apply(tokens[:, j], CONFIG.prefix_length + j, prefix, method="next_logits")
             steps.append(logits)
         return apply(tokens, cond, method="logits"), jnp.stack(steps, axis=1)
 
@@ -79,15 +79,15 @@ def measured():
     embeds = gaussian(6, 200, D) * np.array([0.1, 3.0, 1.0, 0.5, 2.0, 0.2], np.float32) + 1.0
     texts = gaussian(7, 200, D)
     config = dataclasses.replace(CONFIG, components=D)
-    return Quantiser(config), {"params": measure(config, embeds, texts)}, embeds, texts
+    return Quantiser(config), {"statistics": measure(config, embeds, texts)}, embeds, texts
 
 
 def test_components_come_by_their_eigenvalue(measured):
     _, variables, embeds, _ = measured
-    variances = variables["params"]["variances"]
+    variances = variables["statistics"]["variances"]
     assert (np.diff(variances) < 0).all()
     np.testing.assert_allclose(variances, np.sort(np.linalg.eigvalsh(np.cov(embeds.T)))[::-1], rtol=1e-4)
-    found = ((embeds - embeds.mean(0)) @ variables["params"]["components"].T).var(axis=0)
+    found = ((embeds - embeds.mean(0)) @ variables["statistics"]["components"].T).var(axis=0)
     np.testing.assert_allclose(found, variances, rtol=0.02)
 
 
@@ -98,9 +98,9 @@ def test_there_and_back_is_at_most_half_a_bucket_off(measured):
     assert (tokens.min(axis=0) == 0).all()
     assert (tokens.max(axis=0) == BUCKETS - 1).all()
     restored = module.apply(variables, tokens[:, 1:], method="restore")
-    params = variables["params"]
-    errors = np.abs((restored - embeds) @ params["components"].T)
-    half = params["scale"][1:] / BUCKETS
+    statistics = variables["statistics"]
+    errors = np.abs((restored - embeds) @ statistics["components"].T)
+    half = statistics["scale"][1:] / BUCKETS
     assert (errors <= half * (1 + 1e-3) + 1e-5).all()
     assert (errors.max(axis=0) > 0.8 * half).all()  # the buckets are as wide as that
     # The centre of a bucket falls into it again.
@@ -119,7 +119,7 @@ def test_the_first_token_grows_with_the_cosine(measured):
 
 def test_what_lies_outside_falls_into_the_outermost_bucket(measured):
     module, variables, _, texts = measured
-    far = np.asarray(variables["params"]["components"])[:1] * 1e4
+    far = np.asarray(variables["statistics"]["components"])[:1] * 1e4
     ends = [module.apply(variables, sign * far, texts[:1], method="quantise")[0, 1] for sign in (-1, 1)]
     assert ends == [0, BUCKETS - 1]
 
@@ -136,7 +136,7 @@ def test_a_value_that_never_moves_is_told(caplog):
 
 def test_components_left_out_are_the_mean(measured):
     _, _, embeds, texts = measured
-    module, variables = Quantiser(CONFIG), {"params": measure(CONFIG, embeds, texts)}
+    module, variables = Quantiser(CONFIG), {"statistics": measure(CONFIG, embeds, texts)}
     tokens = module.apply(variables, embeds, texts, method="quantise")
     left_out = principal_components(embeds).components[K:]
     centred = module.apply(variables, tokens[:, 1:], method="restore") - embeds.mean(axis=0)

@@ -46,12 +46,8 @@ def variables_of(config):
 
 def fitted(name, clip):
     """A tiny stage with the widths of a CLIP."""
-    stage, sizes = preset(name), {"text_width": clip.text.width}
-    if name.endswith("prior"):
-        sizes |= {"embed_dim": clip.embed_dim, "context_length": clip.text.context_length}
-    else:
-        sizes |= {"image_embed_dim": clip.embed_dim}
-    return dataclasses.replace(stage, model=dataclasses.replace(stage.model, **sizes))
+    stage = preset(name)
+    return dataclasses.replace(stage, model=stage.model.fitted(clip))
 
 
 def pictures(config, count=3, channels=None):
@@ -75,7 +71,8 @@ def test_every_stage_is_trained_on_it(config):
         prior = PriorTask(fitted("tiny-prior", config), config, tree, *blank_statistics(config))
         decoder = DecoderTask(fitted("tiny-decoder", config), config, tree)
         for task, seen in ((prior, batch), (decoder, batch | own)):
-            value, (_, carried) = task.loss(*task.init(key), seen, key, train=True)
+            params, model_state = task.init(key)
+            value, (_, carried) = task.loss(params, {**model_state, **task.frozen}, seen, key, train=True)
             assert value.shape == ()
             assert jax.tree.structure(carried["clip"]) == jax.tree.structure(tree)
         return carried

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from unclip_jax import pipeline
+from unclip_jax.diffusion.samplers import DPMpp2M, Heun
 from unclip_jax.evaluation import compare
 from unclip_jax.evaluation.compare import Options, evaluations, variants
 
@@ -34,8 +35,8 @@ def test_guidance_is_compared_in_a_table_a_file_and_a_picture(tiny_run, tmp_path
 def test_samplers_are_read_as_name_and_steps(tiny_run):
     options = Options("samplers", run=str(tiny_run), samplers=("dpmpp_2m:5", "heun:3"))
     first, second = (variant.loaded.unclip.decoder for variant in variants(options))
-    assert (first.sampling.sampler, first.sampling.num_steps, first.sampling.grid) == ("dpmpp_2m", 5, "uniform")
-    assert (second.sampling.sampler, second.sampling.num_steps, second.sampling.grid) == ("heun", 3, "karras")
+    assert (first.sampling.sampler, first.sampling.num_steps) == (DPMpp2M(), 5)
+    assert (second.sampling.sampler, second.sampling.num_steps) == (Heun(), 3)
     # Heun calls twice per step, and guidance has two branches.
     assert (evaluations(first), evaluations(second)) == (5, 6)
     guided = dataclasses.replace(first, sampling=dataclasses.replace(first.sampling, guidance_scale=2.0))

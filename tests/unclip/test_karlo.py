@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.weights.native import flatten
 from tests.support import unclip_parity as parity
 from tests.support.published import (
     DECODER,
@@ -26,6 +25,7 @@ from tests.support.published import (
     write_karlo,
 )
 from unclip_jax import OneStepStage, generate_jit, pipeline, sample_keys
+from unclip_jax.variables import flat
 from unclip_jax.weights.hub import fetch_pipeline
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -57,17 +57,17 @@ def test_the_system_is_sampled_as_published(loaded):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_weight_arrives_unchanged(karlo, loaded, name):
-    flat = flatten(loaded.params[name])
-    assert flat.keys() == karlo[2][name].keys()
+    arrived = flat(loaded.params[name])
+    assert arrived.keys() == karlo[2][name].keys()
     for path, array in karlo[2][name].items():
         if "null_text" not in path:
-            np.testing.assert_array_equal(flat[path], array)
+            np.testing.assert_array_equal(arrived[path], array)
 
 
 def test_a_dropped_caption_is_the_empty_prompt(loaded):
     """As the text encoder sees it, wherever a network keeps it."""
     text = jax.jit(pipeline.encode_text, static_argnums=0)(loaded.unclip, loaded.params, loaded.tokenize([""]))
-    for null in (loaded.params["prior"], loaded.params["decoder"]["context"]):
+    for null in (loaded.params["prior"]["statistics"], loaded.params["decoder"]["statistics"]["context"]):
         np.testing.assert_allclose(null["null_text_encodings"], text.encodings[0, :2], atol=1e-6)
         np.testing.assert_allclose(null["null_text_embed"], text.embed[0], atol=1e-6)
 
@@ -75,23 +75,23 @@ def test_a_dropped_caption_is_the_empty_prompt(loaded):
 def test_in_half_precision_only_matrices_are_halved(karlo):
     unclip, params, _ = pipeline.load(karlo[0], dtype="bfloat16")
     assert {stage.model.dtype for stage in (unclip.prior, unclip.decoder, *unclip.upsamplers)} == {"bfloat16"}
-    for path, leaf in flatten({name: params[name] for name in STAGES}).items():
+    for path, leaf in ((path, leaf) for name in STAGES for path, leaf in flat(params[name]).items()):
         half = path.endswith("/kernel") and "time_embedding" not in path
         assert leaf.dtype == (jnp.bfloat16 if half else jnp.float32), path
 
 
 def test_a_prior_alone_takes_the_place_of_another(karlo, loaded, fill, tmp_path):
     """ECLIPSE's has no time and draws CLIP's embeddings themselves in one step, whatever statistics lie in its file."""
-    flat = write_eclipse(tmp_path, fill)
+    written = write_eclipse(tmp_path, fill)
     unclip, params, _ = pipeline.load(karlo[0], tmp_path)
     assert isinstance(unclip.prior, OneStepStage)
     assert unclip.decoder == loaded.unclip.decoder
-    found = flatten(params["prior"])
+    found = flat(params["prior"])
     assert not any("time_embedding" in name for name in found)
     np.testing.assert_array_equal(found["embed_mean"], np.zeros(DIM))
     np.testing.assert_array_equal(found["embed_std"], np.ones(DIM))
-    for name in flat.keys() - {"embed_mean", "embed_std"}:
-        np.testing.assert_array_equal(found[name], flat[name])
+    for name in written.keys() - {"embed_mean", "embed_std"}:
+        np.testing.assert_array_equal(found[name], written[name])
 
 
 def remove(name):

@@ -17,7 +17,9 @@ from train_recipes.unclip import fitted
 from unclip_jax import pipeline
 from unclip_jax import stage as stages
 from unclip_jax.conditioning import Cond
-from unclip_jax.diffusion.samplers import fold_in_each, sample_keys
+from unclip_jax.diffusion.samplers import Heun, fold_in_each, sample_keys
+from unclip_jax.diffusion.schedule import Karras
+from unclip_jax.models.unet import ImageCond, TextCond
 from unclip_jax.pipeline import (
     Guidance,
     UnCLIP,
@@ -157,12 +159,12 @@ class TestPrior:
     def test_the_kept_draw_is_the_most_similar_one(self, tiny_system, text):
         unclip, params = dataclasses.replace(tiny_system.unclip, candidates=3), tiny_system.params
         kept = jax.jit(sample_prior, static_argnums=0)(unclip, params, text, KEYS)
-        cond = Cond(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask)
+        cond = Cond.of(text)
         run, network = jax.jit(stages.run, static_argnums=0), stages.network(unclip.prior)
         draws = np.stack(
             [
                 network.apply(
-                    {"params": params["prior"]},
+                    params["prior"],
                     run(unclip.prior, params["prior"], cond, fold_in_each(KEYS, i)),
                     method="restore",
                 )
@@ -183,7 +185,7 @@ class TestPrior:
         """Standardised zeros are the mean of the training embeddings."""
         monkeypatch.setattr(stages, "run", lambda stage, params, cond, keys, **_: jnp.zeros((cond.batch_size, 16)))
         kept = sample_prior(tiny_system.unclip, tiny_system.params, text, KEYS)
-        mean = tiny_system.params["prior"]["embed_mean"]
+        mean = tiny_system.params["prior"]["statistics"]["embed_mean"]
         np.testing.assert_allclose(kept, np.broadcast_to(mean, (B, 16)), atol=1e-6)
 
 
@@ -265,7 +267,8 @@ class TestFiles:
     def test_the_config_is_plain_json(self, tiny_run):
         config = json.loads((tiny_run / "decoder" / "config.json").read_text())
         assert config["model"]["levels"][1] == {"width": 32, "blocks": 1, "attention": True}
-        assert config["sampling"]["sampler"] == "dpmpp_2m"
+        assert config["sampling"]["sampler"] == {"type": "DPMpp2M", "grid": {"type": "Uniform"}}
+        assert config["weight"] == {"type": "CappedV", "cap": 5.0}
 
     def test_the_config_says_the_kind_and_one_without_is_of_diffusion(self, tiny_run, tmp_path):
         kinds = {n: json.loads((tiny_run / n / "config.json").read_text())["kind"] for n in ("prior", *OTHER_PRIORS)}
@@ -292,7 +295,7 @@ class TestFiles:
     def test_the_decoders_sampling_alone_is_changed(self, tiny_system):
         changed = with_sampling(tiny_system, sampler="heun", num_steps=3)
         sampling = changed.unclip.decoder.sampling
-        assert (sampling.sampler, sampling.num_steps, sampling.grid) == ("heun", 3, "karras")
+        assert (sampling.sampler, sampling.sampler.name, sampling.num_steps) == (Heun(grid=Karras()), "heun", 3)
         assert dataclasses.replace(changed.unclip, decoder=tiny_system.unclip.decoder) == tiny_system.unclip
         assert with_sampling(tiny_system) == tiny_system
 
@@ -395,9 +398,16 @@ SEAMS = {
     "prior of longer text": ({"prior": changed("tiny-prior", context_length=77)}, "context_length is 77.* has 24"),
     "AR prior of another CLIP": ({"prior": changed("tiny-ar-prior", embed_dim=8)}, "prior: embed_dim is 8.* has 16"),
     "AR prior as decoder": ({"decoder": preset("tiny-ar-prior")}, "decoder holds another kind"),
-    "decoder of another CLIP": ({"decoder": changed("tiny-decoder", image_embed_dim=8)}, "image_embed_dim is 8"),
-    "decoder of other text": ({"decoder": changed("tiny-decoder", text_width=8)}, "decoder: text_width is 8"),
-    "decoder without text": ({"decoder": changed("tiny-decoder", text_width=None)}, "decoder: text_width is None"),
+    "decoder of another CLIP": (
+        {"decoder": changed("tiny-decoder", image=ImageCond(8))},
+        "decoder: image.embed_dim is 8.* has 16",
+    ),
+    "decoder of other text": (
+        {"decoder": changed("tiny-decoder", text=TextCond(8))},
+        "decoder: text.width is 8.* has 32",
+    ),
+    "decoder without text": ({"decoder": changed("tiny-decoder", text=None)}, "decoder: text is None"),
+    "decoder without picture": ({"decoder": changed("tiny-decoder", image=None)}, "decoder: image is None"),
     "decoder as prior": ({"prior": preset("tiny-decoder")}, "prior holds another kind"),
     "prior as decoder": ({"decoder": preset("tiny-prior")}, "decoder holds another kind"),
     "upsampler as decoder": ({"decoder": preset("tiny-upsampler")}, "decoder holds another kind"),

@@ -8,7 +8,9 @@ import clip_jax
 from clip_jax.errors import UserError
 from unclip_jax import priors
 from unclip_jax import stage as stages
-from unclip_jax.models.prior import blank_caption
+from unclip_jax.diffusion.losses import P2
+from unclip_jax.diffusion.samplers import DDIM, DDPM, named_sampler
+from unclip_jax.diffusion.schedule import Fast27
 from unclip_jax.presets import PRESETS, preset
 from unclip_jax.stage import Sampling, Stage
 
@@ -24,7 +26,7 @@ def parameters(name):
 def test_every_other_prior_makes_embeddings(name):
     prior, keys = preset(name), jax.random.split(jax.random.key(0), 2)
     sample = functools.partial(priors.sample, prior)
-    out = jax.eval_shape(sample, parameters(name), blank_caption(prior.model, 2), keys)
+    out = jax.eval_shape(sample, parameters(name), prior.model.blank_cond(2), keys)
     assert out.shape == (2, prior.model.embed_dim)
     assert PRESETS[name].source
 
@@ -32,11 +34,11 @@ def test_every_other_prior_makes_embeddings(name):
 @pytest.mark.parametrize("name", [name for name, row in PRESETS.items() if isinstance(row.stage, Stage)])
 def test_every_row_is_a_network(name):
     """Its parameters can be made and it maps a noised sample to an output of the sample's shape."""
-    stage, params = preset(name), parameters(name)
+    stage, variables = preset(name), parameters(name)
     x_t = jax.ShapeDtypeStruct((2, *stage.sample_shape), "float32")
     t = jax.ShapeDtypeStruct((2,), "int32")
-    out = jax.eval_shape(stages.network(stage).apply, {"params": params}, x_t, t, stages.blank_cond(stage, 2))
-    channels = 2 if stages.learned_variance(stage) else 1
+    out = jax.eval_shape(stages.network(stage).apply, variables, x_t, t, stage.model.blank_cond(2))
+    channels = 2 if stage.model.learned_variance else 1
     assert out.shape == (*x_t.shape[:-1], channels * x_t.shape[-1])
     assert PRESETS[name].source
 
@@ -45,8 +47,8 @@ def test_every_row_is_a_network(name):
 def test_a_family_fits_its_clip_and_itself(family):
     clip = clip_jax.preset(family)
     prior, decoder, upsampler = (preset(f"{family}-{part}").model for part in ("prior", "decoder", "upsampler"))
-    assert (prior.embed_dim, decoder.image_embed_dim) == (clip.embed_dim, clip.embed_dim)
-    assert (prior.text_width, decoder.text_width) == (clip.text.width, clip.text.width)
+    assert (prior.embed_dim, decoder.image.embed_dim) == (clip.embed_dim, clip.embed_dim)
+    assert (prior.text_width, decoder.text.width) == (clip.text.width, clip.text.width)
     assert prior.context_length == clip.text.context_length
     for other in (preset(f"{family}-ar-prior").model, preset(f"{family}-one-step-prior").model):
         for field in ("embed_dim", "text_width", "context_length"):
@@ -83,7 +85,7 @@ def test_sizes_are_the_papers(name, published, tolerance):
 @pytest.mark.parametrize("name", [name for name in PRESETS if "upsampler" in name])
 def test_upsamplers_have_no_attention(name):
     """Not in the middle either: they run on windows and at any size."""
-    assert not [path for path in parameters(name) if "attention" in path]
+    assert not [path for path in parameters(name)["params"] if "attention" in path]
     assert preset(name).model.low_res
 
 
@@ -92,7 +94,7 @@ def test_the_published_rows_are_the_papers_table():
     decoder, first, second = (preset(f"dalle2-{n}") for n in ("decoder", "upsampler-256", "upsampler-1024"))
     prior = preset("dalle2-prior")
     assert (prior.model.width, prior.model.layers, prior.model.heads) == (2048, 24, 32)
-    assert (prior.sampling.sampler, prior.sampling.num_steps) == ("ddpm_analytic", 64)
+    assert (prior.sampling.sampler, prior.sampling.num_steps) == (DDPM("analytic"), 64)
     assert [level.width for level in decoder.model.levels] == [512, 1024, 1536, 2048]
     assert [level.width for level in first.model.levels] == [320, 640, 960, 1280]
     assert [level.width for level in second.model.levels] == [192, 192, 384, 384, 768, 768]
@@ -102,9 +104,9 @@ def test_the_published_rows_are_the_papers_table():
     assert [s.schedule for s in (prior, decoder, first, second)] == ["cosine", "cosine", "cosine", "linear"]
     assert [s.num_timesteps for s in (prior, decoder, first, second)] == [1000] * 4
     assert [(s.sampling.sampler, s.sampling.num_steps) for s in (decoder, first, second)] == [
-        ("ddpm_learned", 250),
-        ("ddim", 27),
-        ("ddim", 15),
+        (DDPM("learned"), 250),
+        (DDIM(grid=Fast27()), 27),
+        (DDIM(), 15),
     ]
     assert [s.model.dropout for s in (decoder, first, second)] == [0.1, 0.1, 0.0]
     assert [s.prediction for s in (prior, decoder, first, second)] == ["x0", "eps", "eps", "eps"]
@@ -127,15 +129,23 @@ def test_unknown_name_lists_the_others():
     [
         ({"prediction": "score"}, "prediction is 'score'; choose one of x0, eps, v"),
         ({"schedule": "quadratic"}, "schedule is 'quadratic'; choose one of cosine, linear"),
-        ({"weight": "none"}, "weight is 'none'; choose one of simple"),
-        ({"sampling": Sampling("plms")}, "sampling.sampler is 'plms'; choose one of ddpm"),
-        ({"sampling": Sampling("ddim", num_steps=0)}, "sampling.num_steps is 0; give 1 to 1000"),
-        ({"sampling": Sampling("ddim", num_steps=1001)}, "sampling.num_steps is 1001; give 1 to 1000"),
+        ({"sampling": Sampling(DDIM(), num_steps=0)}, "sampling.num_steps is 0; give 1 to 1000"),
+        ({"sampling": Sampling(DDIM(), num_steps=1001)}, "sampling.num_steps is 1001; give 1 to 1000"),
         ({"sampling": Sampling(threshold=0.0)}, "sampling.threshold is 0.0; give a percentile"),
-        ({"weight": "p2"}, "weight_cap is 5.0; as the exponent of weight 'p2' give 0 to 2"),
         ({"num_timesteps": 3}, "sampling.num_steps is 4; give 1 to 3"),
     ],
 )
 def test_stage_that_cannot_be_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(preset("tiny-decoder"), **changes)
+
+
+def test_a_weight_and_a_sampler_that_cannot_be_are_refused():
+    with pytest.raises(UserError, match=r"weight.gamma is 5.0; give 0.0 to 2.0"):
+        P2(5.0)
+    with pytest.raises(UserError, match=r"sampling.sampler is 'plms'; choose one of ddpm"):
+        named_sampler("plms")
+    with pytest.raises(UserError, match=r"sampler.variance is 'least'; choose one of small"):
+        DDPM("least")
+    with pytest.raises(UserError, match=r"needs a network with learned_variance"):
+        dataclasses.replace(preset("tiny-decoder"), sampling=Sampling(DDPM("learned")))

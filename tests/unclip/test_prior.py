@@ -37,8 +37,8 @@ OTHER = {
 
 
 @pytest.fixture(scope="module")
-def params(fill):
-    return fill(lambda key: MODULE.init(key, INPUTS["x_t"], T, cond_of(INPUTS)))["params"]
+def variables(fill):
+    return fill(lambda key: MODULE.init(key, INPUTS["x_t"], T, cond_of(INPUTS)))
 
 
 def cond_of(inputs):
@@ -46,9 +46,9 @@ def cond_of(inputs):
 
 
 @pytest.fixture(scope="module")
-def predict(params):
+def predict(variables):
     """`predict(**changes)` -> [B, D], one compiled program for all tests."""
-    apply = jax.jit(lambda x_t, t, cond: MODULE.apply({"params": params}, x_t, t, cond))
+    apply = jax.jit(lambda x_t, t, cond: MODULE.apply(variables, x_t, t, cond))
 
     def run(**changes):
         inputs = INPUTS | changes
@@ -101,17 +101,17 @@ def test_padding_is_never_read(predict):
     np.testing.assert_array_equal(predict(text_encodings=garbage), predict())
 
 
-def test_keep_text_defaults_to_true(params, predict):
-    out = MODULE.apply({"params": params}, INPUTS["x_t"], T, cond_of(INPUTS).replace(keep_text=None))
+def test_keep_text_defaults_to_true(variables, predict):
+    out = MODULE.apply(variables, INPUTS["x_t"], T, cond_of(INPUTS).replace(keep_text=None))
     np.testing.assert_allclose(out, predict(), atol=1e-5)
 
 
-def test_every_token_reads_only_what_comes_before_it(params):
+def test_every_token_reads_only_what_comes_before_it(variables):
     """Hidden states of the sequence [text (L), text embedding, time, noised embedding, query] after both layers."""
 
     def states(inputs):
         _, aux = MODULE.apply(
-            {"params": params},
+            variables,
             inputs["x_t"],
             inputs["t"],
             cond_of(inputs),
@@ -132,13 +132,12 @@ def test_a_caption_read_once_is_the_caption_read_again(fill, time_token):
     """From the keys and values of captions short, full and dropped."""
     module = DiffusionPrior(dataclasses.replace(MODULE.config, time_token=time_token))
     t, cond = T if time_token else None, cond_of(INPUTS | {"keep_text": np.array([True, False, True])})
-    params = fill(lambda key: module.init(key, INPUTS["x_t"], t, cond))["params"]
-    prefix = jax.jit(lambda p: module.apply({"params": p}, cond, method="encode_prefix"))(params)
+    variables = fill(lambda key: module.init(key, INPUTS["x_t"], t, cond))
+    prefix = jax.jit(lambda p: module.apply(p, cond, method="encode_prefix"))(variables)
 
     @jax.jit
     def both(x_t):
-        again, once = (module.apply({"params": params}, x_t, t, given) for given in (cond, prefix))
-        return again, once
+        return module.apply(variables, x_t, t, cond), module.apply(variables, x_t, t, prefix, method="after_prefix")
 
     for x_t in (INPUTS["x_t"], OTHER["x_t"]):
         again, once = both(x_t)
@@ -148,16 +147,16 @@ def test_a_caption_read_once_is_the_caption_read_again(fill, time_token):
 
 def test_without_a_time_nothing_of_it_is_left(fill):
     module = DiffusionPrior(dataclasses.replace(MODULE.config, time_token=False))
-    params = jax.eval_shape(lambda: module.init(jax.random.key(0), INPUTS["x_t"], None, cond_of(INPUTS)))["params"]
-    assert "time_embedding" not in params
-    assert params["positional_embedding"].shape == (L + 3, WIDTH)  # text embedding, noise, query
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), INPUTS["x_t"], None, cond_of(INPUTS)))["params"]
+    assert "time_embedding" not in variables
+    assert variables["positional_embedding"].shape == (L + 3, WIDTH)  # text embedding, noise, query
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
-def test_standardise_and_restore_are_inverse(params, scale):
+def test_standardise_and_restore_are_inverse(variables, scale):
     module = DiffusionPrior(dataclasses.replace(MODULE.config, scale=scale))
     mean, std = gaussian(3, D), np.abs(gaussian(4, D)) + 0.1
-    variables = {"params": params | {"embed_mean": mean, "embed_std": std}}
+    variables = variables | {"statistics": {"embed_mean": mean, "embed_std": std}}
     embeds = mean + std * gaussian(5, 500, D)
     standard = module.apply(variables, embeds, method="standardise")
     np.testing.assert_allclose(np.mean(standard, axis=0), 0.0, atol=0.2 * scale)
@@ -165,10 +164,12 @@ def test_standardise_and_restore_are_inverse(params, scale):
     np.testing.assert_allclose(module.apply(variables, standard, method="restore"), embeds, atol=1e-5)
 
 
-def test_the_skip_adds_x_t_times_a_gate(params, predict):
+def test_the_skip_adds_x_t_times_a_gate(variables, predict):
     module = DiffusionPrior(dataclasses.replace(MODULE.config, skip=True))
     gate = {"kernel": np.zeros((WIDTH, D), np.float32), "bias": gaussian(6, D)}
-    with_skip = module.apply({"params": params | {"skip_gate": gate}}, INPUTS["x_t"], T, cond_of(INPUTS))
+    with_skip = module.apply(
+        {**variables, "params": variables["params"] | {"skip_gate": gate}}, INPUTS["x_t"], T, cond_of(INPUTS)
+    )
     np.testing.assert_allclose(with_skip, predict() + gate["bias"] * INPUTS["x_t"], atol=1e-5)
 
 

@@ -15,6 +15,7 @@ from unclip_jax.diffusion.samplers import (
     SAMPLERS,
     Sampler,
     Step,
+    Stepped,
     ddim,
     ddpm,
     fold_in_each,
@@ -67,7 +68,7 @@ def loop(name, num_steps, x_T, keys, *data):
     """What `sample` does, step by step: it compiles one step, whatever their number."""
     x_t, state, timesteps = x_T, EVERY[name]().init(x_T), spaced_timesteps(T, num_steps)
     for t, s in zip(timesteps, [*timesteps[1:], np.int32(-1)], strict=True):
-        x_t, state = one_step(name, x_t, state, t, s, keys, *data)
+        x_t, state, _ = one_step(name, x_t, state, t, s, keys, *data)
     return np.asarray(x_t)
 
 
@@ -174,7 +175,7 @@ def test_resampling_takes_every_step_so_often():
 
     def step(denoise, schedule, x_t, state, step):
         jax.debug.callback(lambda s: seen.append(int(s)), step.s)
-        return x_t, state
+        return Stepped(x_t, state, x_t)
 
     counted = resampled(Sampler(lambda x_T: (), step), 3)
     sample(oracle(), COSINE, spaced_timesteps(T, 4), counted, *start()).block_until_ready()
@@ -245,8 +246,8 @@ def test_the_last_step_is_the_estimate_itself(name):
     """Whatever came before, from any time t to clean data: no rest of x_t, no noise, no NaN from the infinite SNR."""
     x_t, keys = start()
     for t in (0, 500, 998):
-        _, state = one_step(name, x_t, EVERY[name]().init(x_t), np.int32(999), np.int32(t), keys)
-        x0, _ = one_step(name, x_t, state, np.int32(t), np.int32(-1), keys)
+        _, state, _ = one_step(name, x_t, EVERY[name]().init(x_t), np.int32(999), np.int32(t), keys)
+        x0, *_ = one_step(name, x_t, state, np.int32(t), np.int32(-1), keys)
         np.testing.assert_allclose(x0, oracle()(x_t, jnp.full(6, t)).x0, atol=1e-6)
 
 

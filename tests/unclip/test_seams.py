@@ -41,12 +41,12 @@ def test_what_follows_passes():
 
 @pytest.mark.parametrize("size", [0, 12, 32, 64])
 def test_a_size_that_cannot_be_started_from(size):
-    with pytest.raises(UserError, match=f"low_res_size is {size}: give a size that image_size 32"):
+    with pytest.raises(UserError, match=f"low_res.size is {size}: give a size that image_size 32"):
         starting_from(preset("tiny-upsampler"), size)
 
 
 def test_only_an_upsampler_starts_from_pictures():
-    with pytest.raises(UserError, match="low_res_size is of low_res"):
+    with pytest.raises(UserError, match="low_res is None: this network is no upsampler"):
         starting_from(preset("tiny-decoder"), 8)
 
 
@@ -56,19 +56,19 @@ def test_neighbours_of_a_run_directory(tiny_run, tmp_path):
     assert cascade_with(tmp_path, own) == [[], [], [own["upsampler_1"]]]
     (tmp_path / "decoder").mkdir()
     (tmp_path / "decoder" / "config.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"config.json does not describe a decoder or an upsampler"):
+    with pytest.raises(UserError, match=r"config.json does not describe a stage"):
         cascade_with(tmp_path, own)
 
 
 def test_load_refuses_an_upsampler_of_another_system(tiny_run, tiny_system, tmp_path):
     """The size is in the config of what is trained now; older configs without it load, as that of `tiny_system`."""
-    assert tiny_system.unclip.upsamplers[0].model.low_res_size is None
+    assert tiny_system.unclip.upsamplers[0].model.low_res.size is None
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     file = run / "upsampler_0" / "config.json"
     stage = starting_from(tiny_system.unclip.upsamplers[0], 16)
     pipeline.save_stage(file.parent, stage, tiny_system.params["upsampler_0"])
-    assert json.loads(file.read_text())["model"]["low_res_size"] == 16
+    assert json.loads(file.read_text())["model"]["low_res"]["size"] == 16
     assert pipeline.load_stage(file.parent)[0] == stage
     pipeline.save_stage(file.parent, starting_from(stage, 8), tiny_system.params["upsampler_0"])
     with pytest.raises(UserError, match="upsampler_0: it starts from pictures of 8 pixels, but decoder draws 16"):

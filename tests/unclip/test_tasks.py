@@ -20,7 +20,7 @@ from unclip_jax import tasks
 from unclip_jax.conditioning import Cond
 from unclip_jax.degrade import DegradeConfig, box_reduce
 from unclip_jax.models.ar_prior import measure
-from unclip_jax.models.unet import Level
+from unclip_jax.models.unet import Level, LowRes
 from unclip_jax.presets import preset
 from unclip_jax.tasks import (
     ARPriorTask,
@@ -77,10 +77,10 @@ def start(fill):
     """`start(task)` -> (params, model_state) with random weights, all of which matter from the first step on."""
 
     def make(task):
-        params = fill(task.stage)
+        params = fill(task.stage)["params"]
         if isinstance(task, PriorTask):
-            params = params | {"embed_mean": task.embed_mean, "embed_std": task.embed_std}
-        return params, {} if isinstance(task, UpsamplerTask) else {"clip": task.clip_params}
+            return params, {"statistics": {"embed_mean": task.embed_mean, "embed_std": task.embed_std}}
+        return params, {}
 
     return make
 
@@ -137,6 +137,23 @@ class TestEncoding:
         for embeds, want in zip(pairs, (encoded.image_embed, encoded.text_embed), strict=True):
             np.testing.assert_allclose(embeds, want[:7], atol=1e-5)
 
+    def test_what_a_batch_says_of_itself_is_not_computed_again(self, tiny_system, batch, encoded):
+        """A cache of features conditions as the towers do, without pictures or tokens; a part of the text is none."""
+        config, params = tiny_system.unclip.clip, tiny_system.params["clip"]
+        text = {name: getattr(encoded, name) for name in tasks.TEXT_FIELDS}
+        cached = {"image_embed": encoded.image_embed, **text}
+        for given in (cached, {**cached, "image": None, "tokens": None}):
+            found = tasks.condition(config, {}, given)
+            jax.tree.map(np.testing.assert_array_equal, found, encoded)
+        halves = {**batch, "image_embed": encoded.image_embed}, {**batch, **text}
+        for half in halves:
+            found = jax.jit(lambda params, half=half: tasks.condition(config, params, half))(params)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, encoded)
+        stored = jax.tree.map(lambda a: np.asarray(a, np.float16), cached | {"text_mask": encoded.text_mask})
+        assert tasks.condition(config, {}, stored).image_embed.dtype == jnp.float32
+        with pytest.raises(clip_jax.UserError, match="the batch has text_embed and not text_encodings, text_mask"):
+            tasks.condition(config, params, {**batch, "text_embed": encoded.text_embed})
+
     def test_similarity_is_the_cosine(self):
         a, b = np.random.default_rng(0).normal(size=(2, 4, 3, 16)).astype(np.float32)
         cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
@@ -151,37 +168,57 @@ class TestTask:
                 == list(inspect.signature(getattr(Task, name)).parameters)[1:]
             )
 
-    def test_init_makes_the_stages_parameters_and_carries_clip(self, task, start):
+    def test_init_makes_the_stages_variables_and_clip_is_not_among_them(self, task, start):
         params, model_state = jax.eval_shape(task.init, jax.random.key(0))
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (params, model_state))
         assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), start(task))
+        assert task.frozen.keys() == (set() if isinstance(task, UpsamplerTask) else {"clip"})
 
-    def test_the_priors_statistics_become_parameters(self, all_tasks, monkeypatch):
-        fresh = {"embed_mean": 0.0, "embed_std": 1.0, "query": 2.0}
+    def test_the_priors_statistics_are_model_state_and_no_parameters(self, all_tasks, monkeypatch):
+        fresh = {"params": {"query": 2.0}, "statistics": {"embed_mean": 0.0, "embed_std": 1.0, "x0_error": 3.0}}
         monkeypatch.setattr(tasks.stages, "init", lambda stage, key: fresh)
-        params, _ = all_tasks["prior"].init(jax.random.key(0))
-        np.testing.assert_array_equal(params["embed_mean"], all_tasks["prior"].embed_mean)
-        np.testing.assert_array_equal(params["embed_std"], all_tasks["prior"].embed_std)
-        assert params["query"] == 2.0
+        params, model_state = all_tasks["prior"].init(jax.random.key(0))
+        statistics = model_state["statistics"]
+        np.testing.assert_array_equal(statistics["embed_mean"], all_tasks["prior"].embed_mean)
+        np.testing.assert_array_equal(statistics["embed_std"], all_tasks["prior"].embed_std)
+        assert statistics["x0_error"] == 3.0
+        assert params == {"query": 2.0}
 
     @pytest.mark.parametrize("name", ["prior", pytest.param("decoder", marks=pytest.mark.slow)])
     def test_clip_is_frozen(self, all_tasks, batch, start, name):
         """No gradient reaches it, it is returned as it came, and the stage itself does get gradients."""
         task = all_tasks[name]
-        params, model_state = start(task)
+        params, model_state = with_frozen(task, start)
         loss = jax.jit(jax.value_and_grad(task.loss, argnums=(0, 1), has_aux=True), static_argnames="train")
         (value, (metrics, returned)), grads = loss(params, model_state, batch, jax.random.key(0), train=True)
         assert np.isfinite(value)
         assert all(np.ndim(metric) == 0 for metric in metrics.values())
         jax.tree.map(np.testing.assert_array_equal, returned, model_state)
-        assert not any(leaf.any() for leaf in jax.tree.leaves(grads[1]))
+        assert not any(leaf.any() for leaf in jax.tree.leaves(grads[1]["clip"]))
         still = {
             jax.tree_util.keystr(path, simple=True, separator="/")
             for path, leaf in jax.tree_util.tree_leaves_with_path(grads[0])
             if not leaf.any()
         }
         still = {path for path in still if "null" not in path}  # a null embedding moves only if some sample was dropped
-        assert still == ({"embed_mean", "embed_std"} if name == "prior" else set())
+        assert still == set()
+
+
+def with_frozen(task, start):
+    """(params, model_state) as `loss` is given them."""
+    params, model_state = start(task)
+    return params, {**model_state, **task.frozen}
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder"])
+def test_the_loss_is_the_same_with_features_of_a_cache(all_tasks, start, batch, encoded, name):
+    task = all_tasks[name]
+    cached = {"image_embed": encoded.image_embed, **{field: getattr(encoded, field) for field in tasks.TEXT_FIELDS}}
+    loss = jax.jit(task.loss, static_argnames="train")
+    given = (*with_frozen(task, start), batch, jax.random.key(0))
+    plain = float(loss(*given, train=True)[0])
+    assert float(loss(*given[:2], {**batch, **cached}, given[3], train=True)[0]) == pytest.approx(plain, rel=1e-4)
+    assert float(loss(*given, train=True)[0]) == plain
 
 
 class Spied:
@@ -189,10 +226,10 @@ class Spied:
 
     def __init__(self, monkeypatch, n, dim=16):
         self.embeds = np.random.default_rng(0).normal(size=(n, dim)).astype(np.float32)
-        monkeypatch.setattr(tasks, "encode", lambda *_: Cond(image_embed=self.embeds, text_embed=self.embeds))
+        monkeypatch.setattr(tasks, "condition", lambda *_: Cond(image_embed=self.embeds, text_embed=self.embeds))
         monkeypatch.setattr(tasks.stages, "loss", self.loss)
 
-    def loss(self, stage, params, x0, cond, key, *, train):
+    def loss(self, stage, variables, x0, cond, key, *, train):
         self.x0, self.cond, self.key, self.train = x0, cond, key, train
         return jnp.zeros(()), {}
 
@@ -202,7 +239,7 @@ N = 4000
 
 @pytest.mark.parametrize(("name", "text", "image"), [("prior", 0.1, 0.0), ("decoder", 0.5, 0.1)])
 def test_conditions_are_dropped_as_in_the_paper(all_tasks, start, monkeypatch, name, text, image):
-    spy, (params, model_state) = Spied(monkeypatch, N), start(all_tasks[name])
+    spy, (params, model_state) = Spied(monkeypatch, N), with_frozen(all_tasks[name], start)
     big = {"image": np.zeros((N, 16, 16, 3), np.uint8), "tokens": np.zeros((N, 2), np.int32)}
 
     all_tasks[name].loss(params, model_state, big, jax.random.key(0), train=True)
@@ -221,15 +258,15 @@ def test_conditions_are_dropped_as_in_the_paper(all_tasks, start, monkeypatch, n
 
 
 def test_the_prior_learns_standardised_embeddings(all_tasks, start, batch, monkeypatch):
-    spy, (params, model_state) = Spied(monkeypatch, B), start(all_tasks["prior"])
+    spy, (params, model_state) = Spied(monkeypatch, B), with_frozen(all_tasks["prior"], start)
     all_tasks["prior"].loss(params, model_state, batch, jax.random.key(0), train=False)
     scale = all_tasks["prior"].stage.model.scale
-    want = scale * (spy.embeds - params["embed_mean"]) / params["embed_std"]
+    want = scale * (spy.embeds - all_tasks["prior"].embed_mean) / all_tasks["prior"].embed_std
     np.testing.assert_allclose(spy.x0, want, rtol=1e-5, atol=1e-5)
 
 
 def test_the_decoder_learns_pictures_of_its_own_size(all_tasks, start, batch, monkeypatch):
-    spy, (params, model_state) = Spied(monkeypatch, B), start(all_tasks["decoder"])
+    spy, (params, model_state) = Spied(monkeypatch, B), with_frozen(all_tasks["decoder"], start)
     all_tasks["decoder"].loss(params, model_state, batch, jax.random.key(0), train=True)
     np.testing.assert_allclose(spy.x0, box_reduce(to_signed(batch["image"]), batch["image"].shape[1] // 2), atol=1e-6)
     np.testing.assert_array_equal(spy.cond.image_embed, spy.embeds)
@@ -256,7 +293,7 @@ def test_the_upsampler_is_trained_at_every_level_of_noise(all_tasks, batch, monk
     plain = dataclasses.replace(
         all_tasks["upsampler"], degrade=DegradeConfig(blur_prob=0.0, noise_std=0.0), crop_size=32
     )
-    model = dataclasses.replace(plain.stage.model, low_res_level=True)
+    model = dataclasses.replace(plain.stage.model, low_res=LowRes(level=True))
     told = dataclasses.replace(plain, stage=dataclasses.replace(plain.stage, model=model))
     many = {"image": np.broadcast_to(batch["image"][:1], (64, 32, 32, 3))}
     _, clean = plain.example({}, many, jax.random.key(0), train=True)
@@ -311,28 +348,29 @@ class TestOtherPriors:
     @pytest.fixture(params=["ar", "one-step"])
     def other(self, request, tiny_system, encoded, fill, monkeypatch):
         """(task, its parameters, those that are measured)."""
-        monkeypatch.setattr(tasks, "encode", lambda *_: encoded)
+        monkeypatch.setattr(tasks, "condition", lambda *_: encoded)
         clip = tiny_system.unclip.clip, tiny_system.params["clip"]
         image_embed, text_embed = np.asarray(encoded.image_embed), np.asarray(encoded.text_embed)
         stage = preset(f"tiny-{request.param}-prior")
         if request.param == "ar":
             statistics = measure(stage.model, image_embed, text_embed)
             task = ARPriorTask(stage, *clip, statistics, drop_text=0.5)
-            return task, fill(stage) | {"statistics": statistics}, {"statistics": statistics}
+            return task, fill(stage)["params"], {"quantiser": statistics}
         statistics = {"embed_mean": image_embed.mean(0), "embed_std": image_embed.std(0)}
-        return OneStepPriorTask(stage, *clip, *statistics.values()), fill(stage) | statistics, statistics
+        return OneStepPriorTask(stage, *clip, *statistics.values()), fill(stage)["params"], statistics
 
-    def test_statistics_become_parameters_and_clip_is_carried(self, other, monkeypatch):
+    def test_statistics_are_model_state_and_clip_is_frozen(self, other, monkeypatch):
         task, params, statistics = other
-        monkeypatch.setattr(tasks.priors, "init", lambda stage, key: dict(params, **dict.fromkeys(statistics)))
+        monkeypatch.setattr(tasks.priors, "init", lambda stage, key: {"params": params, "statistics": {}})
         got, model_state = task.init(jax.random.key(0))
-        assert jax.tree.structure(got) == jax.tree.structure(params)
-        jax.tree.map(np.testing.assert_array_equal, {name: got[name] for name in statistics}, statistics)
-        assert model_state == {"clip": task.clip_params}
+        assert got is params
+        assert model_state.keys() == {"statistics"}
+        jax.tree.map(np.testing.assert_array_equal, model_state["statistics"], statistics)
+        assert task.frozen == {"clip": task.clip_params}
 
-    def test_they_are_not_trained_and_all_that_is_read_is(self, other, batch):
+    def test_all_that_is_read_is_trained(self, other, batch):
         task, params, statistics = other
-        model_state = {"clip": task.clip_params}
+        model_state = {"statistics": statistics, **task.frozen}
 
         @jax.jit
         def gradients(params, model_state):
@@ -345,24 +383,25 @@ class TestOtherPriors:
         assert np.isfinite(loss)
         assert all(np.isfinite(value) for value in metrics.values())
         jax.tree.map(np.testing.assert_array_equal, carried, model_state)
-        assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_clip))
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_clip["clip"]))
         never = {"null_text_token", "null_text_embed"} if isinstance(task, OneStepPriorTask) else set()
         for name, grad in grads.items():
             moved = [bool(np.any(leaf)) for leaf in jax.tree.leaves(grad)]
-            assert not any(moved) if name in (*statistics, *never) else all(moved), name
+            assert not any(moved) if name in never else all(moved), name
 
     def test_captions_are_dropped_while_training_alone(self, other, encoded, batch, monkeypatch):
-        task, params, _ = other
+        task, params, statistics = other
         seen = []
 
-        def loss(stage, params, x, cond, *_, **__):
+        def loss(stage, variables, x, cond, *_, **__):
             seen.append((x, cond))
             return jnp.zeros(()), {}
 
         for name in ("ar_loss", "one_step_loss"):
             monkeypatch.setattr(tasks.priors, name, loss)
         for train in (True, False):
-            task.loss(params, {"clip": task.clip_params}, batch, jax.random.key(3), train=train)
+            model_state = {"statistics": statistics, **task.frozen}
+            task.loss(params, model_state, batch, jax.random.key(3), train=train)
         (_, trained), (embeds, evaluated) = seen
         assert evaluated.keep_text is None
         if isinstance(task, ARPriorTask):

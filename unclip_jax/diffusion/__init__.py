@@ -1,0 +1,1 @@
+"""The maths of diffusion: schedules, predictions, losses, guidance, samplers."""

@@ -23,10 +23,32 @@ GuidanceScale = float | Float[Array, ""] | Float[Array, " B"]
 Decorator = Callable[[Denoiser], Denoiser]
 
 
+def guide(
+    conditional: Float[Array, "B ..."], unconditional: Float[Array, "B ..."], guidance_scale: GuidanceScale
+) -> Float[Array, "B ..."]:
+    """Classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6), of estimates of x0 as of logits.
+
+    Args:
+        conditional: c, [B, …].
+        unconditional: u, of the same shape.
+        guidance_scale: s, a scalar or [B]; 1.0 gives c.
+
+    Returns:
+        [B, …].
+    """
+    scale = per_sample(jnp.broadcast_to(guidance_scale, conditional.shape[:1]), conditional)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def is_off(guidance_scale: GuidanceScale | None) -> bool:
+    """Whether the unconditional branch need not be run: there is no scale, or it is a plain 1.0 and no data."""
+    return guidance_scale is None or (isinstance(guidance_scale, float) and guidance_scale == 1.0)
+
+
 def classifier_free(guidance_scale: GuidanceScale) -> Callable[[CondDenoiser], CondDenoiser]:
     """Classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6).
 
-    ``guidance_scale`` is a scalar or [B] and may be traced; 1.0 is off. Both branches run as one batch of 2B. The
+    `guidance_scale` is a scalar or [B] and may be traced; 1.0 is off. Both branches run as one batch of 2B. The
     learned variance and the error are the conditional branch's: extrapolating them has no meaning.
     """
 
@@ -40,9 +62,8 @@ def classifier_free(guidance_scale: GuidanceScale) -> Callable[[CondDenoiser], C
             ) -> Denoised:
                 both = denoise(*(jnp.concatenate([rows, rows]) for rows in (x_t, t, *given)))
                 conditional, unconditional = jnp.split(both.x0, 2)
-                scale = per_sample(jnp.broadcast_to(guidance_scale, t.shape), x_t)
                 var_frac, x0_error = (None if a is None else jnp.split(a, 2)[0] for a in both[1:])
-                return Denoised(unconditional + scale * (conditional - unconditional), var_frac, x0_error)
+                return Denoised(guide(conditional, unconditional, guidance_scale), var_frac, x0_error)
 
             return denoise_guided
 
@@ -65,7 +86,7 @@ def clip_x0(low: float, high: float) -> Decorator:
 
 
 def inpaint(known: Float[Array, "B ..."], mask: Bool[Array, "*M"]) -> Decorator:
-    """The estimate of clean data is ``known`` [B, ...] wherever ``mask`` (broadcasts against it) is False.
+    """The estimate of clean data is `known` [B, ...] wherever `mask` (broadcasts against it) is False.
 
     Samplers then carry the known part down at its right noise, and end at it exactly. Outermost of the decorators.
     """
@@ -81,7 +102,7 @@ def inpaint(known: Float[Array, "B ..."], mask: Bool[Array, "*M"]) -> Decorator:
 
 
 def dynamic_threshold(percentile: float) -> Decorator:
-    """Scales each sample's x0 into [−1, 1] by its own ``percentile`` (0 to 100) of |x0|, at least 1 (Imagen, §2.3)."""
+    """Scales each sample's x0 into [−1, 1] by its own `percentile` (0 to 100) of |x0|, at least 1 (Imagen, §2.3)."""
 
     def decorate(denoise: Denoiser) -> Denoiser:
         def thresholded(x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]) -> Denoised:

@@ -1,8 +1,8 @@
 """Keys of pictures and the noise drawn with them: the same numbers on every machine, under every setting of JAX.
 
 A picture depends on its prompt, its seed and its index alone. JAX draws other numbers from the same seed with another
-generator (``JAX_DEFAULT_PRNG_IMPL``), with 64-bit types (``JAX_ENABLE_X64``), or with
-``jax_threefry_partitionable=False``; so keys are of threefry here, and noise is asked for as float32.
+generator (`JAX_DEFAULT_PRNG_IMPL`), with 64-bit types (`JAX_ENABLE_X64`), or with
+`jax_threefry_partitionable=False`; so keys are of threefry here, and noise is asked for as float32.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def seed_key(seed: int | Any) -> Key[Array, ""]:
     """The key of a seed, 0 to 4294967295, whatever generator JAX is set to.
 
     Raises:
-      UserError: another seed, which would alias one of these.
+        UserError: another seed, which would alias one of these.
     """
     try:
         number = operator.index(seed)
@@ -39,12 +39,12 @@ def seed_key(seed: int | Any) -> Key[Array, ""]:
 def threefry(keys: Any) -> Key[Array, "..."]:
     """Keys of threefry from keys as JAX's users have them, of any shape; threefry's are returned as they are.
 
-    Typed keys (``jax.random.key``) or raw ones (``jax.random.PRNGKey``, uint32 [..., 2]). A key of "rbg" or
-    "unsafe_rbg" is made of threefry's twice, so that ``jax.random.key(seed)`` is the same key under all three.
+    Typed keys (`jax.random.key`) or raw ones (`jax.random.PRNGKey`, uint32 [..., 2]). A key of "rbg" or
+    "unsafe_rbg" is made of threefry's twice, so that `jax.random.key(seed)` is the same key under all three.
 
     Raises:
-      UserError: what is given is no key, or of another generator; or JAX is set to draw other numbers with it
-        (``jax_threefry_partitionable=False``).
+        UserError: what is given is no key, or of another generator; or JAX is set to draw other numbers with it
+            (`jax_threefry_partitionable=False`).
     """
     if not jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined]
         raise UserError(
@@ -65,14 +65,14 @@ def threefry(keys: Any) -> Key[Array, "..."]:
 
 
 def sample_keys(key: Any, indices: Any) -> Key[Array, " N"]:
-    """Keys of the pictures of these indices: ``fold_in(key, index)``, the same whatever batch they are drawn in.
+    """Keys of the pictures of these indices: `fold_in(key, index)`, the same whatever batch they are drawn in.
 
     Args:
-      key: one key of JAX, ``jax.random.key(seed)``; see ``threefry``.
-      indices: [N] integers from 0 to 4294967295: an array, a list or a range.
+        key: one key of JAX, `jax.random.key(seed)`; see `threefry`.
+        indices: [N] integers from 0 to 4294967295: an array, a list or a range.
 
     Raises:
-      UserError: ``key`` is not one key, or ``indices`` are not [N] such integers.
+        UserError: `key` is not one key, or `indices` are not [N] such integers.
     """
     key = threefry(key)
     if key.shape:

@@ -1,13 +1,14 @@
 """What a denoiser is trained on: a noised sample and a weighted squared error.
 
-The weight of each noise level is written as the factor on the squared error of x0; rows of ``WEIGHTS`` therefore mean
-the same thing whatever the network predicts. With SNR = alpha²/sigma², an error of x0 is worth SNR of an error of eps
+The weight of each noise level is written as the factor on the squared error of x0; a `Weight` therefore means the
+same thing whatever the network predicts. With SNR = alpha²/sigma², an error of x0 is worth SNR of an error of eps
 and SNR + 1 of an error of v.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -17,11 +18,12 @@ from jaxtyping import Array, Float, Int, Key
 from unclip_jax.diffusion.predict import PREDICTIONS, per_sample
 from unclip_jax.diffusion.samplers import learned_log_variance
 from unclip_jax.diffusion.schedule import NoiseSchedule, Posterior, posterior
+from unclip_jax.ranges import check_ranges
 from unclip_jax.settings import standard_settings
 
 
 class Noised(NamedTuple):
-    """A batch on its way up: x_t [B, ...] at times t [B], made of x0 and eps."""
+    """A noised batch: x_t [B, ...] at times t [B], made of x0 and eps."""
 
     x_t: Float[Array, "B ..."]
     t: Int[Array, " B"]
@@ -58,22 +60,88 @@ _X0_PER_OUTPUT: dict[str, Callable[[Array], Array]] = {
     "v": lambda snr: 1.0 / (snr + 1.0),
 }
 
-WEIGHTS: dict[str, Callable[[Array, str, float], Array]] = {
-    # (snr, prediction, cap) -> weight on the squared error of x0.
-    # "simple" is the plain mean squared error of whatever the network outputs (Ho et al. 2020, eq. 14).
-    "simple": lambda snr, prediction, cap: 1.0 / _X0_PER_OUTPUT[prediction](snr),
-    # min-SNR-γ, where γ = 5 is usual (Hang et al. 2023).
-    "min_snr": lambda snr, prediction, cap: jnp.minimum(snr, cap),
-    # The plain error of v, capped in the same way: unlike min-SNR it keeps the noisiest times, where the condition
-    # decides the picture.
-    "capped_v": lambda snr, prediction, cap: jnp.minimum(snr + 1.0, cap),
-    # P2 with k = 1: the plain error of eps over (1 + SNR)^γ, where γ is 0.5 or 1 (Choi et al. 2022). Less of the
-    # nearly clean times, whose noise no eye sees.
-    "p2": lambda snr, prediction, cap: snr / (1.0 + snr) ** cap,
-    # What a distilled sampler of few steps is trained with: it visits the noisiest time, where the error of eps would
-    # count for nothing (Salimans & Ho 2022, §4).
-    "truncated_snr": lambda snr, prediction, cap: jnp.maximum(snr, 1.0),
-}
+
+@dataclass(frozen=True)
+class Simple:
+    """The plain mean squared error of whatever the network outputs (Ho et al. 2020, eq. 14)."""
+
+    def __call__(self, snr: Float[Array, "*B"], prediction: str) -> Float[Array, "*B"]:
+        """The weight on the squared error of x0."""
+        return 1.0 / _X0_PER_OUTPUT[prediction](snr)
+
+
+@dataclass(frozen=True)
+class MinSNR:
+    """min-SNR-γ: min(SNR, γ) (Hang et al. 2023).
+
+    Attributes:
+        gamma: 5 is usual.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "weight.", gamma=(0.0, 1e6))
+
+    def __call__(self, snr: Float[Array, "*B"], prediction: str) -> Float[Array, "*B"]:
+        """The weight on the squared error of x0."""
+        return jnp.minimum(snr, self.gamma)
+
+
+@dataclass(frozen=True)
+class CappedV:
+    """min(SNR + 1, cap): the plain error of v, capped as min-SNR caps.
+
+    Unlike min-SNR it keeps the noisiest times, where the condition decides the picture.
+
+    Attributes:
+        cap: the largest weight.
+    """
+
+    cap: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "weight.", cap=(0.0, 1e6))
+
+    def __call__(self, snr: Float[Array, "*B"], prediction: str) -> Float[Array, "*B"]:
+        """The weight on the squared error of x0."""
+        return jnp.minimum(snr + 1.0, self.cap)
+
+
+@dataclass(frozen=True)
+class P2:
+    """P2 with k = 1: the plain error of eps over (1 + SNR)^γ (Choi et al. 2022).
+
+    Less of the nearly clean times, whose noise no eye sees; above 2 it leaves fine noise in the pictures.
+
+    Attributes:
+        gamma: 0.5 or 1 are usual.
+    """
+
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "weight.", gamma=(0.0, 2.0))
+
+    def __call__(self, snr: Float[Array, "*B"], prediction: str) -> Float[Array, "*B"]:
+        """The weight on the squared error of x0."""
+        return snr / (1.0 + snr) ** self.gamma
+
+
+@dataclass(frozen=True)
+class TruncatedSNR:
+    """max(SNR, 1): what a distilled sampler of few steps is trained with (Salimans & Ho 2022, §4).
+
+    It visits the noisiest time, where the error of eps would count for nothing.
+    """
+
+    def __call__(self, snr: Float[Array, "*B"], prediction: str) -> Float[Array, "*B"]:
+        """The weight on the squared error of x0."""
+        return jnp.maximum(snr, 1.0)
+
+
+Weight = Simple | MinSNR | CappedV | P2 | TruncatedSNR
+"""The weight of a noise level in the loss: `weight(snr, prediction)`, on the squared error of x0."""
 
 
 @standard_settings
@@ -84,22 +152,26 @@ def diffusion_loss(
     schedule: NoiseSchedule,
     *,
     prediction: str,
-    weight: str = "simple",
-    cap: float = 5.0,
+    weight: Weight = Simple(),
 ) -> Float[Array, " B"]:
-    """Weighted mean squared error per sample, [B].
+    """Weighted mean squared error per sample.
 
     Args:
-      output: the network's output at ``at.x_t``, ``at.t``; [B, ...] like x0.
-      prediction: row of ``PREDICTIONS``.
-      weight: row of ``WEIGHTS``.
-      cap: γ: the largest weight of the rows that are capped, the exponent of "p2".
+        output: the network's output at `at.x_t`, `at.t`; [B, ...] like x0.
+        x0: clean data, [B, ...].
+        at: the noised batch.
+        schedule: that it was noised with.
+        prediction: row of `PREDICTIONS`.
+        weight: of each noise level.
+
+    Returns:
+        float32 [B].
     """
     alpha, sigma = (per_sample(f(at.t), x0) for f in (schedule.alpha, schedule.sigma))
     target = PREDICTIONS[prediction].target(x0, at.eps, alpha, sigma)
     error = jnp.square(output - target).mean(axis=tuple(range(1, x0.ndim)))
     snr = jnp.exp(schedule.log_snr(at.t))
-    return error * WEIGHTS[weight](snr, prediction, cap) * _X0_PER_OUTPUT[prediction](snr)
+    return error * weight(snr, prediction) * _X0_PER_OUTPUT[prediction](snr)
 
 
 @standard_settings
@@ -112,12 +184,12 @@ def variational_bound(
 ) -> Float[Array, " B"]:
     """One term of the variational bound per sample, in bits per dimension, [B].
 
-    Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, §3.1. It trains the variance alone: the mean comes from ``x0_hat``
+    Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, §3.1. It trains the variance alone: the mean comes from `x0_hat`
     without a gradient. At t = 0 the term is the likelihood of the 256 levels of a picture in [−1, 1]; elsewhere it is
     KL(q(x_s | x_t, x0) ‖ p(x_s | x_t)) with s = t − 1.
 
     Args:
-      x0_hat, var_frac: the denoiser's estimate, [B, ...].
+        x0_hat, var_frac: the denoiser's estimate, [B, ...].
     """
     reverse = Posterior(*(per_sample(c, x0) for c in posterior(schedule, at.t, at.t - 1)))
     mean = reverse.coef_x0 * jax.lax.stop_gradient(x0_hat) + reverse.coef_xt * at.x_t

@@ -4,7 +4,7 @@ With x_t = alpha·x0 + sigma·eps the parametrisations are
 
     x0        eps        v = alpha·eps − sigma·x0   (Salimans & Ho 2022)
 
-Each is one row of ``PREDICTIONS``: how to read x0 out of it, and what the network is trained to match.
+Each is one row of `PREDICTIONS`: how to read x0 out of it, and what the network is trained to match.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Denoised(NamedTuple):
     """A denoiser's estimate of clean data.
 
     Attributes:
-      x0: estimate of clean data, the shape of x_t.
-      var_frac: None, or the learned position of the reverse variance between its bounds (Nichol & Dhariwal 2021, eq.
-        15): 0 is β̃_t, 1 is β_t. The network is free to leave [0, 1].
-      x0_error: None, or the mean squared error expected of ``x0``; broadcasts against it.
+        x0: estimate of clean data, the shape of x_t.
+        var_frac: None, or the learned position of the reverse variance between its bounds (Nichol & Dhariwal 2021, eq.
+            15): 0 is β̃_t, 1 is β_t. The network is free to leave [0, 1].
+        x0_error: None, or the mean squared error expected of `x0`; broadcasts against it.
     """
 
     x0: Float[Array, "B ..."]
@@ -41,7 +41,7 @@ A self-conditioned one also takes x0_hat, shaped like x_t; decorators hand on wh
 
 
 class Prediction(NamedTuple):
-    """``to_x0(output, x_t, alpha, sigma)`` and ``target(x0, eps, alpha, sigma)``; alpha and sigma broadcast."""
+    """`to_x0(output, x_t, alpha, sigma)` and `target(x0, eps, alpha, sigma)`; alpha and sigma broadcast."""
 
     to_x0: Callable[[Array, Array, Array, Array], Array]
     target: Callable[[Array, Array, Array, Array], Array]
@@ -64,7 +64,7 @@ PREDICTIONS: dict[str, Prediction] = {
 
 
 def per_sample(values: Shaped[Array, "..."], like: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """[B] -> [B, 1, ...], to broadcast against ``like`` [B, ...]."""
+    """[B] -> [B, 1, ...], to broadcast against `like` [B, ...]."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
@@ -89,12 +89,12 @@ def denoiser(
     learned_variance: bool = False,
     x0_error: Float[Array, " T"] | None = None,
 ) -> Denoiser:
-    """Wraps ``network(x_t, t, *given)`` of the given parametrisation as a denoiser that returns x0.
+    """Wraps `network(x_t, t, *given)` of the given parametrisation as a denoiser that returns x0.
 
-    ``x0_error`` [T] is its mean squared error at each time, where it has been measured.
+    `x0_error` [T] is its mean squared error at each time, where it has been measured.
 
     Raises:
-      KeyError: ``prediction`` is not a row of ``PREDICTIONS``.
+        KeyError: `prediction` is not a row of `PREDICTIONS`.
     """
     to_x0 = PREDICTIONS[prediction].to_x0
 

@@ -1,40 +1,57 @@
 """Samplers as pairs of pure functions, and the one loop that runs them.
 
 A sampler moves x_t to x_s with s < t, given the denoiser's estimate of x0. Whatever it remembers from step to step is
-its own state, a pytree carried by the scan, as in ``optax.GradientTransformation``. Times and keys are laid out as
+its own state, a pytree carried by the scan, as in `optax.GradientTransformation`. Times and keys are laid out as
 arrays before the loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from clip_jax.errors import UserError
 from unclip_jax.diffusion.keys import fold_in_each, normal
 from unclip_jax.diffusion.keys import sample_keys as sample_keys
 from unclip_jax.diffusion.predict import Denoised, Denoiser
-from unclip_jax.diffusion.schedule import NoiseSchedule, Posterior, posterior
+from unclip_jax.diffusion.schedule import Grid, Karras, NoiseSchedule, Posterior, Uniform, posterior
+from unclip_jax.ranges import check_ranges
 from unclip_jax.settings import standard_settings
 
 
 class Step(NamedTuple):
-    """One step of the loop: from time ``t`` to time ``s`` < t (both int32 []), with one key per sample, [B]."""
+    """One step of the loop: from time `t` to time `s` < t (both int32 []), with one key per sample, [B]."""
 
     t: Int[Array, ""]
     s: Int[Array, ""]
     keys: Key[Array, " B"]
 
 
+class Stepped(NamedTuple):
+    """What a step of a sampler returns.
+
+    Attributes:
+        x_s: the samples at the next time, [B, ...].
+        state: what the sampler remembers.
+        x0_hat: its last estimate of clean data, as the denoiser gave it; self-conditioning hands it on.
+    """
+
+    x_s: Float[Array, "B ..."]
+    state: Any
+    x0_hat: Float[Array, "B ..."]
+
+
 class Sampler(NamedTuple):
-    """``init(x_T) -> state`` and ``step(denoise, schedule, x_t, state, step) -> (x_s, state)``."""
+    """`init(x_T) -> state` and `step(denoise, schedule, x_t, state, step) -> Stepped`."""
 
     init: Callable[[Array], Any]
-    step: Callable[[Denoiser, NoiseSchedule, Array, Any, Step], tuple[Array, Any]]
+    step: Callable[[Denoiser, NoiseSchedule, Array, Any, Step], Stepped]
 
 
 @standard_settings
@@ -46,16 +63,16 @@ def sample(
     x_T: Float[Array, "B ..."],
     keys: Key[Array, " B"],
 ) -> Float[Array, "B ..."]:
-    """Runs the reverse process from ``x_T`` to clean data in one ``lax.scan``.
+    """Runs the reverse process from `x_T` to clean data in one `lax.scan`.
 
     Args:
-      denoise: (x_t, t [B]) -> Denoised.
-      timesteps: int [S], decreasing; a last step to clean data (t = −1) is implied.
-      x_T: noise at ``timesteps[0]``, [B, ...].
-      keys: [B] keys, one per sample, for the noise that stochastic samplers add.
+        denoise: (x_t, t [B]) -> Denoised.
+        timesteps: int [S], decreasing; a last step to clean data (t = −1) is implied.
+        x_T: noise at `timesteps[0]`, [B, ...].
+        keys: [B] keys, one per sample, for the noise that stochastic samplers add.
 
     Returns:
-      x0 [B, ...].
+        x0 [B, ...].
     """
     times = jnp.asarray(timesteps, jnp.int32)
     ends = jnp.append(times[1:], -1)
@@ -63,7 +80,8 @@ def sample(
 
     def body(carry, step):
         x_t, state = carry
-        return sampler.step(denoise, schedule, x_t, state, step), None
+        x_s, state, _ = sampler.step(denoise, schedule, x_t, state, step)
+        return (x_s, state), None
 
     (x0, _), _ = jax.lax.scan(body, (x_T, sampler.init(x_T)), Step(times, ends, step_keys))
     return x0
@@ -90,14 +108,8 @@ def self_conditioned(sampler: Sampler) -> Sampler:
 
     def step(denoise, schedule, x_t, state, step):
         state, x0_hat = state
-        estimates = []
-
-        def denoise_again(x_t, t):
-            estimates.append(denoise(x_t, t, x0_hat))
-            return estimates[-1]
-
-        x_s, state = sampler.step(denoise_again, schedule, x_t, state, step)
-        return x_s, (state, estimates[-1].x0)
+        x_s, state, latest = sampler.step(lambda x_t, t: denoise(x_t, t, x0_hat), schedule, x_t, state, step)
+        return Stepped(x_s, (state, latest), latest)
 
     return Sampler(init, step)
 
@@ -111,19 +123,19 @@ def invert(
     *,
     iterations: int = 5,
 ) -> Float[Array, "B ..."]:
-    """The noise from which ``ddim()`` draws ``x0`` on the same grid, found upwards in one ``lax.scan``.
+    """The noise from which `ddim()` draws `x0` on the same grid, found upwards in one `lax.scan`.
 
     DDIM inversion (Song et al. 2021, §4.3) takes the estimate at the wrong end of each step, and errs. Here each step
     is solved for the x_t that leads down to x_s (Pan et al. 2023): x_t = F(x_t), by relaxed fixed-point iteration.
 
     Args:
-      denoise: (x_t, t [B]) -> Denoised, as the sampling will use it: same condition, same guidance.
-      timesteps: int [S], decreasing, as for ``sample``.
-      x0: [B, ...], clean data.
-      iterations: denoiser calls per step.
+        denoise: (x_t, t [B]) -> Denoised, as the sampling will use it: same condition, same guidance.
+        timesteps: int [S], decreasing, as for `sample`.
+        x0: [B, ...], clean data.
+        iterations: denoiser calls per step.
 
     Returns:
-      x_T [B, ...], at ``timesteps[0]``.
+        x_T [B, ...], at `timesteps[0]`.
     """
     times = jnp.asarray(timesteps, jnp.int32)[::-1]
     # Down from t = 0, ddim returns the estimate alone, whatever noise x_t had: the way up starts without any.
@@ -147,7 +159,7 @@ def invert(
 
 
 def learned_log_variance(reverse: Posterior, var_frac: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-    """log Σ between β̃ (``var_frac`` 0) and β (1), Nichol & Dhariwal 2021, eq. 15; the bounds broadcast."""
+    """The log-variance between β̃ (`var_frac` 0) and β (1), Nichol & Dhariwal 2021, eq. 15; the bounds broadcast."""
     return var_frac * reverse.log_large + (1.0 - var_frac) * reverse.log_small
 
 
@@ -155,9 +167,9 @@ def ddpm(variance: str = "small") -> Sampler:
     """Ancestral sampling (Ho et al. 2020, eq. 6–7) between any two times of the grid.
 
     Args:
-      variance: ``"small"`` (β̃, the posterior's), ``"large"`` (β), ``"learned"`` (log-linear between the two by the
-        denoiser's ``var_frac``, Nichol & Dhariwal 2021, eq. 15; the bounds are those of the strided grid), or
-        ``"analytic"`` (the best one for this denoiser, by its mean squared error ``x0_error``, Bao et al. 2022).
+        variance: `"small"` (β̃, the posterior's), `"large"` (β), `"learned"` (log-linear between the two by the
+            denoiser's `var_frac`, Nichol & Dhariwal 2021, eq. 15; the bounds are those of the strided grid), or
+            `"analytic"` (the best one for this denoiser, by its mean squared error `x0_error`, Bao et al. 2022).
     """
     if variance not in ("small", "large", "learned", "analytic"):
         raise ValueError(f"variance is {variance!r}; give 'small', 'large', 'learned' or 'analytic'")
@@ -179,13 +191,13 @@ def ddpm(variance: str = "small") -> Sampler:
         else:
             log_variance = reverse.log_large if variance == "large" else reverse.log_small
         noise = jnp.where(s < 0, 0.0, normal(keys, x_t.shape[1:]))
-        return mean + jnp.exp(0.5 * log_variance) * noise, state
+        return Stepped(mean + jnp.exp(0.5 * log_variance) * noise, state, estimate.x0)
 
     return Sampler(_no_state, step)
 
 
 def ddim(eta: float = 0.0) -> Sampler:
-    """DDIM (Song et al. 2021, eq. 12 and 16); ``eta`` 0 is deterministic, 1 is ``ddpm("small")``."""
+    """DDIM (Song et al. 2021, eq. 12 and 16); `eta` 0 is deterministic, 1 is `ddpm("small")`."""
 
     def step(denoise, schedule, x_t, state, step):
         t, s, keys = step
@@ -194,7 +206,7 @@ def ddim(eta: float = 0.0) -> Sampler:
         std = eta * schedule.sigma(s) / schedule.sigma(t) * jnp.sqrt(schedule.variance_between(t, s))
         direction = jnp.sqrt(jnp.maximum(schedule.sigma(s) ** 2 - std**2, 0.0))
         x_s = schedule.alpha(s) * x0 + direction * eps
-        return (x_s + std * normal(keys, x_t.shape[1:]) if eta else x_s), state
+        return Stepped(x_s + std * normal(keys, x_t.shape[1:]) if eta else x_s, state, x0)
 
     return Sampler(_no_state, step)
 
@@ -202,8 +214,8 @@ def ddim(eta: float = 0.0) -> Sampler:
 def heun() -> Sampler:
     """Heun's second-order method on dx/dσ in the variables x/alpha, sigma/alpha (Karras et al. 2022, algorithm 1).
 
-    Two denoiser calls per step; the last, to clean data, is Euler's. Meant for ``karras_timesteps``. Euler's method
-    itself is ``ddim(0)``: in these variables they are the same step.
+    Two denoiser calls per step; the last, to clean data, is Euler's. Meant for `karras_timesteps`. Euler's method
+    itself is `ddim(0)`: in these variables they are the same step.
     """
 
     def step(denoise, schedule, x_t, state, step):
@@ -214,14 +226,15 @@ def heun() -> Sampler:
         ratio = schedule.sigma(s) / schedule.alpha(s) * schedule.alpha(t) / schedule.sigma(t)
         euler = schedule.sigma(s) / schedule.sigma(t) * x_t + schedule.alpha(s) * (1.0 - ratio) * x0
         # The mean of both slopes, written with x0: x/alpha − x0 shrinks by r on Euler's way.
-        correction = 0.5 * (1.0 / ratio - 1.0) * (_denoise_all_at(denoise, euler, s).x0 - x0)
-        return jnp.where(clean, x0, euler + schedule.alpha(s) * correction), state
+        again = _denoise_all_at(denoise, euler, s).x0
+        correction = 0.5 * (1.0 / ratio - 1.0) * (again - x0)
+        return Stepped(jnp.where(clean, x0, euler + schedule.alpha(s) * correction), state, again)
 
     return Sampler(_no_state, step)
 
 
 def resampled(sampler: Sampler, times: int) -> Sampler:
-    """Every step taken ``times`` times, with the noise of that step added again in between (RePaint, Lugmayr 2022).
+    """Every step taken `times` times, with the noise of that step added again in between (RePaint, Lugmayr 2022).
 
     What is drawn in an inpainting thus gets to fit its surroundings. For samplers without a memory.
     """
@@ -230,13 +243,15 @@ def resampled(sampler: Sampler, times: int) -> Sampler:
         t, s, keys = step
         up = schedule.alpha_between(t, s), jnp.sqrt(schedule.variance_between(t, s))
 
-        def once(i, x_t):
+        def once(i, carry):
+            x_t, _ = carry
             own = fold_in_each(keys, i)
-            x_s, _ = sampler.step(denoise, schedule, x_t, state, Step(t, s, fold_in_each(own, 0)))
+            x_s, _, x0_hat = sampler.step(denoise, schedule, x_t, state, Step(t, s, fold_in_each(own, 0)))
             again = up[0] * x_s + up[1] * normal(fold_in_each(own, 1), x_t.shape[1:])
-            return jnp.where(i < times - 1, again, x_s)
+            return jnp.where(i < times - 1, again, x_s), x0_hat
 
-        return jax.lax.fori_loop(0, times, once, x_t), state
+        x_s, x0_hat = jax.lax.fori_loop(0, times, once, (x_t, jnp.zeros_like(x_t)))
+        return Stepped(x_s, state, x0_hat)
 
     return Sampler(sampler.init, step)
 
@@ -269,17 +284,128 @@ def dpmpp_2m() -> Sampler:
         # alpha_s·(1 − e^{−h}) with e^{−h} = (sigma_s/alpha_s)·(alpha_t/sigma_t), which is 0 at s = −1.
         shrink = schedule.sigma(s) / schedule.alpha(s) * schedule.alpha(t) / schedule.sigma(t)
         x_s = schedule.sigma(s) / schedule.sigma(t) * x_t + schedule.alpha(s) * (1.0 - shrink) * data
-        return x_s, _Multistep(x0, lam_t, state.steps + 1)
+        return Stepped(x_s, _Multistep(x0, lam_t, state.steps + 1), x0)
 
     return Sampler(init, step)
 
 
-SAMPLERS: dict[str, Callable[[], Sampler]] = {
-    "ddpm": ddpm,
-    "ddpm_learned": lambda: ddpm("learned"),
-    "ddpm_analytic": lambda: ddpm("analytic"),
-    "ddim": ddim,
-    "euler": ddim,  # the same step: see ``heun``
-    "dpmpp_2m": dpmpp_2m,
-    "heun": heun,
+class _Named:
+    """What the specs below have in common."""
+
+    grid: Grid
+
+    @property
+    def name(self) -> str:
+        """The inverse of `named_sampler`: the row of `SAMPLERS` that is the same, or else the same on another grid."""
+        exact = [name for name, row in SAMPLERS.items() if row == self]
+        similar = [name for name, row in SAMPLERS.items() if replace(row, grid=self.grid) == self]
+        return (exact + similar + [repr(self)])[0]
+
+
+Variance = Literal["small", "large", "learned", "analytic"]
+
+
+@dataclass(frozen=True)
+class DDPM(_Named):
+    """`ddpm` and the grid it runs on.
+
+    Attributes:
+        variance: of the reverse steps, see `ddpm`. "learned" needs a network with a learned variance, "analytic" a
+            stage whose `x0_error` was measured.
+        grid: the times that are visited.
+
+    Raises:
+        UserError: there is no such variance.
+    """
+
+    variance: Variance = "small"
+    grid: Grid = Uniform()  # noqa: RUF009 - a frozen value
+
+    def __post_init__(self) -> None:
+        if self.variance not in get_args(Variance):
+            raise UserError(f"sampler.variance is {self.variance!r}; choose one of {', '.join(get_args(Variance))}")
+
+    def __call__(self) -> Sampler:
+        """The pair of functions."""
+        return ddpm(self.variance)
+
+
+@dataclass(frozen=True)
+class DDIM(_Named):
+    """`ddim` and the grid it runs on. On `Karras()` it is Euler's method, see `heun`.
+
+    Attributes:
+        eta: 0 is deterministic, 1 is `DDPM()`.
+        grid: the times that are visited.
+    """
+
+    eta: float = 0.0
+    grid: Grid = Uniform()  # noqa: RUF009 - a frozen value
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "sampler.", eta=(0.0, 1.0))
+
+    def __call__(self) -> Sampler:
+        """The pair of functions."""
+        return ddim(self.eta)
+
+
+@dataclass(frozen=True)
+class DPMpp2M(_Named):
+    """`dpmpp_2m` (DPM-Solver++ 2M) and the grid it runs on.
+
+    Attributes:
+        grid: the times that are visited.
+    """
+
+    grid: Grid = Uniform()  # noqa: RUF009 - a frozen value
+
+    def __call__(self) -> Sampler:
+        """The pair of functions."""
+        return dpmpp_2m()
+
+
+@dataclass(frozen=True)
+class Heun(_Named):
+    """`heun` and the grid it runs on: two denoiser calls per step.
+
+    Attributes:
+        grid: the times that are visited.
+    """
+
+    grid: Grid = Karras()  # noqa: RUF009 - a frozen value
+
+    def __call__(self) -> Sampler:
+        """The pair of functions."""
+        return heun()
+
+
+SamplerSpec = DDPM | DDIM | DPMpp2M | Heun
+"""A sampler with its grid, as a config holds it: `spec()` is the `Sampler`, `spec.grid` its times."""
+
+SAMPLERS: dict[str, SamplerSpec] = {
+    "ddpm": DDPM(),
+    "ddpm_learned": DDPM("learned"),
+    "ddpm_analytic": DDPM("analytic"),
+    "ddim": DDIM(),
+    "euler": DDIM(grid=Karras()),
+    "dpmpp_2m": DPMpp2M(),
+    "heun": Heun(),
 }
+"""Samplers by the names that users choose them by."""
+
+
+def named_sampler(name: str, grid: Grid | None = None) -> SamplerSpec:
+    """A row of `SAMPLERS`.
+
+    Args:
+        name: of the row.
+        grid: takes the place of the even grid; a row with a grid of its own keeps that.
+
+    Raises:
+        UserError: there is no such row.
+    """
+    if name not in SAMPLERS:
+        raise UserError(f"sampling.sampler is {name!r}; choose one of {', '.join(SAMPLERS)}")
+    spec = SAMPLERS[name]
+    return spec if grid is None or spec.grid != Uniform() else replace(spec, grid=grid)

@@ -2,19 +2,22 @@
 
 The forward process is x_t = alpha_t · x0 + sigma_t · eps with alpha_t² = ᾱ_t and sigma_t² = 1 − ᾱ_t (Ho et al. 2020,
 eq. 4). Only log ᾱ_t is stored: it is built in float64 and kept in float32, because float32 log ᾱ still gives every β to
-4e-5 while float32 ᾱ gives 5e-4 at the noisy end. Everything else follows with ``exp`` and ``expm1``, for any pair of
+4e-5 while float32 ᾱ gives 5e-4 at the noisy end. Everything else follows with `exp` and `expm1`, for any pair of
 times s < t, so that a coarser sampling grid needs no respaced schedule. Index t = −1 means clean data (ᾱ = 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from unclip_jax.ranges import check_ranges
 
 Time = int | Int[Array, "*B"]
 """Integer times of any shape; −1 is clean data."""
@@ -30,10 +33,11 @@ class NoiseSchedule(NamedTuple):
 
     @property
     def num_timesteps(self) -> int:
+        """T, the length of the schedule."""
         return len(self.log_alpha_bar_table)
 
     def log_alpha_bar(self, t: Time) -> Float[Array, "*B"]:
-        """log ᾱ_t, 0 at t = −1."""
+        """The table's log ᾱ_t, 0 at t = −1."""
         table = jnp.asarray(self.log_alpha_bar_table)
         return jnp.where(t < 0, 0.0, table[jnp.maximum(t, 0)])
 
@@ -68,7 +72,7 @@ class Float32Schedule(NoiseSchedule):
 
     A published system was measured and is known by the pictures that this draws. It is up to 5e-4 off, at the noisy end
     and near clean data, and networks under guidance carry that on, to 6e-3 in the worst pixel of Karlo's two random
-    stages with guidance 4 and 8. ``log_alpha_bar_table`` is float64 here, so that β is what it was made of.
+    stages with guidance 4 and 8. `log_alpha_bar_table` is float64 here, so that β is what it was made of.
     """
 
     __slots__ = ()
@@ -84,15 +88,19 @@ class Float32Schedule(NoiseSchedule):
         return jnp.where(t < 0, 1.0, jnp.asarray(table)[jnp.maximum(t, 0)])
 
     def alpha(self, t: Time) -> Float[Array, "*B"]:
+        """Signal scale √ᾱ_t."""
         return jnp.sqrt(self.alpha_bar(t))
 
     def variance(self, t: Time) -> Float[Array, "*B"]:
+        """sigma² = 1 − ᾱ_t."""
         return 1.0 - self.alpha_bar(t)
 
     def alpha_between(self, t: Time, s: Time) -> Float[Array, "*B"]:
+        """What is left at t of the signal at s."""
         return jnp.sqrt(1.0 - self.variance_between(t, s))
 
     def variance_between(self, t: Time, s: Time) -> Float[Array, "*B"]:
+        """The variance that q(x_t | x_s) adds."""
         between = 1.0 - self.alpha_bar(t) / self.alpha_bar(s)
         return jnp.where(s == t - 1, jnp.asarray(self.beta_table)[jnp.maximum(t, 0)], between)
 
@@ -101,10 +109,10 @@ class Posterior(NamedTuple):
     """q(x_s | x_t, x0) = N(coef_x0 · x0 + coef_xt · x_t, exp(log_small)) and the bounds of a learned reverse variance.
 
     Attributes:
-      coef_x0, coef_xt: coefficients of the mean (Ho et al. 2020, eq. 7, between any two times of a grid).
-      log_small: log β̃, the posterior's own variance. At s = −1 that is log 0, and the value at t = 1 stands in, as in
-        improved-diffusion.
-      log_large: log β, the variance of q(x_t | x_s).
+        coef_x0, coef_xt: coefficients of the mean (Ho et al. 2020, eq. 7, between any two times of a grid).
+        log_small: log β̃, the posterior's own variance. At s = −1 that is log 0, and the value at t = 1 stands in, as
+            in improved-diffusion.
+        log_large: log β, the variance of q(x_t | x_s).
     """
 
     coef_x0: Float[Array, "*B"]
@@ -127,7 +135,7 @@ def posterior(schedule: NoiseSchedule, t: Time, s: Time) -> Posterior:
 
 
 def from_betas(betas: np.ndarray, *, float32: bool = False) -> NoiseSchedule:
-    """Schedule of a list of β_t in (0, 1), as in Ho et al. (2020); ``float32`` makes it a ``Float32Schedule``."""
+    """Schedule of a list of β_t in (0, 1), as in Ho et al. (2020); `float32` makes it a `Float32Schedule`."""
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or not np.all((betas > 0) & (betas < 1)):
         raise ValueError("betas must be one-dimensional with values between 0 and 1")
@@ -136,7 +144,7 @@ def from_betas(betas: np.ndarray, *, float32: bool = False) -> NoiseSchedule:
 
 
 def cosine(num_timesteps: int, max_beta: float = 0.999, *, float32: bool = False) -> NoiseSchedule:
-    """Squared-cosine ᾱ with offset 0.008 and β clipped at ``max_beta`` (Nichol & Dhariwal 2021, eq. 17)."""
+    """Squared-cosine ᾱ with offset 0.008 and β clipped at `max_beta` (Nichol & Dhariwal 2021, eq. 17)."""
     times = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     alpha_bar = np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2
     return from_betas(np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta), float32=float32)
@@ -154,7 +162,7 @@ def latent_linear(num_timesteps: int, *, float32: bool = False) -> NoiseSchedule
 
 
 def evenly_spaced(start: float, stop: float, num: int, *, float32: bool) -> np.ndarray:
-    """``np.linspace``; ``float32`` is torch's in that type, which counts rounded steps from both ends."""
+    """`np.linspace`; `float32` is torch's in that type, which counts rounded steps from both ends."""
     if not float32:
         return np.linspace(start, stop, num)
     first, last = np.float32(start), np.float32(stop)
@@ -175,13 +183,13 @@ SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
 
 
 def spaced_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """``num_steps`` times from T−1 down to 0, evenly spaced and rounded, both ends included: int32 [S].
+    """`num_steps` times from T−1 down to 0, evenly spaced and rounded, both ends included: int32 [S].
 
     The last step then goes from t = 0 to clean data, so no residual noise is left. Equal to Karlo's published
     respacing and to guided-diffusion's. One step is T−1 alone.
 
     Raises:
-      ValueError: as every grid here, when T has no such ``num_steps`` times.
+        ValueError: as every grid here, when T has no such `num_steps` times.
     """
     _check_num_steps(num_timesteps, num_steps)
     return np.round(np.linspace(num_timesteps - 1, 0, num_steps)).astype(np.int32)
@@ -248,11 +256,68 @@ def _check_num_steps(num_timesteps: int, num_steps: int) -> None:
         raise ValueError(f"num_steps is {num_steps}; give 1 to {num_timesteps}, the length of the schedule")
 
 
-GRIDS: dict[str, Callable[[NoiseSchedule, int], np.ndarray]] = {
-    # (schedule, num_steps) -> decreasing times; all but "trailing" end at 0
-    "uniform": lambda schedule, num_steps: spaced_timesteps(schedule.num_timesteps, num_steps),
-    "leading": lambda schedule, num_steps: leading_timesteps(schedule.num_timesteps, num_steps),
-    "trailing": lambda schedule, num_steps: trailing_timesteps(schedule.num_timesteps, num_steps),
-    "karras": lambda schedule, num_steps: karras_timesteps(schedule, num_steps),
-    "fast27": lambda schedule, num_steps: fast27_timesteps(schedule.num_timesteps, num_steps),
+@dataclass(frozen=True)
+class Uniform:
+    """Evenly spaced times, both ends included: `spaced_timesteps`."""
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+        """Decreasing times, int32 [S]. Raises ValueError where the schedule has none such."""
+        return spaced_timesteps(schedule.num_timesteps, num_steps)
+
+
+@dataclass(frozen=True)
+class Leading:
+    """Multiples of T // S: `leading_timesteps`."""
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+        """Decreasing times, int32 [S]. Raises ValueError where the schedule has none such."""
+        return leading_timesteps(schedule.num_timesteps, num_steps)
+
+
+@dataclass(frozen=True)
+class Trailing:
+    """The last times of S equal parts: `trailing_timesteps`, the one grid that does not end at 0."""
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+        """Decreasing times, int32 [S]. Raises ValueError where the schedule has none such."""
+        return trailing_timesteps(schedule.num_timesteps, num_steps)
+
+
+@dataclass(frozen=True)
+class Karras:
+    """Evenly spaced sigma^(1/rho): `karras_timesteps`.
+
+    Attributes:
+        rho: the paper's 7; 1 is even in sigma, and larger values visit more of the nearly clean times.
+    """
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "grid.", rho=(1.0, 100.0))
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+        """Decreasing times, int32 [S]. Raises ValueError where the schedule has none such."""
+        return karras_timesteps(schedule, num_steps, rho=self.rho)
+
+
+@dataclass(frozen=True)
+class Fast27:
+    """The 27 times of GLIDE's upsampler: `fast27_timesteps`."""
+
+    def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+        """Decreasing times, int32 [27]. Raises ValueError for another number of steps."""
+        return fast27_timesteps(schedule.num_timesteps, num_steps)
+
+
+Grid = Uniform | Leading | Trailing | Karras | Fast27
+"""The times that a sampler visits: `grid(schedule, num_steps)`."""
+
+GRIDS: dict[str, Grid] = {
+    "uniform": Uniform(),
+    "leading": Leading(),
+    "trailing": Trailing(),
+    "karras": Karras(),
+    "fast27": Fast27(),
 }
+"""Grids by the names that older configs know them by."""

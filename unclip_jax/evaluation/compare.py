@@ -76,7 +76,7 @@ def evaluations(stage: Stage) -> int:
     """Network evaluations per sample of a stage: both branches of guidance count, and both calls of a Heun step."""
     sampling = stage.sampling
     branches = 1 if sampling.guidance_scale in (None, 1.0) else 2
-    return sampling.num_steps * branches * (2 if sampling.sampler == "heun" else 1)
+    return sampling.num_steps * branches * (2 if sampling.sampler.name == "heun" else 1)
 
 
 def variants(options: Options) -> Iterator[Variant]:

@@ -54,6 +54,7 @@ from unclip_jax.evaluation.report import table
 from unclip_jax.evaluation.scores import cosines, nearest, paired_difference
 from unclip_jax.evaluation.system import System, encode_images, encode_text, fitted
 from unclip_jax.pipeline import LoadedUnCLIP
+from unclip_jax.stage_configs import to_json
 
 Tokenize = Callable[[list[str]], Any]  # captions -> int32 [B, L]
 
@@ -261,7 +262,7 @@ def describe(system: System, options: Options) -> dict[str, Any]:
             "chunk": options.chunk,
             "controls": list(options.sections),
             # A one-step prior has nothing to choose.
-            "sampling": {n: dataclasses.asdict(s.sampling) for n, s in stages.items() if hasattr(s, "sampling")},
+            "sampling": {n: to_json(s.sampling) for n, s in stages.items() if hasattr(s, "sampling")},
         },
         "chance": {split: 1 / len(shapes_world.combinations(split)) for split in SPLITS},
         "splits": SPLITS,

@@ -21,7 +21,7 @@ from unclip_jax import pipeline
 from unclip_jax.conditioning import Cond
 from unclip_jax.diffusion.keys import fold_in_each
 from unclip_jax.evaluation.frechet import features
-from unclip_jax.pipeline import LoadedUnCLIP, UnCLIP, decoder_cond
+from unclip_jax.pipeline import LoadedUnCLIP, UnCLIP
 from unclip_jax.tasks import to_uint8
 
 
@@ -93,7 +93,7 @@ class System:
         title: str,
     ) -> UInt8[np.ndarray, "N H W 3"]:
         """Pictures uint8 [N, H, W, 3] from image embeddings [N, D] and, with `keep_text`, the captions."""
-        cond = decoder_cond(text, image_embed).replace(keep_text=np.full(len(image_embed), keep_text))
+        cond = Cond.of(text, image_embed).replace(keep_text=np.full(len(image_embed), keep_text))
         return self._chunked(partial(draw, self.unclip, self.params), (cond, keys), title)
 
     def _chunked(self, program: Callable[..., Any], rows: tuple, title: str) -> Any:

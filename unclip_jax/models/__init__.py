@@ -1,0 +1,1 @@
+"""The networks, each beside its config."""

@@ -7,13 +7,14 @@ falls into one of a number of equal buckets. A causal transformer reads
 
 and says at each place from the text embedding on what the next token is. The similarity comes first so that a sample
 can be asked to be close to its caption. Components and buckets are measured on the training set and are data of the
-checkpoint (``Quantiser``), not trained.
+checkpoint (`Quantiser`), not trained.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import flax.linen as nn
 import jax
@@ -21,12 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
 from clip_jax.model import unit_norm
-from unclip_jax.conditioning import Cond
+from unclip_jax.conditioning import Cond, need
+from unclip_jax.model import joint_width
 from unclip_jax.models.prior import CaptionConfig, CaptionReader, Prefix
 from unclip_jax.pca import PCA, principal_components, project, reconstruct
 from unclip_jax.ranges import WIDTH, check_ranges
+from unclip_jax.variables import measured
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +42,11 @@ class ARPriorConfig(CaptionConfig):
     """Architecture of an autoregressive prior.
 
     Attributes:
-      components: K, principal components that are written down (the paper: 319 of 1,024).
-      buckets: values a token can take.
+        components: K, principal components that are written down (the paper: 319 of 1,024).
+        buckets: values a token can take.
 
     Raises:
-      UserError: more components than dimensions, or fewer than two buckets.
+        UserError: more components than dimensions, or fewer than two buckets.
     """
 
     components: int = 319
@@ -56,33 +60,44 @@ class ARPriorConfig(CaptionConfig):
 
     @property
     def length(self) -> int:
-        # The last coordinate is predicted and read by nobody.
+        """Tokens of the whole sequence; the last coordinate is predicted and read by nobody."""
         return self.prefix_length + self.components
+
+    def network(self) -> ARPrior:
+        """The linen module."""
+        return ARPrior(self)
+
+    def fitted(self, clip: CLIPConfig) -> Self:
+        """The same config with the widths of this CLIP, and no more components than its embeddings have dimensions."""
+        fewer = replace(self, components=min(self.components, joint_width(clip)))
+        return super(ARPriorConfig, fewer).fitted(clip)
 
 
 class Quantiser(nn.Module):
     """Between embeddings and tokens int32 [B, K + 1]: the similarity, then the coordinates.
 
-    Value j lies in offset_j ± scale_j, in ``buckets`` parts of equal width; what lies outside falls into the first or
+    Value j lies in offset_j ± scale_j, in `buckets` parts of equal width; what lies outside falls into the first or
     the last. A token stands for the centre of its bucket, so within the range the error is at most half a bucket.
     """
 
     config: ARPriorConfig
 
     def setup(self) -> None:
+        """Declares the measured values."""
         config, zeros, ones = self.config, nn.initializers.zeros, nn.initializers.ones
 
         def axes(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "K D"]:
             return jnp.eye(*shape)
 
-        self.mean = self.param("mean", zeros, (config.embed_dim,))
-        self.components = self.param("components", axes, (config.components, config.embed_dim))
-        self.variances = self.param("variances", ones, (config.components,))
-        self.offset = self.param("offset", zeros, (config.components + 1,))
-        self.scale = self.param("scale", ones, (config.components + 1,))
+        self.mean = measured(self, "mean", zeros, (config.embed_dim,))
+        self.components = measured(self, "components", axes, (config.components, config.embed_dim))
+        self.variances = measured(self, "variances", ones, (config.components,))
+        self.offset = measured(self, "offset", zeros, (config.components + 1,))
+        self.scale = measured(self, "scale", ones, (config.components + 1,))
 
     @property
     def pca(self) -> PCA:
+        """The principal components."""
         return PCA(self.mean, self.components, self.variances)
 
     def quantise(self, image_embed: Float[Array, "B D"], text_embed: Float[Array, "B D"]) -> Int[Array, "B J"]:
@@ -100,58 +115,70 @@ class Quantiser(nn.Module):
 class ARPrior(CaptionReader):
     """(image_embed [B, D], cond) -> (logits [B, K + 1, buckets], tokens int32 [B, K + 1]), all tokens at once.
 
-    Logits j belong to token j and have seen the caption and the tokens before it. For sampling there are ``begin`` and
-    ``advance``.
+    Logits j belong to token j and have seen the caption and the tokens before it. A sampler calls `first_logits` and
+    `next_logits` instead, which keep what was read in a KV cache.
     """
 
     config: ARPriorConfig
 
     def setup(self) -> None:
+        """Declares the measured values."""
         super().setup()
         config = self.config
-        self.statistics = Quantiser(config)
+        self.quantiser = Quantiser(config)
         self.bucket_embed = nn.Embed(config.buckets, config.width, embedding_init=nn.initializers.normal(0.02))
         self.logits_proj = nn.Dense(config.buckets, dtype=config.dtype)
 
     def __call__(
         self, image_embed: Float[Array, "B D"], cond: Cond
     ) -> tuple[Float[Array, "B J buckets"], Int[Array, "B J"]]:
-        tokens = jax.lax.stop_gradient(self.statistics.quantise(image_embed, cond.text_embed))
+        """Logits and tokens of embeddings [B, D], as in training."""
+        tokens = jax.lax.stop_gradient(self.quantiser.quantise(image_embed, need(cond.text_embed, "text_embed")))
         return self.logits(tokens, cond), tokens
 
     def logits(self, tokens: Int[Array, "B J"], cond: Cond) -> Float[Array, "B J buckets"]:
         """Logits [B, K + 1, buckets] of tokens int32 [B, K + 1], each given those before it."""
         caption, readable = self.caption_tokens(cond)
         sequence = jnp.concatenate([caption, self.bucket_embed(tokens[:, :-1])], axis=1)
-        states = self.read_all(sequence, readable)[:, self.config.context_length :]
-        return self._read_off(states)
+        states = self.all_at_once(sequence, readable)[:, self.config.context_length :]
+        return self.to_logits(states)
 
-    def begin(self, cond: Cond) -> tuple[Float[Array, "B buckets"], Prefix]:
-        """Reads captions: (logits of the similarity [B, buckets], what was read)."""
-        state, prefix = self.read_caption(cond)
-        return self._read_off(state), prefix
+    def first_logits(self, cond: Cond) -> tuple[Float[Array, "B buckets"], Prefix]:
+        """Reads captions into a KV cache: (logits of the similarity [B, buckets], the captions read)."""
+        state, prefix = self.prefill(cond)
+        return self.to_logits(state), prefix
 
-    def advance(
+    def next_logits(
         self, token: Int[Array, " B"], place: int | Int[Array, ""], prefix: Prefix
     ) -> tuple[Float[Array, "B buckets"], Prefix]:
-        """Reads one more token, int32 [B], at ``place`` of the sequence: (logits of the next, all read)."""
-        states, caches = self.read_on(self.bucket_embed(token)[:, None], prefix, place)
-        return self._read_off(states[:, 0]), prefix._replace(caches=caches)
+        """Reads one more token.
+
+        Args:
+            token: int32 [B].
+            place: of the token in the sequence.
+            prefix: what was read before it.
+
+        Returns:
+            (logits of the token after it [B, buckets], what was read with it).
+        """
+        states, caches = self.with_cache(self.bucket_embed(token)[:, None], prefix, place)
+        return self.to_logits(states[:, 0]), prefix._replace(caches=caches)
 
     def restore(self, coordinates: Int[Array, "B K"]) -> Float[Array, "B D"]:
         """Coordinates int32 [B, K] -> image embeddings [B, D]."""
-        return self.statistics.restore(coordinates)
+        return self.quantiser.restore(coordinates)
 
-    def _read_off(self, states: Float[Array, "*B W"]) -> Float[Array, "*B buckets"]:
+    def to_logits(self, states: Float[Array, "*B W"]) -> Float[Array, "*B buckets"]:
+        """States [..., W] -> logits over the buckets, float32."""
         return self.logits_proj(self.norm_out(states)).astype(jnp.float32)
 
 
 def measure(
     config: ARPriorConfig, image_embeds: Float[np.ndarray, "N D"], text_embeds: Float[np.ndarray, "N D"]
 ) -> dict[str, np.ndarray]:
-    """The parameters of a ``Quantiser`` for the embeddings [N, D] of training pictures and of their captions.
+    """The parameters of a `Quantiser` for the embeddings [N, D] of training pictures and of their captions.
 
-    The range of a value is what it reaches on these; one that hardly moves gets ± ``FLOOR``, as it would be divided by
+    The range of a value is what it reaches on these; one that hardly moves gets ± `FLOOR`, as it would be divided by
     zero, and a line of the log says how many do.
     """
     pca = principal_components(image_embeds, config.components)

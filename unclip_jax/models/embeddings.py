@@ -15,7 +15,7 @@ def timestep_embedding(t: Num[Array, " B"], width: int, max_period: float = 10_0
     Cosines come first and the divisor is width/2, as in guided-diffusion.
 
     Raises:
-      ValueError: ``width`` is odd.
+        ValueError: `width` is odd.
     """
     if width % 2:
         raise ValueError(f"timestep embedding width is {width}; give an even number")
@@ -33,5 +33,6 @@ class TimestepMLP(nn.Module):
 
     @nn.compact
     def __call__(self, t: Num[Array, " B"]) -> Float[Array, "B C"]:
+        """Embeds times [B] -> [B, width]."""
         h = nn.Dense(self.width, name="linear_1")(timestep_embedding(t, self.embedding_width))
         return nn.Dense(self.width, name="linear_2")(nn.silu(h))

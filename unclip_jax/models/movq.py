@@ -23,10 +23,10 @@ class MoVQConfig:
     """Architecture of the decoder.
 
     Attributes:
-      levels: from the finest to the coarsest resolution, each half of the one before; blocks of the way up.
-      latent_channels: of the latents.
-      channels: of the pictures.
-      dtype: of the matrix products; parameters, norms and softmax are float32 whatever it is.
+        levels: from the finest to the coarsest resolution, each half of the one before; blocks of the way up.
+        latent_channels: of the latents.
+        channels: of the pictures.
+        dtype: of the matrix products; parameters, norms and softmax are float32 whatever it is.
     """
 
     levels: tuple[Level, ...]
@@ -57,6 +57,7 @@ class SpatialNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], latents: Float[Array, "B h w c"]) -> Float[Array, "B ..."]:
+        """Applies it; `latents` modulate the norms."""
         width, factor = x.shape[-1], x.shape[1] // latents.shape[1]
         latents = jnp.repeat(jnp.repeat(latents, factor, axis=1), factor, axis=2)
         h = nn.GroupNorm(GROUPS, epsilon=1e-6, use_fast_variance=False, name="norm")(x).astype(x.dtype)
@@ -72,6 +73,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], latents: Float[Array, "B h w c"]) -> Float[Array, "B ..."]:
+        """Applies it; `latents` modulate the norms."""
         conv = functools.partial(nn.Conv, self.width, (3, 3), dtype=self.dtype)
         h = conv(name="conv1")(nn.silu(SpatialNorm(self.dtype, name="norm1")(x, latents)))
         h = conv(name="conv2")(nn.silu(SpatialNorm(self.dtype, name="norm2")(h, latents)))
@@ -85,6 +87,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], latents: Float[Array, "B h w c"]) -> Float[Array, "B ..."]:
+        """Applies it; `latents` modulate the norms."""
         b, height, width, c = x.shape
         dense = functools.partial(nn.Dense, c, dtype=self.dtype)
         h = SpatialNorm(self.dtype, name="spatial_norm")(x, latents).reshape(b, height * width, c)
@@ -100,6 +103,7 @@ class MoVQDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]:
+        """Applies it; `latents` modulate the norms."""
         config, dtype = self.config, self.config.dtype
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=dtype)
         coarsest = config.levels[-1].width
@@ -127,4 +131,5 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Applies it; `latents` modulate the norms."""
         return nn.Conv(self.width, (3, 3), dtype=self.dtype, name="conv")(nearest_double(x))

@@ -10,22 +10,25 @@ Text comes first and no token reads what follows it: whatever is drawn behind a 
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from clip_jax.config import TransformerConfig
+from clip_jax.config import CLIPConfig, TransformerConfig
 from clip_jax.errors import UserError
 from clip_jax.towers.attention import KVCaches, empty_caches
 from clip_jax.towers.layers import LayerNorm, Transformer, scaled_init
-from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
+from unclip_jax.conditioning import EMPTY_CAPTION, Cond, need, with_empty_captions
+from unclip_jax.model import Reader, Role, joint_width
 from unclip_jax.models.embeddings import TimestepMLP
 from unclip_jax.ranges import DEPTH, WIDTH, check_dtype, check_ranges
+from unclip_jax.variables import Variables, measured
 
 EXTRA_TOKENS = 4  # text embedding, time, noised image embedding, query
 
@@ -35,13 +38,13 @@ class CaptionConfig(ABC):
     """What all priors have: a transformer behind a caption.
 
     Attributes:
-      embed_dim: width D of the CLIP embeddings.
-      text_width: width C of the text encodings.
-      context_length: L, tokens of the text encodings.
-      width, layers, heads: of the transformer.
-      empty_caption: a dropped caption is the empty one, whose features by CLIP are parameters of the checkpoint; else
-        it is one learned token and a learned embedding.
-      dtype: of the matrix products; parameters, norms, softmax and the time are float32 whatever it is.
+        embed_dim: width D of the CLIP embeddings.
+        text_width: width C of the text encodings.
+        context_length: L, tokens of the text encodings.
+        width, layers, heads: of the transformer.
+        empty_caption: a dropped caption is the empty one, whose features by CLIP are parameters of the checkpoint; else
+            it is one learned token and a learned embedding.
+        dtype: of the matrix products; parameters, norms, softmax and the time are float32 whatever it is.
     """
 
     embed_dim: int
@@ -52,6 +55,8 @@ class CaptionConfig(ABC):
     heads: int
     empty_caption: bool = field(default=False, kw_only=True)
     dtype: str = field(default="float32", kw_only=True)
+
+    role: ClassVar[Role] = "prior"
 
     def __post_init__(self) -> None:
         names = ("embed_dim", "text_width", "context_length", "width", "heads")
@@ -64,9 +69,34 @@ class CaptionConfig(ABC):
         return TransformerConfig(width=self.width, layers=self.layers, heads=self.heads, activation="gelu")
 
     @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: [D]."""
+        return (self.embed_dim,)
+
+    @property
     def prefix_length(self) -> int:
         """Tokens that come of the caption: its encodings and its embedding."""
         return self.context_length + 1
+
+    def blank_cond(self, batch_size: int = 1) -> Cond:
+        """A `Cond` of zeros with the fields and shapes that a prior reads."""
+        return Cond(
+            text_embed=jnp.zeros((batch_size, self.embed_dim)),
+            text_encodings=jnp.zeros((batch_size, self.context_length, self.text_width)),
+            text_mask=jnp.ones((batch_size, self.context_length), bool),
+        )
+
+    def fitted(self, clip: CLIPConfig) -> Self:
+        """The same config with the widths of this CLIP.
+
+        Raises:
+            UserError: the CLIP has no text tower.
+        """
+        if clip.text is None:
+            raise UserError("the CLIP has no text tower, which a prior reads its captions from")
+        return dataclasses.replace(
+            self, embed_dim=joint_width(clip), text_width=clip.text.width, context_length=clip.text.context_length
+        )
 
     @property
     @abstractmethod
@@ -79,15 +109,16 @@ class PriorConfig(CaptionConfig):
     """Architecture of a diffusion prior, or of a one-step prior.
 
     Attributes:
-      time_token: whether the sequence has a token for the time; a one-step prior has none.
-      scale: deviation of the embeddings that the diffusion runs on (``standardise``). The paper multiplies by 17.2 what
-        has no mean and deviation taken away.
-      skip: the output is x_t times a gate learned of t, plus what is read at the query. The best estimate of Gaussian
-        data has this form, and where little noise is left a narrow transformer need not carry x_t through its blocks.
-      self_condition: x_t is read together with the last estimate of x0, zeros where there is none (Chen et al. 2022).
+        time_token: whether the sequence has a token for the time; a one-step prior has none.
+        scale: deviation of the embeddings that the diffusion runs on (`standardise`). The paper multiplies by 17.2 what
+            has no mean and deviation taken away.
+        skip: the output is x_t times a gate learned of t, plus what is read at the query. The best estimate of Gaussian
+            data has this form, and where little noise is left a narrow transformer need not carry x_t through its
+            blocks.
+        self_condition: x_t is read together with the last estimate of x0, zeros where there is none (Chen et al. 2022).
 
     Raises:
-      UserError: there is a skip or self-conditioning, and no time.
+        UserError: there is a skip or self-conditioning, and no time.
     """
 
     time_token: bool = True
@@ -103,26 +134,45 @@ class PriorConfig(CaptionConfig):
         if self.self_condition and not self.time_token:
             raise UserError("self_condition is True and time_token False: one step has no estimate before it")
 
+    learned_variance: ClassVar[bool] = False
+    reads_level: ClassVar[bool] = False
+
     @property
     def length(self) -> int:
+        """Tokens of the whole sequence."""
         return self.context_length + EXTRA_TOKENS - (not self.time_token)
 
+    @property
+    def reads_time(self) -> bool:
+        """Whether the network is told the time."""
+        return self.time_token
 
-def blank_caption(config: CaptionConfig, batch_size: int = 1) -> Cond:
-    """A ``Cond`` of zeros with the fields and shapes that a prior reads."""
-    return Cond(
-        text_embed=jnp.zeros((batch_size, config.embed_dim)),
-        text_encodings=jnp.zeros((batch_size, config.context_length, config.text_width)),
-        text_mask=jnp.ones((batch_size, config.context_length), bool),
-    )
+    def network(self) -> DiffusionPrior:
+        """The linen module."""
+        return DiffusionPrior(self)
+
+    def read(self, module: Any, variables: Variables, cond: Cond) -> Reader:
+        """The network with its captions read, once for all steps: their keys and values are in a KV cache."""
+        prefix = module.apply(variables, cond, method="encode_prefix")
+
+        def after_prefix(
+            x_t: Float[Array, "B D"], t: Int[Array, " B"] | None, *given: Float[Array, "B D"]
+        ) -> Float[Array, "B D"]:
+            return module.apply(variables, x_t, t, prefix, *given, method="after_prefix")
+
+        return after_prefix
+
+    def restore(self, module: Any, variables: Variables, x0: Float[Array, "B D"]) -> Float[Array, "B D"]:
+        """Standardised embeddings [B, D] -> CLIP image embeddings."""
+        return module.apply(variables, x0, method="restore")
 
 
 class Prefix(NamedTuple):
-    """Captions that a prior has read.
+    """Captions that a prior has read, kept for all that follows them.
 
     Attributes:
-      caches: KV caches of the S tokens of a sequence, of which only the caption's are there yet.
-      readable: [B, S] bool, False for the padding behind a caption.
+        caches: KV caches of the S tokens of a sequence, one per layer, of which only the caption's are there yet.
+        readable: [B, S] bool, False for the padding behind a caption.
     """
 
     caches: KVCaches
@@ -135,11 +185,12 @@ class CaptionReader(nn.Module):
     config: Any  # a CaptionConfig
 
     def setup(self) -> None:
+        """Declares the parameters and the measured values."""
         config = self.config
         small, dtype = nn.initializers.normal(0.02), config.dtype
         if config.empty_caption:
-            self.null_text_encodings = self.param("null_text_encodings", small, (EMPTY_CAPTION, config.text_width))
-            self.null_text_embed = self.param("null_text_embed", small, (config.embed_dim,))
+            self.null_text_encodings = measured(self, "null_text_encodings", small, (EMPTY_CAPTION, config.text_width))
+            self.null_text_embed = measured(self, "null_text_embed", small, (config.embed_dim,))
         else:
             self.null_text_token = self.param("null_text_token", small, (config.width,))
             self.null_text_embed = self.param("null_text_embed", small, (config.width,))
@@ -151,14 +202,15 @@ class CaptionReader(nn.Module):
 
     def caption_tokens(self, cond: Cond) -> tuple[Float[Array, "B P W"], Bool[Array, "B S"]]:
         """Tokens [B, L + 1, W] of captions, without positions, and which of all S tokens are readable, bool [B, S]."""
-        batch, length = cond.text_encodings.shape[:2]
+        batch, length = need(cond.text_encodings, "text_encodings").shape[:2]
         cond = cond.with_keep(batch)
         if self.config.empty_caption:
             cond = with_empty_captions(cond, self.null_text_encodings, self.null_text_embed)
-        encodings, text_embed = self.encodings_proj(cond.text_encodings), self.text_embed_proj(cond.text_embed)
-        text_mask = cond.text_mask
+        encodings = self.encodings_proj(need(cond.text_encodings, "text_encodings"))
+        text_embed = self.text_embed_proj(need(cond.text_embed, "text_embed"))
+        text_mask = need(cond.text_mask, "text_mask")
         if not self.config.empty_caption:
-            keep = cond.keep_text[:, None]  # [B, 1]
+            keep = need(cond.keep_text, "keep_text")[:, None]  # [B, 1]
             encodings = jnp.where(keep[..., None], encodings, self.null_text_token)
             text_embed = jnp.where(keep, text_embed, self.null_text_embed)
             # A dropped caption is one learned token; the padding behind a caption is never read.
@@ -167,22 +219,29 @@ class CaptionReader(nn.Module):
         return jnp.concatenate([encodings, text_embed[:, None]], axis=1), jnp.concatenate([text_mask, rest], axis=1)
 
     def encode_prefix(self, cond: Cond) -> Prefix:
-        """Reads captions, for ``read_on`` to go on from."""
-        return self.read_caption(cond)[1]
+        """Reads captions into a KV cache, for `with_cache` to go on from."""
+        return self.prefill(cond)[1]
 
-    def read_caption(self, cond: Cond) -> tuple[Float[Array, "B W"], Prefix]:
-        """(state at the last token of a caption [B, W], what was read)."""
+    def prefill(self, cond: Cond) -> tuple[Float[Array, "B W"], Prefix]:
+        """Reads captions into a KV cache: (state at the last token of each caption [B, W], the captions read)."""
         tokens, readable = self.caption_tokens(cond)
-        empty = Prefix(
-            empty_caches(self.config.transformer, len(tokens), self.config.length, self.config.dtype), readable
-        )
-        states, caches = self.read_on(tokens, empty, 0)
+        empty = empty_caches(self.config.transformer, len(tokens), self.config.length, self.config.dtype)
+        states, caches = self.with_cache(tokens, Prefix(empty, readable), 0)
         return states[:, -1], Prefix(caches, readable)
 
-    def read_on(
+    def with_cache(
         self, tokens: Float[Array, "B Q W"], prefix: Prefix, start: int | Int[Array, ""]
     ) -> tuple[Float[Array, "B Q W"], KVCaches]:
-        """Goes on reading with ``tokens`` [B, Q, W], whose first is at place ``start``: (states, KV caches)."""
+        """Reads tokens behind those of the KV caches.
+
+        Args:
+            tokens: [B, Q, W], without positions.
+            prefix: what was read before.
+            start: the place of the first of the tokens in the sequence.
+
+        Returns:
+            (states [B, Q, W], the caches with these tokens in them).
+        """
         length = tokens.shape[1]
         positions = jax.lax.dynamic_slice_in_dim(self.positions, start, length)
         causal = jnp.arange(self.config.length) <= start + jnp.arange(length)[:, None]  # [Q, S]
@@ -190,27 +249,28 @@ class CaptionReader(nn.Module):
         tokens = (tokens + positions).astype(self.config.dtype)
         return self.transformer.decode(tokens, prefix.caches, mask, start)
 
-    def read_all(self, tokens: Float[Array, "B S W"], readable: Bool[Array, "B S"]) -> Float[Array, "B S W"]:
-        """States [B, S, W] of whole sequences, read at once as training does."""
+    def all_at_once(self, tokens: Float[Array, "B S W"], readable: Bool[Array, "B S"]) -> Float[Array, "B S W"]:
+        """States [B, S, W] of whole sequences without a cache, as in training."""
         causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
         tokens = (tokens + self.positions).astype(self.config.dtype)
         return self.transformer(tokens, causal & readable[:, None, None, :])
 
 
 class DiffusionPrior(CaptionReader):
-    """(x_t [B, D], t int [B], cond, x0_hat [B, D]) -> [B, D], in the standardised space of ``standardise``.
+    """(x_t [B, D], t int [B], cond, x0_hat [B, D]) -> [B, D], in the standardised space of `standardise`.
 
-    ``cond`` may also be what ``encode_prefix`` made of it, to spare reading the same caption again. Without a
-    ``time_token`` t is not read and may be None; without ``self_condition``, x0_hat.
+    Without a `time_token` t is not read and may be None; without `self_condition`, x0_hat. A sampler calls
+    `after_prefix` instead, with what `encode_prefix` made of the captions, so that they are read once.
     """
 
     config: PriorConfig
 
     def setup(self) -> None:
+        """Declares the parameters and the measured values."""
         super().setup()
         config = self.config
-        self.embed_mean = self.param("embed_mean", nn.initializers.zeros, (config.embed_dim,))
-        self.embed_std = self.param("embed_std", nn.initializers.ones, (config.embed_dim,))
+        self.embed_mean = measured(self, "embed_mean", nn.initializers.zeros, (config.embed_dim,))
+        self.embed_std = measured(self, "embed_std", nn.initializers.ones, (config.embed_dim,))
         self.query = self.param("query", nn.initializers.normal(0.02), (config.width,))
         self.image_embed_proj = nn.Dense(config.width, dtype=config.dtype)
         if config.time_token:
@@ -220,32 +280,57 @@ class DiffusionPrior(CaptionReader):
             self.skip_gate = nn.Dense(config.embed_dim, kernel_init=nn.initializers.zeros)
 
     def standardise(self, image_embed: Float[Array, "B D"]) -> Float[Array, "B D"]:
-        """CLIP image embedding -> what the diffusion runs on: zero mean and deviation ``scale`` per dimension."""
+        """CLIP image embedding -> what the diffusion runs on: zero mean and deviation `scale` per dimension."""
         return (image_embed - self.embed_mean) * (self.config.scale / self.embed_std)
 
     def restore(self, x0: Float[Array, "B D"]) -> Float[Array, "B D"]:
-        """Inverse of ``standardise``."""
+        """Inverse of `standardise`."""
         return x0 * (self.embed_std / self.config.scale) + self.embed_mean
 
     def __call__(
         self,
         x_t: Float[Array, "B D"],
         t: Int[Array, " B"] | None,
-        cond: Cond | Prefix,
+        cond: Cond,
         x0_hat: Float[Array, "B D"] | None = None,
         *,
         train: bool = False,
     ) -> Float[Array, "B D"]:
+        """The prediction [B, D] for x_t, whole sequences read at once; `train` changes nothing here."""
+        tokens, time = self.noised_tokens(x_t, t, x0_hat)
+        caption, readable = self.caption_tokens(cond)
+        states = self.all_at_once(jnp.concatenate([caption, tokens], axis=1), readable)
+        return self.output(states, x_t, time)
+
+    def after_prefix(
+        self,
+        x_t: Float[Array, "B D"],
+        t: Int[Array, " B"] | None,
+        prefix: Prefix,
+        x0_hat: Float[Array, "B D"] | None = None,
+    ) -> Float[Array, "B D"]:
+        """The same prediction behind captions that are in a KV cache."""
+        tokens, time = self.noised_tokens(x_t, t, x0_hat)
+        states, _ = self.with_cache(tokens, prefix, self.config.prefix_length)
+        return self.output(states, x_t, time)
+
+    def noised_tokens(
+        self, x_t: Float[Array, "B D"], t: Int[Array, " B"] | None, x0_hat: Float[Array, "B D"] | None
+    ) -> tuple[Float[Array, "B Q W"], Float[Array, "B W"] | None]:
+        """What stands behind a caption: (tokens of time, x_t and query [B, Q, W], the time's embedding)."""
         seen = x_t
         if self.config.self_condition:
             seen = jnp.concatenate([x_t, jnp.zeros_like(x_t) if x0_hat is None else x0_hat], axis=-1)
         image_embed = self.image_embed_proj(seen)
-        time = [self.time_embedding(t)] if self.config.time_token else []
-        tokens = jnp.stack([*time, image_embed, jnp.broadcast_to(self.query, image_embed.shape)], axis=1)
-        if isinstance(cond, Prefix):
-            states, _ = self.read_on(tokens, cond, self.config.prefix_length)
-        else:
-            caption, readable = self.caption_tokens(cond)
-            states = self.read_all(jnp.concatenate([caption, tokens], axis=1), readable)
+        query = jnp.broadcast_to(self.query, image_embed.shape)
+        if not self.config.time_token:
+            return jnp.stack([image_embed, query], axis=1), None
+        time = self.time_embedding(t)
+        return jnp.stack([time, image_embed, query], axis=1), time
+
+    def output(
+        self, states: Float[Array, "B Q W"], x_t: Float[Array, "B D"], time: Float[Array, "B W"] | None
+    ) -> Float[Array, "B D"]:
+        """The prediction, read at the query, which comes last."""
         out = self.out_proj(self.norm_out(states[:, -1])).astype(x_t.dtype)
-        return out + self.skip_gate(nn.silu(time[0])) * x_t if self.config.skip else out
+        return out + self.skip_gate(nn.silu(time)) * x_t if self.config.skip else out

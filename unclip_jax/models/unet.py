@@ -7,25 +7,30 @@ read beside the pixels. An upsampler is the same network with the low-resolution
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from clip_jax.config import CLIPConfig
 from clip_jax.errors import UserError
 from clip_jax.towers.attention import attend, join_heads, split_heads
 from clip_jax.towers.layers import LayerNorm
-from unclip_jax.conditioning import EMPTY_CAPTION, Cond, with_empty_captions
+from unclip_jax.conditioning import EMPTY_CAPTION, Cond, need, with_empty_captions
+from unclip_jax.model import Reader, Role, joint_width
 from unclip_jax.models.embeddings import TimestepMLP
 from unclip_jax.ranges import DEPTH, SIDE, WIDTH, check_dtype, check_ranges
+from unclip_jax.variables import Variables, measured
 
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of the U-Net: ``blocks`` residual blocks of ``width`` channels, each with ``attention`` or not."""
+    """One resolution of the U-Net: `blocks` residual blocks of `width` channels, each with `attention` or not."""
 
     width: int
     blocks: int
@@ -36,38 +41,97 @@ class Level:
 
 
 @dataclass(frozen=True)
+class ImageCond:
+    """A network that reads the image embedding z_i: added to the time, and as tokens for attention.
+
+    Attributes:
+        embed_dim: width of z_i.
+        tokens: context tokens made of z_i.
+        norm: what is made of z_i is normalised, the addition to the time and the tokens (Kandinsky 2.2).
+        black_null: a dropped embedding is that of a black picture, as CLIP says it and measured (Kandinsky 2.2); else
+            it is learned.
+    """
+
+    embed_dim: int
+    tokens: int = 4
+    norm: bool = False
+    black_null: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "image.", embed_dim=WIDTH, tokens=(0, 1024))
+
+
+@dataclass(frozen=True)
+class TextCond:
+    """A network that reads a caption.
+
+    Attributes:
+        width: of the text encodings, which become context tokens.
+        embed_dim: width of z_t, which is added to the time beside z_i; None: it is not read.
+        empty_caption: a dropped caption is the empty one, whose features by CLIP are measured; else it is learned.
+
+    Raises:
+        UserError: the empty caption needs an embedding, and none is read.
+    """
+
+    width: int
+    embed_dim: int | None = None
+    empty_caption: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "text.", width=WIDTH, embed_dim=WIDTH)
+        if self.empty_caption and self.embed_dim is None:
+            raise UserError("text.empty_caption is set, but text.embed_dim is not: there is no caption to read")
+
+
+@dataclass(frozen=True)
+class LowRes:
+    """A network that starts from a smaller picture: an upsampler.
+
+    Attributes:
+        size: side of the pictures that it was trained to start from, divides image_size; None: not known.
+        level: it is also told how much noise was mixed into them (`Cond.low_res_level`), as an embedding that is added
+            to that of the time.
+    """
+
+    size: int | None = None
+    level: bool = False
+
+
+@dataclass(frozen=True)
 class UNetConfig:
     """Architecture of a decoder or an upsampler.
 
     Attributes:
-      image_size: side of the square pictures it works on.
-      levels: from the finest to the coarsest resolution; each level halves the one before.
-      patch_size: space-to-depth factor of the stem: the first level runs at image_size / patch_size.
-      head_width: channels per attention head.
-      groups: groups of every GroupNorm.
-      dropout: rate inside residual blocks while training.
-      time_width: width of the timestep embedding.
-      scale_shift: time modulates the second norm (GLIDE) instead of being added before it (Karlo's upsamplers).
-      image_embed_dim: width of z_i, or None for a network without it.
-      image_tokens: extra context tokens made of z_i.
-      image_norm: what is made of z_i is normalised, the addition to the time and the tokens (Kandinsky 2.2).
-      text_width: width of the text encodings, or None for a network without text.
-      text_embed_dim: width of z_t, or None for a network that does not read it; it is added to the time beside z_i.
-      empty_caption: a dropped caption is the empty one, whose features by CLIP are parameters of the checkpoint; else
-        it is learned.
-      context_width: width of the tokens that attention reads.
-      coordinates: the stem reads where each patch lies (``coordinates``). Only for a network that always sees whole
-        pictures: on a crop the coordinates would be wrong.
-      low_res: the network reads ``Cond.low_res`` (an upsampler).
-      low_res_size: side of the pictures that ``low_res`` was trained to be, divides image_size; None: not known.
-      low_res_level: it also reads ``Cond.low_res_level``, as an embedding added to that of the time.
-      learned_variance: the output holds the variance beside the prediction.
-      remat: blocks are computed again on the way back, so that training holds one block's insides and not all of them.
-      dtype: of the matrix products; parameters, norms, softmax and the time are float32 whatever it is.
+        image_size: side of the square pictures it works on.
+        levels: from the finest to the coarsest resolution; each level halves the one before.
+        image: how it reads z_i; None: it does not.
+        text: how it reads a caption; None: it does not.
+        low_res: how it reads a smaller picture; None: it does not, it is a decoder.
+        patch_size: space-to-depth factor of the stem: the first level runs at image_size / patch_size.
+        channels: of the pictures.
+        head_width: channels per attention head.
+        groups: groups of every GroupNorm.
+        dropout: rate inside residual blocks while training.
+        time_width: width of the timestep embedding.
+        scale_shift: time modulates the second norm (GLIDE) instead of being added before it (Karlo's upsamplers).
+        context_width: width of the tokens that attention reads.
+        coordinates: the stem reads where each patch lies (`coordinates`). Only for a network that always sees whole
+            pictures: on a crop the coordinates would be wrong.
+        learned_variance: the output holds the variance beside the prediction.
+        remat: gradient checkpointing: blocks are computed again in the backward pass, so that training holds the
+            activations of one block and not of all.
+        dtype: of the matrix products; parameters, norms, softmax and the time are float32 whatever it is.
+
+    Raises:
+        UserError: sizes that cannot be, or that do not fit each other.
     """
 
     image_size: int
     levels: tuple[Level, ...]
+    image: ImageCond | None = None
+    text: TextCond | None = None
+    low_res: LowRes | None = None
     patch_size: int = 1
     channels: int = 3
     head_width: int = 64
@@ -75,47 +139,28 @@ class UNetConfig:
     dropout: float = 0.0
     time_width: int = 256
     scale_shift: bool = True
-    image_embed_dim: int | None = None
-    image_tokens: int = 4
-    image_norm: bool = False
-    text_width: int | None = None
-    text_embed_dim: int | None = None
-    empty_caption: bool = False
     context_width: int = 256
     coordinates: bool = False
-    low_res: bool = False
     learned_variance: bool = False
-    low_res_level: bool = False
     remat: bool = False
     dtype: str = "float32"
-    low_res_size: int | None = None
 
-    def __post_init__(self):
-        if self.low_res_level and not self.low_res:
-            raise UserError("low_res_level is of low_res, which this network does not read: set both or neither")
-        if self.low_res_size is not None:
-            if not self.low_res:
-                raise UserError("low_res_size is of low_res, which this network does not read: set both or neither")
-            if not 0 < self.low_res_size < self.image_size or self.image_size % self.low_res_size:
-                raise UserError(
-                    f"low_res_size is {self.low_res_size}: give a size that image_size {self.image_size} is 2 times "
-                    "or more, in whole numbers"
-                )
+    def __post_init__(self) -> None:
+        size = None if self.low_res is None else self.low_res.size
+        if size is not None and (not 0 < size < self.image_size or self.image_size % size):
+            raise UserError(
+                f"low_res.size is {size}: give a size that image_size {self.image_size} is 2 times or more, in whole "
+                "numbers"
+            )
         if not self.levels:
             raise UserError("levels is empty: give at least one")
         check_ranges(
             self,
             **dict.fromkeys(("image_size", "patch_size"), SIDE),
             **dict.fromkeys(("channels", "head_width", "groups", "time_width", "context_width"), WIDTH),
-            **dict.fromkeys(("image_embed_dim", "text_width", "text_embed_dim"), WIDTH),
-            image_tokens=(0, 1024),
             dropout=(0.0, 0.99),
         )
         check_dtype(self)
-        if self.empty_caption and None in (self.text_width, self.text_embed_dim):
-            raise UserError(
-                "empty_caption is set, but text_width or text_embed_dim is not: there is no caption to read"
-            )
         coarsest = self.patch_size * 2 ** (len(self.levels) - 1)
         if self.image_size % coarsest:
             why = f"patch_size and {len(self.levels)} levels"
@@ -126,6 +171,70 @@ class UNetConfig:
             if level.attention and level.width % self.head_width:
                 raise UserError(f"level width {level.width} is not divisible by head_width {self.head_width}")
 
+    @property
+    def role(self) -> Role:
+        """An upsampler starts from a picture, a decoder from what CLIP says of one."""
+        return "decoder" if self.low_res is None else "upsampler"
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: [H, W, C]."""
+        return self.image_size, self.image_size, self.channels
+
+    @property
+    def reads_level(self) -> bool:
+        """Whether the network is told how noisy its low-resolution input is."""
+        return self.low_res is not None and self.low_res.level
+
+    reads_time: ClassVar[bool] = True
+    self_condition: ClassVar[bool] = False
+
+    def network(self) -> UNet:
+        """The linen module."""
+        return UNet(self)
+
+    def blank_cond(self, batch_size: int = 1) -> Cond:
+        """A `Cond` of zeros with the fields and shapes that the network reads."""
+        cond = Cond(keep_text=jnp.ones((batch_size,), bool))
+        if self.image is not None:
+            cond = cond.replace(image_embed=jnp.zeros((batch_size, self.image.embed_dim)))
+        if self.text is not None:
+            # Any number of text tokens is read; one is enough to know the parameters.
+            cond = cond.replace(
+                text_encodings=jnp.zeros((batch_size, 1, self.text.width)), text_mask=jnp.ones((batch_size, 1), bool)
+            )
+            if self.text.embed_dim is not None:
+                cond = cond.replace(text_embed=jnp.zeros((batch_size, self.text.embed_dim)))
+        if self.low_res is not None:
+            cond = cond.replace(low_res=jnp.zeros((batch_size, *self.sample_shape)))
+            if self.low_res.level:
+                cond = cond.replace(low_res_level=jnp.zeros((batch_size,)))
+        return cond
+
+    def fitted(self, clip: CLIPConfig) -> UNetConfig:
+        """The same config with the widths of this CLIP, of what it reads.
+
+        Raises:
+            UserError: it reads captions, and the CLIP has no text tower.
+        """
+        image, text = self.image, self.text
+        if image is not None:
+            image = dataclasses.replace(image, embed_dim=joint_width(clip))
+        if text is not None:
+            if clip.text is None:
+                raise UserError("the CLIP has no text tower, which this network reads its captions from")
+            embed_dim = None if text.embed_dim is None else joint_width(clip)
+            text = dataclasses.replace(text, width=clip.text.width, embed_dim=embed_dim)
+        return dataclasses.replace(self, image=image, text=text)
+
+    def read(self, module: Any, variables: Variables, cond: Cond) -> Reader:
+        """The network with its condition bound; nothing of it is worth computing once for all steps."""
+        return lambda x_t, t, *given: module.apply(variables, x_t, t, cond, *given)
+
+    def restore(self, module: Any, variables: Variables, x0: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Pictures are what they are."""
+        return x0
+
 
 def space_to_depth(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w c"]:
     """[B, H, W, C] -> [B, H/f, W/f, f·f·C]: each f×f patch becomes channels."""
@@ -135,7 +244,7 @@ def space_to_depth(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h
 
 
 def depth_to_space(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w c"]:
-    """Inverse of ``space_to_depth``."""
+    """Inverse of `space_to_depth`."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, factor, factor, c // factor**2)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, c // factor**2)
@@ -171,6 +280,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Applies it; see the class."""
         return nn.GroupNorm(self.groups, epsilon=1e-5, use_fast_variance=False, name="norm")(x).astype(x.dtype)
 
 
@@ -189,6 +299,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], time: Float[Array, "B E"], train: bool) -> Float[Array, "B h w c"]:
+        """Applies it; see the class."""
         resample, dtype = RESAMPLE[self.resample], self.config.dtype
         h = resample(nn.silu(GroupNorm(self.config.groups, name="norm1")(x)))
         x = resample(x)
@@ -216,6 +327,7 @@ class ContextAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "B H W C"], context: Float[Array, "B S E"] | None, context_mask: Bool[Array, "B S"] | None
     ) -> Float[Array, "B H W C"]:
+        """Applies it; see the class."""
         b, height, width, c = x.shape
         head_width = self.config.head_width
         dense = functools.partial(nn.Dense, c, dtype=self.config.dtype)
@@ -237,7 +349,7 @@ class ContextAttention(nn.Module):
 
 
 class Context(nn.Module):
-    """Turns a ``Cond`` into what the blocks read: an addition to the timestep embedding, and masked context tokens.
+    """Turns a `Cond` into what the blocks read: an addition to the timestep embedding, and masked context tokens.
 
     Dropped conditions are replaced by learned embeddings; a dropped caption is one learned token.
     """
@@ -248,37 +360,47 @@ class Context(nn.Module):
     def __call__(
         self, cond: Cond
     ) -> tuple[Float[Array, "B E"] | float, Float[Array, "B S c"] | None, Bool[Array, "B S"] | None]:
-        config = self.config
+        """Applies it; see the class."""
+        config, image, text = self.config, self.config.image, self.config.text
         small, dense = nn.initializers.normal(0.02), functools.partial(nn.Dense, dtype=config.dtype)
         added: Array | float = 0.0
         tokens, masks = [], []
-        if config.image_embed_dim is not None:
-            null = self.param("null_image_embed", small, (config.image_embed_dim,))
-            image_embed = jnp.where(cond.keep_image[:, None], cond.image_embed, null)
+        if image is not None:
+            declare = measured if image.black_null else nn.Module.param
+            null = declare(self, "null_image_embed", small, (image.embed_dim,))
+            image_embed = jnp.where(
+                need(cond.keep_image, "keep_image")[:, None], need(cond.image_embed, "image_embed"), null
+            )
             added = dense(config.time_width, name="image_to_time")(image_embed)
-            image_tokens = dense(config.image_tokens * config.context_width, name="image_to_tokens")(image_embed)
-            image_tokens = image_tokens.reshape(-1, config.image_tokens, config.context_width)
-            if config.image_norm:
+            image_tokens = dense(image.tokens * config.context_width, name="image_to_tokens")(image_embed)
+            image_tokens = image_tokens.reshape(-1, image.tokens, config.context_width)
+            if image.norm:
                 added = LayerNorm(name="image_time_norm")(added)
                 image_tokens = LayerNorm(name="image_tokens_norm")(image_tokens)
             tokens.append(image_tokens)
             masks.append(jnp.ones(image_tokens.shape[:2], bool))
-        if config.text_embed_dim is not None:
-            null_text_embed = self.param("null_text_embed", small, (config.text_embed_dim,))
-            text_embed = jnp.where(cond.keep_text[:, None], cond.text_embed, null_text_embed)
-            added = added + dense(config.time_width, name="text_to_time")(text_embed)
-        if config.text_width is not None:
-            if config.empty_caption:
-                null = self.param("null_text_encodings", small, (EMPTY_CAPTION, config.text_width))
+        if text is not None:
+            if text.embed_dim is not None:
+                declare = measured if text.empty_caption else nn.Module.param
+                null_text_embed = declare(self, "null_text_embed", small, (text.embed_dim,))
+                text_embed = jnp.where(
+                    need(cond.keep_text, "keep_text")[:, None], need(cond.text_embed, "text_embed"), null_text_embed
+                )
+                added = added + dense(config.time_width, name="text_to_time")(text_embed)
+            if text.empty_caption:
+                null = measured(self, "null_text_encodings", small, (EMPTY_CAPTION, text.width))
                 cond = with_empty_captions(cond, null, null_text_embed)
-            text_tokens = dense(config.context_width, name="text_to_tokens")(cond.text_encodings)
+            text_tokens = dense(config.context_width, name="text_to_tokens")(
+                need(cond.text_encodings, "text_encodings")
+            )
             text_tokens = LayerNorm(name="text_norm")(text_tokens)
-            masks.append(cond.text_mask)
-            if not config.empty_caption:
+            text_mask = need(cond.text_mask, "text_mask")
+            masks.append(text_mask)
+            if not text.empty_caption:
                 null = self.param("null_text_token", small, (config.context_width,))
-                keep = cond.keep_text[:, None]
+                keep = need(cond.keep_text, "keep_text")[:, None]
                 text_tokens = jnp.where(keep[..., None], text_tokens, null.astype(text_tokens.dtype))
-                masks[-1] = jnp.where(keep, cond.text_mask, jnp.arange(text_tokens.shape[1]) == 0)
+                masks[-1] = jnp.where(keep, text_mask, jnp.arange(text_tokens.shape[1]) == 0)
             tokens.append(text_tokens)
         if not tokens:
             return added, None, None
@@ -298,13 +420,14 @@ class UNet(nn.Module):
     def __call__(
         self, x_t: Float[Array, "B H W C"], t: Int[Array, " B"], cond: Cond, *, train: bool = False
     ) -> Float[Array, "B H W c"]:
+        """Applies it; see the class."""
         config = self.config
         cond = cond.with_keep(x_t.shape[0])
         added, context, context_mask = Context(config, name="context")(cond)
         time = TimestepMLP(config.levels[0].width, config.time_width, name="time_embedding")(t) + added
-        if config.low_res_level:
+        if config.reads_level:
             embed = TimestepMLP(config.levels[0].width, config.time_width, name="level_embedding")
-            time = time + embed(1000.0 * cond.low_res_level)  # of the size of the times
+            time = time + embed(1000.0 * need(cond.low_res_level, "low_res_level"))  # of the size of the times
 
         # `train` is no array: it decides what is traced.
         block = nn.remat(ResBlock, static_argnums=(3,)) if config.remat else ResBlock
@@ -313,7 +436,11 @@ class UNet(nn.Module):
         def attention(name):
             return attention_block(config, name=name)
 
-        h = x_t if not config.low_res else jnp.concatenate([x_t, enlarge(cond.low_res, x_t.shape[1:3])], axis=-1)
+        h = (
+            x_t
+            if config.low_res is None
+            else jnp.concatenate([x_t, enlarge(need(cond.low_res, "low_res"), x_t.shape[1:3])], axis=-1)
+        )
         h = space_to_depth(h, config.patch_size)
         if config.coordinates:
             where = coordinates(*h.shape[1:3]).astype(h.dtype)

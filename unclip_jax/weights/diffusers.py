@@ -24,14 +24,14 @@ from clip_jax.model import CLIP
 from clip_jax.weights import huggingface
 from clip_jax.weights.files import read_checkpoint, read_json
 from clip_jax.weights.find import weights_file
-from clip_jax.weights.native import flatten, unflatten
 from clip_jax.weights.rules import Rule, convert
 from unclip_jax import priors
-from unclip_jax import stage as stages
 from unclip_jax.conditioning import EMPTY_CAPTION
 from unclip_jax.models.movq import MoVQConfig, MoVQDecoder
+from unclip_jax.models.unet import UNetConfig
 from unclip_jax.priors import OneStepStage, Prior
 from unclip_jax.stage import Stage
+from unclip_jax.variables import Variables, flat, nested
 from unclip_jax.weights import kandinsky, karlo
 from unclip_jax.weights.diffusers_configs import (
     CONFIG,
@@ -77,7 +77,7 @@ UPSAMPLER_SAMPLING = {"num_steps": 7, "guidance_scale": None}
 
 
 class Published(NamedTuple):
-    """A system as it was found; ``prior`` is None where pictures are only varied, ``movq`` without latents."""
+    """A system as it was found; `prior` is None where pictures are only varied, `movq` without latents."""
 
     clip: CLIPConfig
     prior: Prior | None
@@ -97,10 +97,10 @@ def load(directories: Sequence[Path], dtype: str) -> Published:
     """The system in one or several directories; a part in a later one takes the place of the same in an earlier.
 
     Args:
-      dtype: of the matrix products. With "bfloat16" the matrices are kept in it too.
+        dtype: of the matrix products. With "bfloat16" the matrices are kept in it too.
 
     Raises:
-      UserError: a part is absent, of another kind, or its weights do not fit its config or the other parts.
+        UserError: a part is absent, of another kind, or its weights do not fit its config or the other parts.
     """
     parts: dict[str, Path] = {}
     for directory in directories:
@@ -202,7 +202,7 @@ def _clip(folder: Path, parts: Mapping[str, Path]) -> tuple[CLIPConfig, Params, 
 
 
 def _empty_caption(config: CLIPConfig, params: Params, tokenize: Any) -> dict[str, np.ndarray]:
-    """What CLIP says of no words, as the networks keep it (``with_empty_captions``)."""
+    """What CLIP says of no words, as the networks keep it (`with_empty_captions`)."""
     text = _encode(config, "encode_text", params, tokenize([""]))
     if int(text.mask.sum()) != EMPTY_CAPTION:
         raise UserError(
@@ -227,7 +227,9 @@ def _encode(config: CLIPConfig, method: str, params: Params, given: jax.Array) -
     return CLIP(config).apply({"params": params}, given, method=method)
 
 
-def _prior(folder: Path, scheduler: Path | None, empty: Mapping[str, np.ndarray], dtype: str) -> tuple[Prior, Params]:
+def _prior(
+    folder: Path, scheduler: Path | None, empty: Mapping[str, np.ndarray], dtype: str
+) -> tuple[Prior, Variables]:
     model = dataclasses.replace(prior_config(folder), dtype=dtype)
     stage: Prior
     if model.time_token:
@@ -250,10 +252,9 @@ def _prior(folder: Path, scheduler: Path | None, empty: Mapping[str, np.ndarray]
 
 def _karlo_decoder(
     folder: Path, projection: Path, scheduler: Path, empty: Mapping[str, np.ndarray], dtype: str
-) -> tuple[Stage, Params]:
+) -> tuple[Stage, Variables]:
     model = dataclasses.replace(karlo_decoder_config(folder, projection), dtype=dtype)
-    stage = Stage(model=model, **schedule(scheduler, KARLO_SAMPLING))
-    _check_variance(folder, stage)
+    stage = _stage(folder, model, schedule(scheduler, KARLO_SAMPLING))
     given = {f"context/{name}": value for name, value in empty.items()}
     sources = [
         (projection, karlo.text_projection(model), "context/", ""),
@@ -262,42 +263,42 @@ def _karlo_decoder(
     return stage, _read(stage, sources, given)
 
 
-def _kandinsky_decoder(folder: Path, scheduler: Path, black: np.ndarray, dtype: str) -> tuple[Stage, Params]:
+def _kandinsky_decoder(folder: Path, scheduler: Path, black: np.ndarray, dtype: str) -> tuple[Stage, Variables]:
     model = dataclasses.replace(decoder_config(folder), dtype=dtype)
-    if model.image_embed_dim is None:
+    if model.image is None:
         raise UserError(f"{folder} is Karlo's decoder without its text_proj: give the directory of its pipeline")
-    stage = Stage(model=model, **schedule(scheduler, KANDINSKY_SAMPLING))
-    _check_variance(folder, stage)
+    stage = _stage(folder, model, schedule(scheduler, KANDINSKY_SAMPLING))
     table = (*karlo.unet(len(model.levels)), *kandinsky.IMAGE_CONTEXT)
     return stage, _read(stage, [(folder, table, "", "")], {"context/null_image_embed": black})
 
 
-def _check_variance(folder: Path, stage: Stage) -> None:
-    if stage.sampling.sampler == "ddpm_learned" and not stages.learned_variance(stage):
+def _stage(folder: Path, model: UNetConfig, said: Mapping[str, Any], **fields: Any) -> Stage:
+    """A U-Net with what its scheduler decides."""
+    if said["sampling"].sampler.variance == "learned" and not model.learned_variance:
         raise UserError(f"{folder} learned no variance, which its scheduler asks for: they are of different systems")
+    return Stage(model=model, **said, **fields)
 
 
-def _upsampler(first: Path, last: Path, scheduler: Path, dtype: str) -> tuple[Stage, Params]:
+def _upsampler(first: Path, last: Path, scheduler: Path, dtype: str) -> tuple[Stage, Variables]:
     model = upsampler_config(first)
     if upsampler_config(last) != model:
         raise UserError(f"{last} is another architecture than {first}: they are of different systems")
     model = dataclasses.replace(model, dtype=dtype)
-    stage = Stage(model=model, last_network=True, **schedule(scheduler, UPSAMPLER_SAMPLING))
-    _check_variance(first, stage)
+    stage = _stage(first, model, schedule(scheduler, UPSAMPLER_SAMPLING), last_network=True)
     table = karlo.unet(len(model.levels))
     final = tuple(rule._replace(ours=f"last/{rule.ours}") for rule in table)
     return stage, _read(stage, [(last, final, "last/", ""), (first, table, "", "")], {})
 
 
-def load_movq(folder: Path, dtype: str) -> tuple[MoVQConfig, Params]:
+def load_movq(folder: Path, dtype: str) -> tuple[MoVQConfig, Variables]:
     """MoVQ's decoder."""
     config = dataclasses.replace(movq_config(folder), dtype=dtype)
     latents = jax.ShapeDtypeStruct((1, 2, 2, config.latent_channels), jnp.float32)
-    shapes = jax.eval_shape(lambda key, x: MoVQDecoder(config).init(key, x)["params"], jax.random.key(0), latents)
+    like = jax.eval_shape(MoVQDecoder(config).init, jax.random.key(0), latents)
     file = _weights_file(folder)
     table = kandinsky.movq(len(config.levels))
-    flat = convert(read_checkpoint(file), table, flatten(shapes), ignore=kandinsky.MOVQ_IGNORE, where=str(file))
-    return config, _nested(flat, dtype)
+    found = convert(read_checkpoint(file), table, flat(like), ignore=kandinsky.MOVQ_IGNORE, where=str(file))
+    return config, nested(_on_device(found, dtype), like)
 
 
 # reading
@@ -305,33 +306,34 @@ def load_movq(folder: Path, dtype: str) -> tuple[MoVQConfig, Params]:
 
 def _read(
     stage: Prior, sources: Iterable[tuple[Path, tuple[Rule, ...], str, str]], given: Mapping[str, np.ndarray]
-) -> Params:
-    """The parameters of a stage.
+) -> Variables:
+    """The variables of a stage.
 
     Args:
-      sources: (folder, its table, what the parameters in it begin with, names to ignore); the first that has a
-        parameter's beginning holds it.
-      given: parameters that are in none of them.
+        sources: (folder, its table, what the names of the leaves in it begin with, names to ignore); the first that has
+            a leaf's beginning holds it.
+        given: leaves that are in none of them.
     """
-    expect = flatten(jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0)))
+    like = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
+    expect = flat(like)
     wrong = [f"{name} {list(array.shape)}" for name, array in given.items() if array.shape != expect[name].shape]
     if wrong:
         raise UserError(
             f"CLIP and {Path(next(iter(sources))[0])} do not fit: {', '.join(wrong)} of CLIP is another width"
         )
-    flat, left = dict(given), {name: leaf for name, leaf in expect.items() if name not in given}
+    found, left = dict(given), {name: leaf for name, leaf in expect.items() if name not in given}
     for folder, table, prefix, ignore in sources:
         mine = {name: left.pop(name) for name in list(left) if name.startswith(prefix)}
         file = _weights_file(folder)
-        flat |= convert(read_checkpoint(file), table, mine, ignore=ignore, where=str(file))
-    return _nested(flat, stage.model.dtype)
+        found |= convert(read_checkpoint(file), table, mine, ignore=ignore, where=str(file))
+    return nested(_on_device(found, stage.model.dtype), like)
 
 
-def _nested(flat: Mapping[str, np.ndarray], dtype: str) -> Params:
+def _on_device(leaves: Mapping[str, np.ndarray], dtype: str) -> dict[str, jax.Array]:
     """On the device; matrices in the dtype they are multiplied in anyway, which halves the memory."""
 
     def kept(name: str, array: np.ndarray) -> jax.Array:
         multiplied = name.endswith("/kernel") and "time_embedding/" not in name
         return jnp.asarray(array, dtype if multiplied else jnp.float32)
 
-    return unflatten({name: kept(name, array) for name, array in flat.items()})
+    return {name: kept(name, array) for name, array in leaves.items()}

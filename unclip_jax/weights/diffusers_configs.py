@@ -14,9 +14,11 @@ from typing import Any
 from clip_jax.errors import UserError
 from clip_jax.fields import brief
 from clip_jax.weights.files import read_json
+from unclip_jax.diffusion.samplers import DDPM
+from unclip_jax.diffusion.schedule import Leading, Uniform
 from unclip_jax.models.movq import MoVQConfig
 from unclip_jax.models.prior import EXTRA_TOKENS, PriorConfig
-from unclip_jax.models.unet import Level, UNetConfig
+from unclip_jax.models.unet import ImageCond, Level, LowRes, TextCond, UNetConfig
 from unclip_jax.stage import Sampling
 
 CONFIG, SCHEDULER = "config.json", "scheduler_config.json"
@@ -62,10 +64,10 @@ UNET_FIXED: dict[str, Any] = {
 
 
 def settings(file: Path, kind: str, used: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of the names in ``used``, which has the defaults.
+    """What a config says of the names in `used`, which has the defaults.
 
     Raises:
-      UserError: it is the config of another class, one of ``fixed`` has another value, or it says something unknown.
+        UserError: it is the config of another class, one of `fixed` has another value, or it says something unknown.
     """
     data = read_json(file)
     if data.get("_class_name") != kind:
@@ -130,11 +132,11 @@ def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
     noise = said["beta_schedule"]
     if noise == "linear":
         noise = (said["beta_start"], said["beta_end"])
-    tables: dict[str, tuple[Any, dict[Any, str]]] = {
+    tables: dict[str, tuple[Any, dict[Any, Any]]] = {
         "prediction_type": (said["prediction_type"], {"epsilon": "eps", "sample": "x0"}),
         "variance_type": (
             said["variance_type"],
-            {"fixed_small": "ddpm", "fixed_small_log": "ddpm", "learned_range": "ddpm_learned"},
+            {"fixed_small": "small", "fixed_small_log": "small", "learned_range": "learned"},
         ),
         "beta_schedule": (
             noise,
@@ -144,20 +146,19 @@ def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
                 (0.00085, 0.012): "latent_linear_float32",
             },
         ),
-        "timestep_spacing": (said.get("timestep_spacing", "linspace"), {"linspace": "uniform", "leading": "leading"}),
+        "timestep_spacing": (said.get("timestep_spacing", "linspace"), {"linspace": Uniform(), "leading": Leading()}),
     }
     for name, (value, table) in tables.items():
         if not any(value == known for known in table):
             raise UserError(f"{file}: {name} is {value}, supported are {', '.join(map(str, table))}")
-    prediction, sampler, noise, grid = (table[value] for value, table in tables.values())
+    prediction, variance, noise, grid = (table[value] for value, table in tables.values())
     return {
         "prediction": prediction,
         "schedule": noise,
         "num_timesteps": said["num_train_timesteps"],
         "sampling": Sampling(
-            sampler,
+            DDPM(variance, grid),
             clip=float(said["clip_sample_range"]) if said["clip_sample"] else None,
-            grid=grid,
             **sampling,
         ),
     }
@@ -223,7 +224,9 @@ def decoder_config(folder: Path) -> UNetConfig:
     config = dataclasses.replace(config, context_width=said["cross_attention_dim"])
     kind = (said["class_embed_type"], said["addition_embed_type"], said["encoder_hid_dim_type"])
     if kind == (None, "image", "image_proj"):
-        return dataclasses.replace(config, image_embed_dim=said["encoder_hid_dim"], image_tokens=32, image_norm=True)
+        return dataclasses.replace(
+            config, image=ImageCond(said["encoder_hid_dim"], tokens=32, norm=True, black_null=True)
+        )
     if kind == ("identity", None, None):
         return config
     raise UserError(
@@ -265,7 +268,7 @@ def _unet(file: Path, said: Mapping[str, Any], attending: tuple[str, str] | None
             groups=said["norm_num_groups"],
             time_width=said["time_embedding_dim"] or 4 * widths[0],
             scale_shift=said["resnet_time_scale_shift"] == "scale_shift",
-            low_res=low_res,
+            low_res=LowRes() if low_res else None,
             learned_variance=said["out_channels"] == 2 * channels,
         )
     except UserError as error:
@@ -293,11 +296,8 @@ def karlo_decoder_config(folder: Path, projection: Path) -> UNetConfig:
     width = said["clip_embeddings_dim"]
     return dataclasses.replace(
         model,
-        image_embed_dim=width,
-        image_tokens=said["clip_extra_context_tokens"],
-        text_width=width,
-        text_embed_dim=width,
-        empty_caption=True,
+        image=ImageCond(width, tokens=said["clip_extra_context_tokens"]),
+        text=TextCond(width, embed_dim=width, empty_caption=True),
     )
 
 

@@ -14,6 +14,7 @@ IMAGE_CONTEXT = (
 
 
 def spatial_norm(ours: str, theirs: str) -> tuple[Rule, ...]:
+    """The table of a norm that the latents modulate."""
     return (
         *norm(f"{ours}/norm", f"{theirs}.norm_layer"),
         *convolution_1x1(f"{ours}/scale", f"{theirs}.conv_y"),

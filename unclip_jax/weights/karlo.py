@@ -107,7 +107,9 @@ def _interleaved(tokens: int) -> Op:
 
 def text_projection(config: UNetConfig) -> tuple[Rule, ...]:
     """The table of Karlo's `text_proj`, which is the context of our decoder."""
-    rows = _interleaved(config.image_tokens)
+    if config.image is None:
+        raise ValueError("a text projection makes tokens of an image embedding, which this network does not read")
+    rows = _interleaved(config.image.tokens)
     kernel = Op(lambda x: rows.read(x).T, lambda x: rows.write(x.T))
     return renamed(
         (
