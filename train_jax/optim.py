@@ -93,14 +93,13 @@ def decays(params: PyTree) -> PyTree:
     """Which leaves weight decay pulls to zero: those that multiply activations (kernels, of two axes or more).
 
     Scales and biases of any rank are spared: a norm's scale pulled to zero silences the layer, a bias has no
-    product to regularise. So is all that lies under "statistics": it was measured, and no gradient would bring it back.
+    product to regularise.
     """
     spared = ("bias", "scale")
 
     def decayed(path, leaf) -> bool:
         name = jax.tree_util.keystr(path[-1:], simple=True) if path else ""
-        measured = any(jax.tree_util.keystr((key,), simple=True) == "statistics" for key in path)
-        return leaf.ndim >= 2 and not name.endswith(spared) and not measured
+        return leaf.ndim >= 2 and not name.endswith(spared)
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 

@@ -33,10 +33,11 @@ from train_recipes.sheets import draw_sheet
 from unclip_jax import presets as stage_presets
 from unclip_jax import stage as stages
 from unclip_jax import tasks
+from unclip_jax.conditioning import need
 from unclip_jax.models.ar_prior import measure as measure_quantiser
 from unclip_jax.pipeline import save_stage
 from unclip_jax.priors import ARStage, OneStepStage, Prior
-from unclip_jax.seams import cascade_with, check_seams, drawn, starting_from
+from unclip_jax.seams import cascade_with, check_seams, drawn, starting_from, starts_from
 from unclip_jax.stage import Stage
 from unclip_jax.variables import Variables
 
@@ -83,10 +84,8 @@ def upsampler_task(
     part: StagePart, stage: Stage, clip: CLIPConfig, weights: Weights, examples: HostBatch | None
 ) -> Task:
     """Denoising of windows of a quarter of the area, given a spoilt smaller picture (Ramesh et al. 2022, §2.1)."""
-    model = stage.model
-    return tasks.UpsamplerTask(
-        stage, low_res_size=model.low_res.size, crop_size=model.image_size // 2, degrade=part.degrade
-    )
+    size = starts_from(stage)
+    return tasks.UpsamplerTask(stage, low_res_size=size, crop_size=stage.sample_shape[0] // 2, degrade=part.degrade)
 
 
 def seen_by_clip(stage: Prior, preprocess: Preprocess) -> Seen:
@@ -201,12 +200,13 @@ def check_cascade(preset: Preset, options: SystemOptions, networks: Mapping[str,
     own = {part.folder: drawn(part.folder, networks[part.name].model) for part in preset.stages if part.kind.draws}
     if not own:
         return
-    chosen = isinstance(options, OverCLIP) and any(part.kind.low_res for part in preset.stages)
+    upsampling = any(part.kind.low_res for part in preset.stages)
+    hint = f" (factor is {options.factor})" if isinstance(options, OverCLIP) and upsampling else ""
     for row in cascade_with(options.run, own):
         try:
             check_seams(row)
         except UserError as error:
-            raise UserError(f"{error} (factor is {options.factor})" if chosen else str(error)) from error
+            raise UserError(f"{error}{hint}") from error
 
 
 def check_stage(part: StagePart, options: SystemOptions, stage: Any, clip: CLIPConfig, weights: Weights) -> None:
@@ -264,7 +264,7 @@ def train_one(
 
     identity = examples.identity | {folder: digest(options.run / folder) for folder in part.needs}
     if kind.low_res and part.factor is None:  # it is chosen, so it is part of what identifies the run
-        identity["low_res_size"] = stage.model.low_res.size
+        identity["low_res_size"] = starts_from(stage)
     return train_stage(
         part.name,
         training,
@@ -336,13 +336,14 @@ def the_clip(options: SystemOptions) -> LoadedCLIP:
     return clip
 
 
-def with_x0_error(task: tasks.PriorTask, variables: Variables, examples: HostBatch) -> Variables:
+def with_x0_error(task: Task, variables: Variables, examples: HostBatch) -> Variables:
     """The variables of a prior with the error of its estimates, which its analytic variance needs."""
+    assert isinstance(task, tasks.PriorTask)
 
     @jax.jit
     def measure(variables: Variables, clip_params: Any, images: jax.Array, tokens: jax.Array) -> jax.Array:
         cond = tasks.encode(task.clip, clip_params, images, tokens)
-        x0 = tasks.standardise(task.stage, variables, cond.image_embed)
+        x0 = tasks.standardise(task.stage, variables, need(cond.image_embed, "image_embed"))
         return stages.measure_x0_error(task.stage, variables, x0, cond, jax.random.key(0, impl="threefry2x32"))
 
     error = measure(variables, task.clip_params, examples["image"], examples["tokens"])

@@ -35,6 +35,14 @@ def drawn(name: str, model: Any) -> Drawn:
     return Drawn(name, model.image_size, model.channels, None if model.low_res is None else model.low_res.size)
 
 
+def starts_from(upsampler: Stage) -> int:
+    """The side of the pictures that an upsampler starts from. Raises UserError where its config does not say."""
+    size = drawn("upsampler", upsampler.model).low_res_size
+    if size is None:
+        raise UserError("low_res.size is None: this upsampler does not say what it starts from")
+    return size
+
+
 def starting_from(upsampler: Stage, low_res_size: int) -> Stage:
     """The upsampler with the size of the pictures it starts from in its config. Raises UserError for one too large."""
     model: Any = upsampler.model

@@ -40,7 +40,7 @@ from unclip_jax.stage import Stage
 from unclip_jax.variables import PARAMS, STATISTICS, Variables
 
 Params = dict[str, Any]
-Batch = dict[str, Array]
+Batch = Mapping[str, Any]
 LossOutput = tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Params]]
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,9 @@ def to_uint8(images: Float[Array, "*B"]) -> UInt8[Array, "*B"]:
     return jnp.round(jnp.clip((images + 1.0) * 127.5, 0.0, 255.0)).astype(jnp.uint8)
 
 
-def encode(config: CLIPConfig, params: Params, images: UInt8[Array, "B H W c"], tokens: Int[Array, "B L"]) -> Cond:
+def encode(
+    config: CLIPConfig, params: Mapping[str, Any], images: UInt8[Array, "B H W c"], tokens: Int[Array, "B L"]
+) -> Cond:
     """Everything CLIP says of a batch of uint8 pictures of its own image size and their captions, without gradients."""
     return condition(config, params, {"image": images, "tokens": tokens})
 
@@ -73,7 +75,7 @@ def encode(config: CLIPConfig, params: Params, images: UInt8[Array, "B H W c"], 
 TEXT_FIELDS = ("text_embed", "text_encodings", "text_mask")
 
 
-def condition(config: CLIPConfig, params: Params, batch: Batch) -> Cond:
+def condition(config: CLIPConfig, params: Mapping[str, Any], batch: Batch) -> Cond:
     """What CLIP says of a batch, without gradients: as the batch says, and what it does not say computed here.
 
     This is the seam for a cache of features: a batch that has them is conditioned as one that CLIP has still to look
@@ -113,7 +115,7 @@ def _float32(array: Array) -> Float[Array, "..."]:
 
 
 def embedding_statistics(
-    config: CLIPConfig, params: Params, images: UInt8[np.ndarray, "N H W c"], batch_size: int = 256
+    config: CLIPConfig, params: Mapping[str, Any], images: UInt8[np.ndarray, "N H W c"], batch_size: int = 256
 ) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
     """Mean and deviation, each [D], of the CLIP embeddings of all N uint8 pictures; computed in float64.
 
@@ -154,7 +156,7 @@ def blank_quantiser(stage: ARStage) -> dict[str, np.ndarray]:
 
 def embedding_pairs(
     config: CLIPConfig,
-    params: Params,
+    params: Mapping[str, Any],
     images: UInt8[np.ndarray, "N H W c"],
     tokens: Int[np.ndarray, "N L"],
     batch_size: int = 256,
@@ -196,13 +198,13 @@ class PriorTask:
 
     stage: Stage
     clip: CLIPConfig
-    clip_params: Params
+    clip_params: Mapping[str, Any]
     embed_mean: Float[np.ndarray, " D"]
     embed_std: Float[np.ndarray, " D"]
     drop_text: float = 0.1
 
     @property
-    def frozen(self) -> Mapping[str, Params]:
+    def frozen(self) -> Mapping[str, Mapping[str, Any]]:
         """Trees that the loss reads and nobody trains."""
         return {"clip": self.clip_params}
 
@@ -257,12 +259,12 @@ class ARPriorTask:
 
     stage: ARStage
     clip: CLIPConfig
-    clip_params: Params
+    clip_params: Mapping[str, Any]
     statistics: dict[str, np.ndarray]
     drop_text: float = 0.1
 
     @property
-    def frozen(self) -> Mapping[str, Params]:
+    def frozen(self) -> Mapping[str, Mapping[str, Any]]:
         """Trees that the loss reads and nobody trains."""
         return {"clip": self.clip_params}
 
@@ -297,13 +299,13 @@ class OneStepPriorTask:
 
     stage: OneStepStage
     clip: CLIPConfig
-    clip_params: Params
+    clip_params: Mapping[str, Any]
     embed_mean: Float[np.ndarray, " D"]
     embed_std: Float[np.ndarray, " D"]
     splits: ClassVar[bool] = False  # microbatches would contrast fewer examples than the batch
 
     @property
-    def frozen(self) -> Mapping[str, Params]:
+    def frozen(self) -> Mapping[str, Mapping[str, Any]]:
         """Trees that the loss reads and nobody trains."""
         return {"clip": self.clip_params}
 
@@ -345,12 +347,12 @@ class DecoderTask:
 
     stage: Stage
     clip: CLIPConfig
-    clip_params: Params
+    clip_params: Mapping[str, Any]
     drop_image: float = 0.1
     drop_text: float = 0.5
 
     @property
-    def frozen(self) -> Mapping[str, Params]:
+    def frozen(self) -> Mapping[str, Mapping[str, Any]]:
         """Trees that the loss reads and nobody trains."""
         return {"clip": self.clip_params}
 
@@ -399,7 +401,7 @@ class UpsamplerTask:
     degrade: DegradeConfig | BSRConfig = DegradeConfig()
 
     @property
-    def frozen(self) -> Mapping[str, Params]:
+    def frozen(self) -> Mapping[str, Mapping[str, Any]]:
         """Trees that the loss reads and nobody trains: none, for an upsampler sees no CLIP."""
         return {}
 

@@ -16,8 +16,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import unclip_jax
 from clip_jax.weights.digest import DIGESTS, digests, file_digest, read_digests
 from clip_jax.weights.files import read_json
-from clip_jax.weights.find import weights_file
-from clip_jax.weights.layouts import TOKENIZER
+from clip_jax.weights.find import TOKENIZER, weights_file
 from image_text.errors import UserError
 from unclip_jax.commands.options import Drawing
 from unclip_jax.stage_files import CONFIG, WEIGHTS
