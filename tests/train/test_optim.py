@@ -61,14 +61,12 @@ def test_only_what_multiplies_decays():
         "ln_1": {"scale": jnp.ones((3, 2)), "bias": jnp.ones(2)},
         "logit_scale": jnp.ones(()),
         "positional_embedding": jnp.ones((4, 2)),
-        "statistics": {"components": jnp.ones((2, 2))},
     }
     assert decays(params) == {
         "dense": {"kernel": True, "bias": False},
         "ln_1": {"scale": False, "bias": False},
         "logit_scale": False,
         "positional_embedding": True,
-        "statistics": {"components": False},
     }
 
 

@@ -93,7 +93,7 @@ class System:
         title: str,
     ) -> UInt8[np.ndarray, "N H W 3"]:
         """Pictures uint8 [N, H, W, 3] from image embeddings [N, D] and, with `keep_text`, the captions."""
-        cond = Cond.of(text, image_embed).replace(keep_text=jnp.full(len(image_embed), keep_text))
+        cond = Cond.of(text, jnp.asarray(image_embed)).replace(keep_text=jnp.full(len(image_embed), keep_text))
         return self._chunked(partial(draw, self.unclip, self.params), (cond, keys), title)
 
     def _chunked(self, program: Callable[..., Any], rows: tuple, title: str) -> Any:
