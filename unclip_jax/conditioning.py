@@ -106,6 +106,7 @@ def with_empty_captions(cond: Cond, encodings: Float[Array, "2 C"], embed: Float
     CLIP's text tower is causal, so two tokens say all there is of it, however it is padded.
 
     Args:
+        cond: batch of B samples, with `keep_text` False where a caption was dropped.
         encodings: [2, C], what CLIP's text tower says of the start and the end.
         embed: [D], its text embedding.
     """
@@ -132,7 +133,8 @@ def drop(cond: Cond, key: Key[Array, ""], *, text: float, image: float) -> Cond:
     Args:
         cond: batch of B samples.
         key: one PRNG key.
-        text, image: probabilities in [0, 1] of dropping that condition.
+        text: probability in [0, 1] of dropping the caption.
+        image: probability in [0, 1] of dropping the image embedding.
     """
     key_text, key_image = jax.random.split(key)
     full = cond.with_keep(cond.batch_size)

@@ -88,6 +88,8 @@ def encode(
     """The pair (z_i, x_T) of pictures: `decode` of it gives them back, as far as the decoder can draw them.
 
     Args:
+        unclip: the architecture of the system.
+        params: variables of its networks, as `load` gives them.
         images: [B, H, W, 3], float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
         image_embed: float [B, D] to pair the noise with, instead of what CLIP sees.
         iterations: denoiser calls per step of the inversion; see `samplers.invert`.
@@ -126,6 +128,8 @@ def decode(
     """Pictures of pairs (z_i, x_T), by DDIM and without a caption.
 
     Args:
+        unclip: the architecture of the system.
+        params: variables of its networks, as `load` gives them.
         latent: of as many pictures as there are keys, or of one.
         keys: [B], for the noise of `eta` > 0 and of the upsamplers.
         eta: 0 draws the one picture that x_T stands for; up to 1, ever freer of it.
@@ -179,7 +183,10 @@ def interpolate(
     """Pictures on the way from one to another (§3.2): z_i and x_T both turn along the great circle.
 
     Args:
-        first, second: of one picture each.
+        unclip: the architecture of the system.
+        params: variables of its networks, as `load` gives them.
+        first: of one picture.
+        second: of one picture.
         weights: [B] in [0, 1]; 0 is `first`, 1 is `second`.
         keys: [B].
         guidance_scale: as in `decode`; off, the ends are the two pictures.
@@ -212,8 +219,11 @@ def text_diff(
     uses 0.25 to 0.5.
 
     Args:
+        unclip: the architecture of the system.
+        params: variables of its networks, as `load` gives them.
         latent: of one picture or of B.
-        tokens_from, tokens_to: int32 [1, L] or [B, L], what the picture shows and what it should.
+        tokens_from: int32 [1, L] or [B, L], what the picture shows.
+        tokens_to: int32 [1, L] or [B, L], what it should show.
         strength: [B] in [0, 1].
         keys: [B].
         guidance_scale: as in `decode`.
@@ -246,11 +256,14 @@ def image_to_image(
     """Pictures redrawn to a prompt from some way up: noise hides their details and leaves their layout (SDEdit).
 
     Args:
+        unclip: the architecture of the system.
+        params: variables of its networks, as `load` gives them.
         images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
         tokens: int32 [B, L], or of one prompt for all.
         keys: [B].
         strength: share of the decoder's steps that are taken, in (0, 1]; at 1 nothing of the picture is left.
         image_embed: [B, D], what to draw; by default the prior's for the prompt.
+        guidance_scale: of the decoder, a scalar or [B]; None takes its own, 1.0 is off.
     """
     inputs.number(strength, 1e-6, 1.0, "strength")
     stage = unclip.decoder
@@ -289,11 +302,15 @@ def inpaint(
     draws fits its surroundings.
 
     Args:
+        unclip: the architecture of the system.
+        params: variables of its networks, as `load` gives them.
         images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8, of the size that the system draws.
         mask: bool [B, H, W, 1], or one for all, [H, W] say.
         tokens: int32 [B, L], or of one prompt for all.
         keys: [B].
+        resamples: how often each step is taken.
         image_embed: [B, D], what to draw; by default the prior's for the prompt.
+        guidance_scale: of the decoder, a scalar or [B]; None takes its own, 1.0 is off.
     """
     _check_draws_pictures(unclip)
     keys = inputs.picture_keys(keys)

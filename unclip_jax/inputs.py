@@ -108,6 +108,8 @@ def pictures(images: Any, sizes: tuple[int, ...], name: str = "images") -> Float
 
     Args:
         images: square, and their side a multiple of all `sizes`; with none of these of any size.
+        sizes: sides in pixels of the networks that take them.
+        name: what an error calls them.
     """
     dtype, shape = _described(images)
     if dtype is None or len(shape) != 4 or shape[-1] != 3 or not shape[0]:

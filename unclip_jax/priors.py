@@ -167,6 +167,8 @@ def sample(
     """Image embeddings [B, D], as CLIP's image tower gives them, for captions.
 
     Args:
+        prior: of any kind.
+        variables: of its network, as `init` gives them.
         cond: text_embed, text_encodings and text_mask of B captions.
         keys: [B] keys; sample i depends on its own key and caption alone.
         guidance_scale: instead of the prior's own; may be traced, a scalar or [B]. Ignored by a prior without guidance,
@@ -259,8 +261,13 @@ def one_step_loss(
     The contrastive loss asks which of the batch's captions belongs to each predicted embedding.
 
     Args:
+        prior: its config.
+        variables: of its network.
         x0: [B, D], standardised image embeddings.
-        logit_scale, targets: the CLIP's log scale and which captions count as right, see `clip_jax.clip_loss`.
+        cond: text_embed, text_encodings and text_mask of their B captions.
+        key: for the noise that the embeddings are made of.
+        logit_scale: the CLIP's logarithm of the inverse temperature, a scalar.
+        targets: bool [B, B], which captions count as right for each embedding, see `clip_jax.clip_loss`; None: its own.
     """
     module = prior.model.network()
     predicted = module.apply(variables, jax.random.normal(key, x0.shape, jnp.float32), None, cond)

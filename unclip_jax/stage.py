@@ -267,6 +267,7 @@ def run(
     """Samples the stage.
 
     Args:
+        stage: network, schedule and sampling.
         variables: as `init` gives them.
         cond: conditioning of B samples.
         keys: [B] keys; sample i depends on its own key and condition alone.

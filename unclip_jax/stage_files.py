@@ -42,6 +42,9 @@ def save_stage(
     """Writes config.json and weights.safetensors of a stage or a prior of any kind, each whole or not at all.
 
     Args:
+        directory: made if need be.
+        stage: what config.json says.
+        variables: of its network: the parameters and what was measured.
         dtype: of the stored weights only (float16, say).
         clip: the directory of the CLIP that the stage was trained against, as `clip_jax.save` wrote it. The digests of
             its files are kept, and `load` refuses another CLIP beside the stage. None for an upsampler, which sees

@@ -189,7 +189,11 @@ def variational_bound(
     KL(q(x_s | x_t, x0) ‖ p(x_s | x_t)) with s = t − 1.
 
     Args:
-        x0_hat, var_frac: the denoiser's estimate, [B, ...].
+        x0_hat: the denoiser's estimate of x0, [B, ...].
+        var_frac: where its variance lies between the two bounds of the posterior's, in [0, 1], [B, ...].
+        x0: clean data, [B, ...].
+        at: the noised batch, with its timesteps.
+        schedule: that of the noise.
     """
     reverse = Posterior(*(per_sample(c, x0) for c in posterior(schedule, at.t, at.t - 1)))
     mean = reverse.coef_x0 * jax.lax.stop_gradient(x0_hat) + reverse.coef_xt * at.x_t

@@ -67,7 +67,9 @@ def sample(
 
     Args:
         denoise: (x_t, t [B]) -> Denoised.
+        schedule: that of the noise.
         timesteps: int [S], decreasing; a last step to clean data (t = −1) is implied.
+        sampler: one step of the reverse process, and its state.
         x_T: noise at `timesteps[0]`, [B, ...].
         keys: [B] keys, one per sample, for the noise that stochastic samplers add.
 
@@ -130,6 +132,7 @@ def invert(
 
     Args:
         denoise: (x_t, t [B]) -> Denoised, as the sampling will use it: same condition, same guidance.
+        schedule: that of the noise.
         timesteps: int [S], decreasing, as for `sample`.
         x0: [B, ...], clean data.
         iterations: denoiser calls per step.

@@ -342,9 +342,8 @@ class ContextAttention(nn.Module):
             added_key, added_value = (heads(dense(name=name)(context)) for name in ("add_k_proj", "add_v_proj"))
             key = jnp.concatenate([added_key, key], axis=1)
             value = jnp.concatenate([added_value, value], axis=1)
-            visible = jnp.concatenate([need(context_mask, "text_mask"), jnp.ones((b, height * width), bool)], axis=1)[
-                :, None, None, :
-            ]
+            pixels = jnp.ones((b, height * width), bool)
+            visible = jnp.concatenate([need(context_mask, "text_mask"), pixels], axis=1)[:, None, None, :]
         attended = join_heads(attend(query, key, value, visible))
         out = dense(kernel_init=nn.initializers.zeros, name="to_out")(attended)
         return x + out.reshape(x.shape)

@@ -97,6 +97,7 @@ def load(directories: Sequence[Path], dtype: str) -> Published:
     """The system in one or several directories; a part in a later one takes the place of the same in an earlier.
 
     Args:
+        directories: each of a pipeline in the layout of diffusers.
         dtype: of the matrix products. With "bfloat16" the matrices are kept in it too.
 
     Raises:
@@ -310,6 +311,7 @@ def _read(
     """The variables of a stage.
 
     Args:
+        stage: whose variables they are.
         sources: (folder, its table, what the names of the leaves in it begin with, names to ignore); the first that has
             a leaf's beginning holds it.
         given: leaves that are in none of them.
