@@ -2,7 +2,7 @@
 
 Orbax commits a step atomically, but it does not notice a changed bit, casts dtypes in silence and drops a save it does
 not want without a word. So every step carries a JSON item with the shape, dtype and fingerprint of every leaf; reading
-compares them, and a step that fails is set aside as `damaged-STEP` in favour of the one before.
+compares them, and a step that fails is set aside as `damaged-STEP`: the one before is the fallback.
 
     directory/<step>/{params, ema_params, opt_state, model_state, meta}
 

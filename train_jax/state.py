@@ -1,4 +1,4 @@
-"""Everything a run needs to go on: the train state, how it begins and how its average follows."""
+"""Everything a run needs to go on: the train state, how it begins, and the EMA (moving average) of its parameters."""
 
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> 
 
 
 def ema_update(ema: PyTree, params: PyTree, decay: float, step: jax.Array) -> PyTree:
-    """Move `ema` towards `params`; the decay warms up as (1 + step) / (10 + step), so that the start is soon forgotten.
+    """One update of an EMA (exponential moving average): move `ema` towards `params`; the decay warms up as (1 + step) / (10 + step), so that the start is soon forgotten.
 
     Written as ema + (1 - d)(p - ema): what does not move stays the same to the last bit, which d·ema + (1 - d)·p does
     not promise. A decay of 0 is no average at all.

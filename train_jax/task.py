@@ -21,7 +21,7 @@ class Task(Protocol):
 
     A task may have two attributes beside, which `frozen_of` and `check_splits` read:
 
-        frozen: Mapping[str, PyTree] = {}    networks that the loss reads and nobody trains, by their names
+        frozen: Mapping[str, PyTree] = {}    freeze: networks that the loss reads and nobody trains, by name
         splits: bool = True                  whether the loss of a batch is the mean of those of its microbatches
     """
 

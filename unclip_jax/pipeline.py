@@ -110,9 +110,17 @@ def sample_prior(
     *,
     guidance_scale: GuidanceScale | None = None,
 ) -> Float[Array, "B D"]:
-    """Image embeddings [B, D] for prompts: of `unclip.candidates` draws each, the one most similar to the text.
+    """Image embeddings [B, D] for prompts, reranked: of `unclip.candidates` draws each, the one most similar to the text.
 
-    keys: [B], one per sample.
+    Args:
+        unclip: the architecture.
+        params: variables of its networks, as `load` gives them.
+        text: features of B prompts.
+        keys: [B], one per sample.
+        guidance_scale: of the prior, a scalar or [B]; None takes its own, 1.0 is off.
+
+    Raises:
+        UserError: the system has no prior.
     """
     if unclip.prior is None:
         raise UserError("this system has no prior, it only varies pictures: give image_embed, or load one with a prior")

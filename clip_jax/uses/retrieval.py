@@ -1,4 +1,7 @@
-"""Finding images by text and texts by image. Similarities are computed piece by piece: no Q × N matrix in memory."""
+"""Top-k retrieval: images by text and texts by image, and recall@k.
+
+Similarities are computed piece by piece: there is no Q × N matrix in memory.
+"""
 
 from collections.abc import Sequence
 from functools import partial
