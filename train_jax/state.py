@@ -38,7 +38,9 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> 
 
 
 def ema_update(ema: PyTree, params: PyTree, decay: float, step: jax.Array) -> PyTree:
-    """One update of an EMA (exponential moving average): move `ema` towards `params`; the decay warms up as (1 + step) / (10 + step), so that the start is soon forgotten.
+    """One update of an EMA (exponential moving average): move `ema` towards `params`.
+
+    The decay warms up as (1 + step) / (10 + step), so that the start is soon forgotten.
 
     Written as ema + (1 - d)(p - ema): what does not move stays the same to the last bit, which d·ema + (1 - d)·p does
     not promise. A decay of 0 is no average at all.

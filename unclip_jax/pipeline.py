@@ -110,7 +110,7 @@ def sample_prior(
     *,
     guidance_scale: GuidanceScale | None = None,
 ) -> Float[Array, "B D"]:
-    """Image embeddings [B, D] for prompts, reranked: of `unclip.candidates` draws each, the one most similar to the text.
+    """Image embeddings [B, D] for prompts: of `unclip.candidates` draws each, the one closest to the text (rerank).
 
     Args:
         unclip: the architecture.
@@ -146,9 +146,13 @@ def decode(
 ) -> Float[Array, "B H W 3"]:
     """Pictures [B, H, W, 3] in [−1, 1] from an image embedding and text: the decoder, then every upsampler.
 
-    cond: image_embed and the text_embed, text_encodings and text_mask of B samples; with `keep_text` False the image
-      embedding decides.
-    keys: [B], one per sample.
+    Args:
+        unclip: the architecture.
+        params: variables of its networks, as `load` gives them.
+        cond: image_embed and the text_embed, text_encodings and text_mask of B samples; with `keep_text` False the
+            image embedding decides.
+        keys: [B], one per sample.
+        guidance_scale: of the decoder, a scalar or [B]; None takes its own, 1.0 is off.
     """
     images = stages.run(unclip.decoder, params["decoder"], cond, fold_in_each(keys, 0), guidance_scale=guidance_scale)
     if unclip.movq is not None:
@@ -167,7 +171,12 @@ def upsample(
 ) -> Float[Array, "B H W 3"]:
     """Pictures of the decoder [B, h, w, 3] through every upsampler: [B, H, W, 3].
 
-    decorate: what to do to a stage's denoiser, as in `stage.run`.
+    Args:
+        unclip: the architecture.
+        params: variables of its networks, as `load` gives them.
+        images: of the decoder, in [−1, 1].
+        keys: [B], one per sample.
+        decorate: what to do to a stage's denoiser, as in `stage.run`.
     """
     for i, stage in enumerate(unclip.upsamplers):
         cond, own = Cond(low_res=images), fold_in_each(keys, 1 + i)
