@@ -35,7 +35,8 @@ def make_train_step(
     one drew. `batch` holds arrays whose first axis is a multiple of data devices x `accum`.
 
     Gradient accumulation: with `accum` > 1 the batch is worked through in that many microbatches, and gradients, loss
-    and metrics are averaged: the same as one big batch for losses that are means over examples. Others (`splits = False`) are refused.
+    and metrics are averaged: the same as one big batch for losses that are means over examples. Others
+    (`splits = False`) are refused.
 
     A step whose loss or gradient norm is not finite leaves the state as it was, bit for bit, but for `step` and
     `skipped`, which count on.
