@@ -104,7 +104,7 @@ def describe(options: Drawing, job: Job, loaded: LoadedUnCLIP) -> list[dict[str,
     sampling = loaded.unclip.decoder.sampling
     used: dict[str, Any] = {"steps": sampling.num_steps, "guidance_scale": guidance_scale(options, loaded)}
     if "sampler" in options.sampling():
-        used["sampler"] = sampling.sampler
+        used["sampler"] = sampling.sampler.name
     digest = metadata.weights_digest(directories(options), options.prior_folder())
     return [metadata.describe(job.command, options, digest, used | {**values}) for values in job.values]
 
