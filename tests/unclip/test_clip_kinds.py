@@ -61,6 +61,7 @@ def pictures(config, count=3, channels=None):
 
 
 @with_kinds
+@pytest.mark.slow
 def test_every_stage_is_trained_on_it(config):
     """And its running statistics travel in the state of the model, as they came."""
     tree = jax.eval_shape(lambda key: joined(clip_jax.init(config, key)), jax.random.key(0))
