@@ -119,8 +119,8 @@ print(json.dumps([sorted(loaded), sorted(everything)]))
 """
 
 
-@pytest.mark.parametrize("package", ARROWS)
 @pytest.mark.slow
+@pytest.mark.parametrize("package", ARROWS)
 def test_each_module_can_be_imported_first(package):
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules(package)]
     names = [name.removesuffix(".__init__") for name in names]
