@@ -228,6 +228,7 @@ def test_pictures_from_prompts(untrained_run, tmp_path):
     assert (picture.mode, picture.size) == ("RGB", (32, 32))
 
 
+@pytest.mark.slow
 def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(command, untrained_run, tmp_path):
     """The same bytes alone, in another order, from a file, and at another place in a longer batch."""
     red, blue = PROMPTS

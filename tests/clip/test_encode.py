@@ -19,7 +19,7 @@ def made_up(config):
     return unflatten({name: rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32) for name, leaf in shapes.items()})
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_resnet_bert"])
+@pytest.mark.parametrize("name", ["tiny", pytest.param("tiny_resnet_bert", marks=pytest.mark.slow)])
 def test_one_tree_is_the_model(name):
     config = clip_jax.preset(name)
     variables, model = made_up(config), clip_jax.CLIP(config)
@@ -42,6 +42,7 @@ def test_one_tree_is_the_model(name):
         np.testing.assert_array_equal(found, text)
 
 
+@pytest.mark.slow
 def test_a_grey_clip_sees_rgb_as_its_preprocess_does():
     config = clip_jax.preset("mini_fashion")
     rgb = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), np.uint8)

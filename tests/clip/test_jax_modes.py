@@ -106,6 +106,7 @@ def not_finite_is_an_error():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [*MODES.values(), not_finite_is_an_error], ids=[*MODES, "NaN and Inf"])
 def test_losses_and_what_uses_features_give_the_same(mode):
     rng = np.random.default_rng(0)

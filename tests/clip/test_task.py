@@ -64,6 +64,7 @@ def test_equal_captions_raise_the_floor(tiny, batch):
     assert float(loss) > float(metrics["loss_floor"])
 
 
+@pytest.mark.slow
 def test_learns_a_batch_by_heart(tiny, batch):
     task = CLIPTask(tiny)
     params, _ = start(task)

@@ -117,6 +117,7 @@ def test_the_last_step_is_stopped_too(toy, undisturbed):
     assert len(ended) == 1
 
 
+@pytest.mark.slow
 def test_a_run_moves_to_other_devices(toy):
     with pytest.raises(Preempted):
         fit(toy(devices=8, on_log=stop_after(8)))

@@ -56,6 +56,7 @@ def pictures(config, count=3, channels=None):
     return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
 
 
+@pytest.mark.slow
 @with_kinds
 def test_every_stage_is_trained_on_it(config):
     """And its running statistics travel in the state of the model, as they came."""

@@ -62,6 +62,7 @@ class TestSlerp:
         np.testing.assert_allclose(slerp(self.A, 2 * self.A, jnp.full((4, 1), 0.5)), 1.5 * self.A, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_picture_of_the_decoder_is_inverted_to_its_noise(system):
     """There and back: what the decoder drew from a pair (z_i, x_T) is drawn again from what was found in it."""
     _, unclip, params, _ = system
@@ -105,6 +106,7 @@ class TestVariations:
         np.testing.assert_array_equal(got.image_embed, np.tile(LATENT.image_embed[:1], (3, 1)))
 
 
+@pytest.mark.slow
 def test_interpolation_ends_at_its_pictures(system):
     do, *_ = system
     first, second = (jax.tree.map(lambda a, i=i: a[i : i + 1], LATENT) for i in (0, 1))

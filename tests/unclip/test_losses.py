@@ -236,6 +236,7 @@ class TestGaussianData:
         entropy = 0.5 * np.log2(2 * np.pi * np.e * self.std**2) - np.log2(2 / 255)
         assert self.steps * bits.mean() == pytest.approx(entropy, rel=5e-3)
 
+    @pytest.mark.slow
     def test_a_variance_learns_to_be_the_analytic_one(self):
         def loss(fractions, key):
             x0, at, x0_hat = self.batch(512, key)

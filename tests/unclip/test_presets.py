@@ -31,7 +31,13 @@ def test_every_other_prior_makes_embeddings(name):
     assert PRESETS[name].source
 
 
-@pytest.mark.parametrize("name", [name for name, row in PRESETS.items() if isinstance(row.stage, Stage)])
+def names_of_stages():
+    """The presets of diffusion stages; those of large networks are marked slow, as tracing one takes seconds."""
+    names = [name for name, row in PRESETS.items() if isinstance(row.stage, Stage)]
+    return [name if name.startswith(FAMILIES) else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", names_of_stages())
 def test_every_row_is_a_network(name):
     """Its parameters can be made and it maps a noised sample to an output of the sample's shape."""
     stage, variables = preset(name), parameters(name)

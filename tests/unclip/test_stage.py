@@ -170,6 +170,7 @@ def test_the_analytic_sampler_needs_a_stage_that_was_measured():
         with_sampling(PIXELS, sampler=DDPM("analytic"))
 
 
+@pytest.mark.slow
 def test_the_measured_error_is_the_networks_own(fill):
     """At the times measured: the plain error of x0 over many samples; between them it is interpolated."""
     variables, x0 = fill(PIXELS), np.tile(gaussian(5, B, 8, 8, 3), (16, 1, 1, 1))
@@ -323,6 +324,7 @@ def test_a_self_conditioned_stage_is_resampled_under_jit(fill):
     assert np.abs(np.asarray(draw(2)) - draw(1)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_in_training_a_coin_per_sample_says_who_is_given_an_estimate(fill):
     """Of x0, as in sampling, and not the raw output: the network predicts v here."""
     stage = dataclasses.replace(with_sampling(SELF, clip=0.5), prediction="v")

@@ -235,6 +235,7 @@ class TestShapes:
         with pytest.raises(UserError, match=message):
             dataclasses.replace(CONFIG, **changes)
 
+    @pytest.mark.slow
     def test_a_fresh_network_says_nothing(self):
         """Zero at initialisation: the output, and what every block and attention adds to its skip."""
         variables = jax.jit(init_of(CONFIG))(jax.random.key(0))
