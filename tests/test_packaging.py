@@ -3,6 +3,7 @@
 import functools
 import importlib
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -135,3 +136,11 @@ def test_each_console_script_is_a_function(project, script):
 def test_only_packages_with_names_of_their_own_are_installed():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     assert {name.rstrip("*") for name in tool["setuptools"]["packages"]["find"]["include"]} == set(PACKAGES)
+
+
+def test_training_without_its_extra_is_one_line():
+    """As on `pip install unclip-jax` alone: Grain cannot be imported."""
+    program = "import sys; sys.modules['grain'] = None; from train_recipes.__main__ import main; main(['tiny'])"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert re.fullmatch(r"train: .*grain.*: pip install 'unclip-jax\[train\]'\n", ended.stderr)

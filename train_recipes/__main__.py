@@ -1,0 +1,29 @@
+"""`unclip-train` and `python -m train_recipes`: `train_recipes.main`, or one line where the extra `train` is missing."""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from image_text.command_line import say
+
+EXTRA = ("grain", "orbax", "tensorboardX")  # what `pip install unclip-jax` leaves out and `train_jax` imports
+
+try:
+    from train_recipes.main import main
+except ImportError as error:
+    if (error.name or "").partition(".")[0] not in EXTRA:
+        raise
+    missing = error
+
+    def main(argv: Sequence[str] | None = None) -> NoReturn:
+        """Exit with code 2 and a line that says what to install.
+
+        Args:
+            argv: Is not looked at.
+        """
+        say("train", f"training needs packages that are not installed ({missing}): pip install 'unclip-jax[train]'")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
