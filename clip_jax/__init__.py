@@ -1,10 +1,9 @@
 """CLIP for JAX: load, run, train and export published and own models.
 
 Example:
-
-model, variables, tokenize, preprocess = clip_jax.load(directory)
-image_embed = model.apply(variables, preprocess(images), method="encode_image")       # [B, D]
-text = model.apply(variables, tokenize(texts), method="encode_text")                  # text.embed: [B, D]
+    model, variables, tokenize, preprocess = clip_jax.load(directory)
+    image_embed = model.apply(variables, preprocess(images), method="encode_image")       # [B, D]
+    text = model.apply(variables, tokenize(texts), method="encode_text")                  # text.embed: [B, D]
 """
 
 from clip_jax.config import (

@@ -1,7 +1,8 @@
 """Loads and saves a CLIP: `load`, `save`, and `export` to published formats.
 
 `save` writes this project's layout, a directory with `config.json`, `weights.safetensors` and `tokenizer.json`; `load`
-reads it back. `load` also reads every published format (`clip_jax.weights.formats`), and `export` writes them.
+reads it back. `load` also reads every published format (`clip_jax.weights.formats`); `export` writes those of
+transformers, OpenCLIP and OpenAI.
 
 Loading has three steps: `find` the checkpoint, `agree` on its config, `convert` its weights. What a checkpoint states
 takes precedence over defaults, and what contradicts it is a UserError: a wrong activation or mean costs points of
