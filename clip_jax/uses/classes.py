@@ -82,7 +82,7 @@ def same_classes(source: Source, classes: list[str], given: tuple[str, ...] = ()
 
 
 def _places(names: list[str], keys: list[str]) -> list[int | None]:
-    """The index of each name in `keys`, None without a match; integer names are indices if not all keys are integers."""
+    """Index of each name in `keys`, None without a match; integer names are indices if not all keys are integers."""
     numbers = [integer_of(name) for name in names]
     if None not in numbers and any(integer_of(key) is None for key in keys):
         return [n if n is not None and 0 <= n < len(keys) else None for n in numbers]

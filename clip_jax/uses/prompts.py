@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def _fill(patterns: Iterable[str], **choices: str) -> tuple[str, ...]:
-    """Fills the `<word>`s of the patterns with all combinations of their "|"-separated choices, the last word slowest."""
+    """Fills `<word>`s of the patterns with all combinations of their "|"-separated choices, the last word slowest."""
     filled = tuple(patterns)
     for word, values in choices.items():
         filled = tuple(pattern.replace(f"<{word}>", value) for value in values.split("|") for pattern in filled)
