@@ -19,8 +19,8 @@ class AddedToken(NamedTuple):
         content: the string.
         id: the row of the embedding table.
         normalized: whether it is searched in the cleaned text, regardless of case; else in the text as given.
-        single_word: whether it matches only between characters that are no letter, digit or underscore.
-        special: Hugging Face's mark of special tokens; it has no effect on the ids.
+        single_word: whether it matches only where no letter, digit or underscore adjoins it.
+        special: Hugging Face's mark of special tokens.
     """
 
     content: str
@@ -108,7 +108,7 @@ def learned(tokens: Iterable[AddedToken], base: Mapping[str, int], where: str) -
 
 
 class Splitter:
-    """Splits texts at added tokens, from left to right, the longest match first, as the `tokenizers` library does.
+    """Splits texts at added tokens, from left to right, by the longest match at a place, as `tokenizers` does.
 
     Tokens that are not `normalized` are searched first, in the text as given; then the pieces between them are cleaned
     and searched for the others.

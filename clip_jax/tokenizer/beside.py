@@ -30,7 +30,7 @@ HARMLESS = {
     "vocab_file", "merges_file",
 }  # fmt: skip
 
-# Fields of which only these values are supported, the first being the default; null means the default.
+# Fields of which only these values, and null, are supported: they state what the tokenizers here do anyway.
 FIXED: dict[str, tuple[Any, ...]] = {
     "padding_side": ("right",),
     "truncation_side": ("right",),

@@ -114,7 +114,7 @@ class ConvStem(nn.Module):
 
 
 class MAPHead(nn.Module):
-    """Multi-head attention pooling (MAP, Zhai et al. 2021): a learned query `probe` attends to the patches; then an MLP."""
+    """Multi-head attention pooling (MAP, Zhai et al. 2021): a learned query `probe` attends to patches; then an MLP."""
 
     config: ViTConfig
     dtype: Any = jnp.float32
