@@ -29,6 +29,10 @@ def check_features(name: str, features: Any) -> AnyArray:
 
     A NaN is neither smaller nor larger than any similarity, so its row could rank anywhere and count as a hit.
 
+    Args:
+        name: of the argument, for errors.
+        features: array [N, D], or N lists of D numbers.
+
     Raises:
         UserError: If the shape is not [N, D], the values are not numbers, or rows have NaN or Inf; the message names
             the argument and counts these rows.
@@ -74,7 +78,12 @@ def check_ks(ks: Any, name: str = "ks") -> tuple[int, ...]:
 
 
 def check_labels(name: str, labels: Any, count: int) -> np.ndarray:
-    """Integer labels [count] as an array.
+    """Integer labels as an array. Their range is not checked.
+
+    Args:
+        name: of the argument, for errors.
+        labels: `count` integers.
+        count: number of rows that they label.
 
     Raises:
         UserError: If the shape is not [count], or they are not integers; the message names the argument.

@@ -222,7 +222,13 @@ class FlaxCLIPPreTrainedModel:
         export(directory, self._model, {"params": self._given(params)})
 
     def init_weights(self, rng: Array, input_shape: Any = None, params: Any = None) -> Any:
-        """Random parameters; values that are in `params` replace them."""
+        """Random parameters in transformers' layout.
+
+        Args:
+            rng: PRNG key.
+            input_shape: ignored; the config has the sizes.
+            params: parameters that are kept in place of random ones; may be incomplete.
+        """
         fresh = self._theirs(jax.jit(lambda key: init(self._model.config, key)["params"])(rng))
         return fresh if params is None else _filled(fresh, params)
 
@@ -398,12 +404,30 @@ class FlaxCLIPModel(FlaxCLIPPreTrainedModel):
     def get_text_features(
         self, input_ids: Any, attention_mask: Any = None, position_ids: Any = None, params: Any = None, **_: Any
     ) -> Float[Array, "B D"]:
-        """Text embeddings [B, D], not normalised; arguments as of `FlaxCLIPTextPreTrainedModel`."""
+        """Text embeddings [B, D], not normalised.
+
+        Args:
+            input_ids: tokens [B, L].
+            attention_mask: [B, L], 0 at tokens that are not attended to; None: all are.
+            position_ids: [B, L] or [1, L]; None: in order.
+            params: None: the model's own.
+
+        Raises:
+            UserError: If there are no parameters, or the tokens do not fit the model.
+        """
         features = _encode_text(self._model, self._given(params), input_ids, attention_mask, position_ids, False)
         return features.embed.astype(self.dtype)
 
     def get_image_features(self, pixel_values: Any, params: Any = None, **_: Any) -> Float[Array, "B D"]:
-        """Image embeddings [B, D], not normalised, of CLIP-normalised images [B, c, H, W]."""
+        """Image embeddings [B, D], not normalised.
+
+        Args:
+            pixel_values: CLIP-normalised, channels first [B, c, H, W].
+            params: None: the model's own.
+
+        Raises:
+            UserError: If there are no parameters, or the images do not fit the model.
+        """
         return _image_states(self._model, self._given(params), pixel_values).embed.astype(self.dtype)
 
     def __call__(

@@ -31,7 +31,12 @@ def has_layout(config: CLIPConfig) -> bool:
 
 
 def to_transformers(params: Tree, config: CLIPConfig) -> dict[str, Any]:
-    """Converts this project's layout to transformers'; towers that are not in `params` are left out."""
+    """Converts parameters from this project's layout to transformers'.
+
+    Args:
+        params: of one tower or both; `logit_scale` is kept.
+        config: of the model, for `scan_layers`.
+    """
     converted: dict[str, Any] = {}
     if "text" in params:
         text = params["text"]
@@ -63,7 +68,12 @@ def to_transformers(params: Tree, config: CLIPConfig) -> dict[str, Any]:
 
 
 def from_transformers(params: Tree, config: CLIPConfig) -> dict[str, Any]:
-    """Converts transformers' layout to this project's; towers that are not in `params` are left out."""
+    """Converts parameters from transformers' layout to this project's, the inverse of `to_transformers`.
+
+    Args:
+        params: of one tower or both; `logit_scale` is kept.
+        config: of the model, for `scan_layers`.
+    """
     converted: dict[str, Any] = {}
     if "text_model" in params:
         text = params["text_model"]

@@ -59,6 +59,12 @@ def image_states(
 ) -> ImageFeatures:
     """As `encode_images`, with the hidden states before and after each block of the image tower.
 
+    Args:
+        config: of the CLIP.
+        params: its weights as one tree, see `joined`.
+        images: [B, H, W, c] of the image size of the CLIP; uint8, or float in [−1, 1].
+        dtype: of the matrix products.
+
     Raises:
         UserError: If the images have another size, or the CLIP has no image tower.
     """

@@ -54,6 +54,11 @@ def resize_and_crop(image: Image.Image, size: int, config: PreprocessConfig) -> 
 
     The order (resize, crop, then RGB) and every rounding are torchvision's, or transformers' where the config says so.
 
+    Args:
+        image: of any size and mode.
+        size: side of the crop in pixels.
+        config: how to resize and crop.
+
     Raises:
         UserError: If the picture is so long a strip that resizing it would fill the memory.
     """

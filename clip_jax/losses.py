@@ -34,6 +34,10 @@ def clamp_logit_scale(logit_scale: Float[ArrayLike, ""], maximum: float = MAX_LO
     Out of range the gradient of `jnp.clip` is 0, so that a scale which oversteps a limit once would stay there.
     Here the gradient passes straight through where descent moves towards the range, and is 0 where descent would move
     further out of it. The lower limit keeps the factor exp(logit_scale), and with it the gradient, away from 0.
+
+    Args:
+        logit_scale: log of the inverse temperature.
+        maximum: upper limit, a log as well.
     """
     return _clamp(jnp.asarray(logit_scale, jnp.float32), maximum)
 
@@ -52,14 +56,19 @@ _clamp.defvjp(lambda s, maximum: (_clamp(s, maximum), s), _clamp_gradient)
 
 
 def same_rows(tokens: Int[AnyArray, "B L"]) -> Bool[Any, "B B"]:
-    """[B, B], True where two captions are equal: targets by which they are positives for each other's image."""
+    """Targets [B, B] by which equal captions are positives for each other's image: True where two rows are equal."""
     return (tokens[:, None] == tokens[None]).all(-1)
 
 
 def similarity(
     image_features: Float[AnyArray, "B D"], text_features: Float[AnyArray, "_B _D"], scale: Float[Array, ""]
 ) -> Float[Array, "B B"]:
-    """Scaled cosine similarities of unit-norm features, float32: row i is an image, column j a text.
+    """Scaled cosine similarities, float32 [B, B]: row i is an image, column j a text.
+
+    Args:
+        image_features: of unit norm, [B, D].
+        text_features: of unit norm, [B, D].
+        scale: factor, exp(logit_scale).
 
     Raises:
         UserError: If the features are not both [B, D].

@@ -127,6 +127,12 @@ class CLIP(nn.Module):
     ) -> ImageFeatures:
         """Image embeddings as of `encode_image`, with the hidden states before and after each block.
 
+        Args:
+            images: CLIP-normalised float [B, H, W, c].
+            keep_patches: as of `encode_image`.
+            train: as of `encode_image`.
+            hidden_states: False leaves the hidden states out.
+
         Raises:
             UserError: If the model has no image tower, or the images do not fit it.
         """
@@ -182,6 +188,10 @@ def init(config: CLIPConfig, key: Array) -> dict[str, Any]:
     """Randomly initialised variables `{"params": …}`, with `batch_stats` where there are batch norms.
 
     `jax.eval_shape(lambda key: init(config, key), key)` gives the shapes without allocating memory.
+
+    Args:
+        config: the architecture.
+        key: PRNG key.
     """
     model, vision, text = CLIP(config), config.vision, config.text
     images = None if vision is None else jnp.zeros((1, vision.image_size, vision.image_size, vision.channels))

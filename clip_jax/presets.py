@@ -104,7 +104,7 @@ def open_clip(
     text_layers: int = 12,
     preprocess: PreprocessConfig = OPENAI_MEAN_STD,
 ) -> CLIPConfig:
-    """OpenCLIP's own training: the same architecture with the exact GELU (Cherti et al. 2023, arXiv:2212.07143)."""
+    """OpenCLIP's own training: OpenAI's architecture with the exact GELU (Cherti et al. 2023, arXiv:2212.07143)."""
     return CLIPConfig(
         embed_dim=embed,
         vision=ViTConfig(image_size=image, patch_size=patch, **size._asdict(), activation="gelu"),

@@ -156,7 +156,7 @@ def load(
 def _locate(
     source: str | os.PathLike, weights: str | os.PathLike | None, config: CLIPConfig | None, image_size: int | None
 ) -> tuple[Path, Request]:
-    """The checkpoint's path, downloaded from the hub if necessary, and what the caller requests of it."""
+    """The checkpoint's path, downloaded from the hub if necessary, and the caller's config and image size for it."""
     name, path, request = str(source), Path(source), Request(config, image_size=image_size)
     is_name = isinstance(source, str) and not _exists(path)
     if is_name and is_preset(name):

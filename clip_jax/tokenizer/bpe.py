@@ -1,13 +1,13 @@
-"""CLIP's byte-pair encoding (BPE), with the same tokens as OpenAI's tokenizer for every string.
+"""CLIP's byte-pair encoding (BPE): OpenAI's tokens for every string, except the literal text of a special token.
 
 The ids of every CLIP vocabulary have the same layout: 256 bytes, the same 256 bytes at the end of a word (`</w>`), one
-id per merge, then `<|startoftext|>` and `<|endoftext|>`. So the merges determine the vocabulary. As every byte has an id
-in both places, every text can be encoded without an unknown token.
+id per merge, then `<|startoftext|>` and `<|endoftext|>`. So the merges determine the vocabulary. As every byte has an
+id in both places, every text can be encoded without an unknown token.
 
 Texts are cleaned as by OpenAI (ftfy, HTML entities, white space, lower case) and split into words by OpenAI's regular
 expression in the library `regex`, because libraries differ in what they count as a letter. The library `tokenizers`
-merges the bytes. One difference: the literal text `<|endoftext|>` inside a prompt stays text. As the special token it
-would be the position at which the text tower pools.
+merges the bytes. The literal text `<|endoftext|>` inside a prompt stays text: as the special token it would be the
+position at which the text tower pools.
 """
 
 import copy
@@ -165,7 +165,7 @@ class BPETokenizer(Tokenizer):
     def from_vocabulary(
         cls, vocab: Mapping[str, int], merges: Iterable[Any], *, where: str, **options: Any
     ) -> "BPETokenizer":
-        """Makes a tokenizer from a vocabulary and its merges, as in `vocab.json` with `merges.txt`, or `tokenizer.json`.
+        """Makes a tokenizer from the vocabulary and merges of a `tokenizer.json`, or `vocab.json` with `merges.txt`.
 
         Args:
             vocab: token -> id.
@@ -213,8 +213,8 @@ def train_bpe(
 ) -> BPETokenizer:
     """Trains a BPE vocabulary on texts.
 
-    Only the merges of the library's trainer are used: its vocabulary lacks the end-of-word form of bytes that do not end
-    a word in `texts`, and would drop them silently from later texts.
+    Only the merges of the library's trainer are used: its vocabulary lacks the end-of-word form of bytes that do not
+    end a word in `texts`, and would drop them silently from later texts.
 
     Args:
         texts: training data.

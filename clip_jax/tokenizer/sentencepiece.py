@@ -218,7 +218,7 @@ class LibraryModel:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._library = state["library"]
-        self._library.encode_special_tokens = True  # special tokens in a text stay text; a pickle loses this flag
+        self._library.encode_special_tokens = True  # special tokens in a text stay text; copies lose this flag
         self.size = max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.base_size = self._library.get_vocab_size(with_added_tokens=False)
 

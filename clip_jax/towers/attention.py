@@ -17,7 +17,7 @@ from clip_jax.config import TransformerConfig
 from clip_jax.errors import UserError
 
 Implementation = Literal["xla", "cudnn"]
-MOST_CHANNELS = 128  # of a head, for cuDNN on every supported GPU; Hopper alone takes 256
+MOST_CHANNELS = 128  # of a head, for cuDNN on every supported GPU; Hopper takes 256
 LEAST_CAPABILITY = 8.0  # compute capability of Ampere
 
 
@@ -70,6 +70,11 @@ def cudnn_lacks(q: Float[Array, "B Q N K"], k: Float[Array, "B S N K"], mask: An
 
     The conditions are those of `jax/_src/cudnn/fused_attention_stablehlo.py`. With a mask only the gradient needs even
     numbers of queries and keys; whether there will be a gradient is unknown here, so they are always required.
+
+    Args:
+        q: queries [B, Q, N, K].
+        k: keys [B, S, N, K].
+        mask: as of `attend`.
     """
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"takes bfloat16 and float16, and not {q.dtype}"
@@ -107,7 +112,10 @@ class KVCache(NamedTuple):
     values: Float[Array, "*layers B S N K"]
 
     def update(self, k: Float[Array, "B Q N K"], v: Float[Array, "B Q N K"], start: int | Array) -> "KVCache":
-        """The cache with the keys and values of Q more tokens at places `start` to `start` + Q − 1 (may be traced)."""
+        """Writes the keys and values of Q more tokens to the places from `start` on, which may be traced.
+
+        JAX moves a start beyond S − Q back to S − Q without an error.
+        """
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
             for old, new in ((self.keys, k), (self.values, v))
@@ -130,7 +138,14 @@ KVCaches = tuple[KVCache, ...] | KVCache
 
 
 def empty_caches(config: TransformerConfig, batch: int, length: int, dtype: Any = jnp.float32) -> KVCaches:
-    """Zeroed KV caches of a `Transformer`, for `batch` sequences of up to `length` tokens."""
+    """Zeroed KV caches of a `Transformer`.
+
+    Args:
+        config: of the transformer.
+        batch: number of sequences B.
+        length: number of places S, the most tokens of a sequence.
+        dtype: of keys and values.
+    """
     shape = batch, length, config.heads, config.width // config.heads
     if config.scan_layers:
         return KVCache(*(jnp.zeros((config.layers, *shape), dtype) for _ in range(2)))

@@ -45,7 +45,13 @@ def rotary_angles(grid: int, head_width: int, rope_grid: int) -> Float[np.ndarra
 
 
 def rotate(x: Float[Array, "B P N K"], cos: Float[Array, "*B P 1 K"], sin: Float[Array, "*B P 1 K"]) -> Array:
-    """Rotates each pair of channels (a, b) = (2i, 2i + 1) by its angle: (a cos − b sin, b cos + a sin)."""
+    """Rotates each pair of channels (a, b) = (2i, 2i + 1) by its angle: (a cos − b sin, b cos + a sin).
+
+    Args:
+        x: queries or keys of the patches.
+        cos: of the angles; the result has its dtype.
+        sin: of the angles.
+    """
     x = x.astype(cos.dtype)
     pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
     quarter = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)

@@ -301,6 +301,10 @@ def sinusoids(length: int, width: int) -> Float[np.ndarray, "L C"]:
     """Sinusoidal position embeddings (Vaswani et al. 2017 §3.5).
 
     Channel c of position l is sin(l / 10000^(c / C)) for even c, and the cosine of the same angle for c + 1.
+
+    Args:
+        length: number of positions L.
+        width: number of channels C.
     """
     channel = np.arange(width)
     angles = np.arange(length)[:, None] / 10000 ** ((channel - channel % 2) / width)

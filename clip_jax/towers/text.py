@@ -45,6 +45,11 @@ def eot_index(tokens: Int[AnyArray, "B L"], eos_id: int | None) -> Int[AnyArray,
 def check_tokens(tokens: Shaped[AnyArray, "*N L"] | Any, context_length: int, vocab_size: int) -> Int[Array, "B L"]:
     """The tokens as int32 [B, L], checked against the model.
 
+    Args:
+        tokens: integers [B, L].
+        context_length: the largest L.
+        vocab_size: ids are 0 to vocab_size − 1.
+
     Raises:
         UserError: If the tokens are not integers [B, L], L exceeds `context_length`, or an id is not in the vocabulary;
             under `jit` values are unknown, and ids are not checked.

@@ -237,7 +237,16 @@ def encode_pictures(
 
 
 def encode_texts(clip: LoadedCLIP, texts: Sequence[str], *, parts: Parts | None = None) -> Float[np.ndarray, "N D"]:
-    """`text_features` of many texts, resumed from the checkpoint file `parts` if it is given."""
+    """Unit-norm float32 features [N, D] of texts, as of `text_features`.
+
+    Args:
+        clip: the model.
+        texts: N of them.
+        parts: the checkpoint file; None: the run cannot be resumed.
+
+    Raises:
+        UserError: If the model has no text tower or tokenizer.
+    """
 
     def compute(start: int) -> tuple[np.ndarray, dict[int, str]]:
         return text_features(clip, texts[start : start + TEXTS_AT_ONCE]), {}

@@ -89,6 +89,10 @@ def write(path: Path, columns: Mapping[str, np.ndarray | list[str]]) -> None:
 def text_arrays(name: str, texts: list[str]) -> dict[str, np.ndarray]:
     """Texts as arrays that can be read without pickle; `read_texts` reads them back.
 
+    Args:
+        name: of the column.
+        texts: N of them.
+
     Returns:
         {name: array of str [N]}, of fixed width. If that would take more than 16 MiB and more than eight times the size
         of the texts, instead {name_utf8: uint8, the UTF-8 of all texts concatenated; name_ends: int64 [N], the offset
@@ -104,6 +108,10 @@ def text_arrays(name: str, texts: list[str]) -> dict[str, np.ndarray]:
 
 def read_texts(path: str | os.PathLike, name: str) -> list[str]:
     """The texts of a column of an .npz that `embed` or `classify` wrote, in either form of `text_arrays`.
+
+    Args:
+        path: the .npz file.
+        name: of the column.
 
     Raises:
         UserError: If there is no such column.
