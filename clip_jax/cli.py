@@ -30,7 +30,7 @@ from clip_jax.uses.zero_shot import accuracy, classifier_weights, rank
 from image_text.command_line import Command, program, run_command, run_main, say
 from image_text.source import Source, open_source
 
-NAME = "clip_jax"  # what every line on stderr begins with
+NAME = "clip_jax"  # prefix of every line on stderr
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Classify(Pictures):
     k: int = 5
     """Number of best classes written for each picture."""
     out: Path | None = None
-    """.npz, or .parquet with pyarrow. Default: only the accuracy is printed."""
+    """.npz, or .parquet with pyarrow. Default: only the summary is printed."""
 
 
 @dataclass(frozen=True)

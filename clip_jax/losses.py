@@ -132,8 +132,8 @@ def sigmoid_loss(
     Args:
         image_features: of unit norm, [B, D].
         text_features: of unit norm, [B, D].
-        logit_scale: log of the inverse temperature; at most ln 1000, as SigLIP's learned scales exceed the limit of
-            `clip_loss`.
+        logit_scale: log of the inverse temperature; clipped to [−ln 100, ln 1000], as SigLIP's learned scales exceed
+            the limit of `clip_loss`.
         logit_bias: added to every logit.
         targets: [B, B], True for positive pairs, as `same_rows(tokens)` gives them. None: the diagonal.
 

@@ -61,7 +61,7 @@ def torch_init(config: TransformerConfig) -> BlockInit:
 
 
 def scaled_init(config: TransformerConfig) -> BlockInit:
-    """OpenAI's initialisation of the text tower: the output matrices of residual branches shrink with the depth."""
+    """OpenAI's initialisation of the text tower: matrices that end a residual branch shrink with `layers`."""
     normal = nn.initializers.normal
     residual = normal(config.width**-0.5 * (2 * config.layers) ** -0.5)
     return BlockInit(

@@ -46,7 +46,8 @@ class TooManyBadPictures(UserError):
 class BadPictures:
     """Counts the damaged pictures, and raises an error when there are more than allowed.
 
-    `fraction` of `total` are allowed; in a small set two, if that is less than half. A fraction of 0 allows none.
+    The largest allowed number is `fraction` · `total`, or two in a small set, if two are less than half of it. A
+    fraction of 0 allows none.
 
     Args:
         total: number of pictures.
