@@ -1,7 +1,6 @@
-"""CLIP for JAX.
+"""CLIP for JAX: load, run, train and export published and own models.
 
-In short:
-
+Example:
     model, variables, tokenize, preprocess = clip_jax.load(directory)
     image_embed = model.apply(variables, preprocess(images), method="encode_image")       # [B, D]
     text = model.apply(variables, tokenize(texts), method="encode_text")                  # text.embed: [B, D]

@@ -1,4 +1,4 @@
-"""What is said of arrays that may be arrays of JAX or of NumPy: `Float[AnyArray, "B D"]`, and what is asked of them."""
+"""Types of arrays of JAX or NumPy, `Float[AnyArray, "B D"]`, and checks of array arguments."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,24 +10,32 @@ from clip_jax.errors import UserError
 
 AnyArray = Array | np.ndarray
 Features = AnyArray | Sequence[Any]  # [N, D], also as lists of numbers
-ROWS = 65_536  # are looked at at once, so that features mapped from a file need not fit the memory
+ROWS = 65_536  # checked at a time, so that memory-mapped features need not fit in memory
 
 
 def check_is_array(name: str, array: Any) -> None:
-    """Raises UserError, which names the argument, for what is no array of JAX or NumPy, as a list or torch's tensor."""
+    """Checks that an argument is an array of JAX or NumPy.
+
+    Raises:
+        UserError: If it is anything else, such as a list or a tensor of torch; the message names the argument.
+    """
     if not isinstance(array, AnyArray):
         kind = type(array)
         raise UserError(f"{name}: got {kind.__module__}.{kind.__name__}, not an array: give numpy.asarray({name})")
 
 
 def check_features(name: str, features: Any) -> AnyArray:
-    """Features [N, D] as an array.
+    """Features [N, D] as an array, checked to be finite.
 
-    A feature of NaN compares with nothing, and would rank anywhere: that of a damaged picture must not count as a hit.
+    A NaN is neither smaller nor larger than any similarity, so its row could rank anywhere and count as a hit.
+
+    Args:
+        name: of the argument, for errors.
+        features: array [N, D], or N lists of D numbers.
 
     Raises:
-        UserError: it names the argument; for another shape, for what are no numbers, and for rows with NaN or Inf,
-            which it counts.
+        UserError: If the shape is not [N, D], the values are not numbers, or rows have NaN or Inf; the message names
+            the argument and counts these rows.
     """
     try:
         array: Any = features if hasattr(features, "dtype") and hasattr(features, "ndim") else np.asarray(features)
@@ -43,7 +51,7 @@ def check_features(name: str, features: Any) -> AnyArray:
     bad, first = 0, None
     for start in range(0, len(array), ROWS):
         rows = np.asarray(array[start : start + ROWS])
-        with np.errstate(over="ignore"):  # in float32, as they are compared
+        with np.errstate(over="ignore"):  # float32 as in the comparison, where a large float64 becomes Inf
             wrong = ~np.isfinite(rows.astype(np.float32)).all(1)
         if first is None and wrong.any():
             first = start + int(wrong.argmax())
@@ -57,16 +65,29 @@ def check_features(name: str, features: Any) -> AnyArray:
 
 
 def check_ks(ks: Any, name: str = "ks") -> tuple[int, ...]:
-    """Numbers of best ones as ints. Raises UserError, which names the argument, for none, or one below 1."""
-    found = tuple(ks) if isinstance(ks, Sequence | np.ndarray) else (ks,)
-    wrong = [k for k in found if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1]
-    if wrong or not found:
+    """The k of top-k or recall@k, one or several, as a tuple of ints.
+
+    Raises:
+        UserError: If there is none, or one is not an integer of at least 1; the message names the argument.
+    """
+    values = tuple(ks) if isinstance(ks, Sequence | np.ndarray) else (ks,)
+    wrong = [k for k in values if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1]
+    if wrong or not values:
         raise UserError(f"{name} is {wrong[0] if wrong else 'empty'}: it must be an integer from 1")
-    return tuple(int(k) for k in found)
+    return tuple(int(k) for k in values)
 
 
 def check_labels(name: str, labels: Any, count: int) -> np.ndarray:
-    """Integers, one for each of `count` rows. Raises UserError, which names the argument, for anything else."""
+    """Integer labels as an array. Their range is not checked.
+
+    Args:
+        name: of the argument, for errors.
+        labels: `count` integers.
+        count: number of rows that they label.
+
+    Raises:
+        UserError: If the shape is not [count], or they are not integers; the message names the argument.
+    """
     array = np.asarray(labels)
     if array.shape != (count,):
         raise UserError(f"{name}: the shape is {list(array.shape)}, but there are {count} rows: give one for each")

@@ -1,6 +1,7 @@
-"""`clip-jax embed | classify | retrieve | verify`, or `python -m clip_jax`: a trained CLIP on pictures of one's own.
+"""Command line `clip-jax embed | classify | retrieve | verify`: runs a trained CLIP on your own pictures.
 
-Bad input ends in one line on stderr and exit code 2, and leaves no file behind. Files appear whole or not at all.
+`python -m clip_jax` is the same. Bad input ends in one line on stderr and exit code 2, and leaves no file behind.
+Output files are written atomically.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from clip_jax.uses.zero_shot import accuracy, classifier_weights, rank
 from image_text.command_line import Command, program, run_command, run_main, say
 from image_text.source import Source, open_source
 
-NAME = "clip_jax"  # what every line on stderr begins with
+NAME = "clip_jax"  # prefix of every line on stderr
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Which pictures, and with which model."""
+    """Options of every command: the pictures and the model."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A folder, a table (.csv, .tsv, .txt, .jsonl, COCO's .json; columns image, caption, label), or tfds:NAME:SPLIT."""
@@ -43,20 +44,20 @@ class Pictures:
     data_dir: Path | None = None
     """Where TFDS keeps its data."""
     batch_size: int = 64
-    """Pictures encoded together."""
+    """Pictures per batch."""
     threads: int = 8
-    """Pictures decoded at once."""
+    """Pictures decoded in parallel."""
     max_bad_fraction: float = 0.01
-    """Share of the pictures that may be damaged and are left out (two always may, but less than half); 0: none."""
+    """Share of the pictures that may be damaged and are skipped (at least two, if that is less than half); 0: none."""
 
 
 @dataclass(frozen=True)
 class Embed(Pictures):
     """Writes the unit-norm features of pictures, and of their captions if they have some.
 
-    Started again after it was killed, it goes on where it was, by OUT.part, which is removed at the end. Columns: name,
-    image_features, caption, text_features, label. In .npz, texts of very different lengths are NAME_utf8 and NAME_ends
-    instead of NAME; clip_jax.uses.results.read_texts reads both.
+    A killed run that is started again continues from OUT.part, which is removed at the end. Columns: name,
+    image_features, caption, text_features, label. In .npz, texts of very different lengths are stored as NAME_utf8 and
+    NAME_ends instead of NAME; clip_jax.uses.results.read_texts reads both.
     """
 
     out: Path = Path("embeds.npz")
@@ -65,31 +66,31 @@ class Embed(Pictures):
 
 @dataclass(frozen=True)
 class Classify(Pictures):
-    """Sorts pictures into classes by prompts; reports the accuracy where the classes are known."""
+    """Zero-shot classification of pictures by prompts; reports the accuracy where the pictures have labels."""
 
     classes: tuple[str, ...] = ()
     """Names of the classes, or one text file with a name, or LABEL<TAB>NAME, per line. Default: the pictures' own."""
     templates: str = "plain"
-    """A set of prompts (plain, imagenet, cifar10, ...), or a text file with a template per line."""
+    """A set of prompt templates (plain, imagenet, cifar10, ...), or a text file with a template per line."""
     k: int = 5
-    """Best classes written for each picture."""
+    """Number of best classes written for each picture."""
     out: Path | None = None
-    """.npz, or .parquet with pyarrow. Default: nothing is written but the outcome."""
+    """.npz, or .parquet with pyarrow. Default: only the summary is printed."""
 
 
 @dataclass(frozen=True)
 class Retrieve(Pictures):
-    """Finds pictures by text; without --query, measures how well captions and pictures find each other."""
+    """Top-k retrieval of pictures by text; without --query, recall@k between pictures and their captions."""
 
     query: tuple[str, ...] = ()
-    """What to look for; several texts are looked for one after the other."""
+    """Text to search for; several texts are searched one after the other."""
     k: int = 5
-    """Pictures named for each query."""
+    """Number of pictures printed for each query."""
 
 
 @dataclass(frozen=True)
 class Verify(Pictures):
-    """Compares the accuracy (of labelled pictures) or recall (of captioned ones) with what was published."""
+    """Compares the accuracy (labelled pictures) or recall@1 (captioned pictures) with the published figure."""
 
     name: str = ""
     """The published model that --model should be, as in clip_jax.uses.published, e.g. ViT-B/32."""
@@ -105,14 +106,14 @@ class Verify(Pictures):
     """Difference in points that still counts as equal; more ends with exit code 1."""
 
 
-# The commands. Each prints its outcome in one line.
+# The commands. The last line that each one prints sums up its outcome.
 
 
 def embed(options: Embed) -> None:
-    """Writes the features of pictures and captions to `options.out`.
+    """Writes the unit-norm features of pictures and captions to `options.out`.
 
     Raises:
-        UserError: the pictures, the model or the output is not what it should be.
+        UserError: If the pictures or the model cannot be used, or the output cannot be written.
     """
     check_output(options.out)
     clip, listing = load(options, without_pictures=True)
@@ -134,16 +135,16 @@ def embed(options: Embed) -> None:
         parts.close(remove=bad_input or not parts.count)
         raise
     parts.close(remove=True)
-    what = "image_features" if "image_features" in columns else "text_features"
-    n, d = columns[what].shape
-    print(f"{n} {'pictures' if what == 'image_features' else 'captions'}, {d} numbers each, in {options.out}")
+    counted = "image_features" if "image_features" in columns else "text_features"
+    n, d = columns[counted].shape
+    print(f"{n} {'pictures' if counted == 'image_features' else 'captions'}, {d} numbers each, in {options.out}")
 
 
 def classify(options: Classify) -> None:
-    """Sorts pictures into classes, and writes the best ones of each picture to `options.out` if that is given.
+    """Classifies pictures zero-shot, and writes the best classes of each picture to `options.out` if that is given.
 
     Raises:
-        UserError: the pictures, the model, the classes or the output is not what it should be.
+        UserError: If the pictures, the model or the classes cannot be used, or the output cannot be written.
     """
     if options.out is not None:
         check_output(options.out)
@@ -153,10 +154,10 @@ def classify(options: Classify) -> None:
     listing = dataclasses.replace(listing, labels=same_classes(listing, classes, options.classes), classes=classes)
     weights = weights_of(clip, classes, templates(options.templates))
     listing, features = encode(options, clip, listing)
-    found = rank(clip, features, weights, options.k)
+    ranked = rank(clip, features, weights, options.k)
     if options.out is not None:
-        best = np.array(classes)[found.indices]
-        write(options.out, {"name": listing.names, "class": best, "probability": found.probability})
+        best = np.array(classes)[ranked.indices]
+        write(options.out, {"name": listing.names, "class": best, "probability": ranked.probability})
     outcome = f"{len(features)} pictures, {len(classes)} classes"
     if listing.labels is not None:
         right = accuracy(features, weights, listing.labels)
@@ -165,10 +166,10 @@ def classify(options: Classify) -> None:
 
 
 def retrieve(options: Retrieve) -> None:
-    """Prints the pictures nearest to each query; without queries, how well captions and pictures find each other.
+    """Prints the pictures nearest to each query; without queries, recall@k between pictures and captions.
 
     Raises:
-        UserError: the pictures, the model or a query is not what it should be, or there are neither queries nor
+        UserError: If the pictures or the model cannot be used, a query is empty, or there are neither queries nor
             captions.
     """
     check(options, "k")
@@ -189,15 +190,15 @@ def retrieve(options: Retrieve) -> None:
 
 
 def verify(options: Verify) -> None:
-    """Prints the accuracy or recall of a model beside the published figure.
+    """Prints the accuracy or recall@1 of a model next to the published figure.
 
     Raises:
-        UserError: the pictures, the model or an option is not what it should be.
-        Unequal: the two differ by more than `options.tolerance` points.
+        UserError: If the pictures, the model or an option cannot be used.
+        Unequal: If the two figures differ by more than `options.tolerance` percentage points.
     """
     for name in ("published", "tolerance"):
         value = getattr(options, name)
-        if value is not None and not np.isfinite(value):  # nothing differs from NaN by more than a tolerance
+        if value is not None and not np.isfinite(value):  # a comparison with NaN is false, so any model would pass
             raise UserError(f"--{name}: {value} is not a finite number")
     known: dict[str, Any] = RETRIEVAL.get(options.dataset, IMAGENET)
     if options.dataset != "imagenet" and options.dataset not in RETRIEVAL:
@@ -223,7 +224,7 @@ def verify(options: Verify) -> None:
         assert listing.labels is not None
         top = 100 * accuracy(features, weights, listing.labels)[1]
         pairs = [("top-1", top, known[options.name] if options.published is None else options.published)]
-    lines = [f"{what} {x:.2f} %, published {y:.2f} %: {x - y:+.2f} points" for what, x, y in pairs]
+    lines = [f"{metric} {x:.2f} %, published {y:.2f} %: {x - y:+.2f} points" for metric, x, y in pairs]
     outcome = "; ".join(lines)
     if max(abs(x - y) for _, x, y in pairs) > options.tolerance:
         raise Unequal(outcome)
@@ -231,16 +232,27 @@ def verify(options: Verify) -> None:
 
 
 class Unequal(Exception):
-    """The measurement is not the published one."""
+    """The measured figure differs from the published one; exit code 1."""
 
     exit_status = 1
 
 
-# What the commands share
+# Helpers of the commands
 
 
 def load(options: Pictures, *, without_pictures: bool = False) -> tuple[LoadedCLIP, Source]:
-    """The model and the pictures. Those are opened first: they are what is mistyped, and cost nothing to look for."""
+    """Opens the pictures, then loads the model: a mistyped path of pictures is reported before the slow step.
+
+    Args:
+        options: of the command.
+        without_pictures: whether a source of captions alone is accepted.
+
+    Returns:
+        (model, source).
+
+    Raises:
+        UserError: If an option is out of range, or the pictures or the model cannot be used.
+    """
     check(options, "batch_size", "threads")
     if not 0 <= options.max_bad_fraction <= 1:
         raise UserError(f"--max-bad-fraction: {options.max_bad_fraction} is not between 0 and 1")
@@ -249,7 +261,11 @@ def load(options: Pictures, *, without_pictures: bool = False) -> tuple[LoadedCL
 
 
 def check(options: Any, *names: str) -> None:
-    """Raises UserError unless these fields of the options are at least 1."""
+    """Checks that the fields `names` of the options are at least 1.
+
+    Raises:
+        UserError: If one of them is less than 1.
+    """
     for name in names:
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: {getattr(options, name)} is less than 1")
@@ -258,7 +274,20 @@ def check(options: Any, *names: str) -> None:
 def encode(
     options: Pictures, clip: LoadedCLIP, listing: Source, parts: Parts | None = None
 ) -> tuple[Source, np.ndarray]:
-    """The rows whose pictures can be read, and their features. A picture of several rows is encoded once."""
+    """Encodes the pictures of a source; a picture that several rows share is encoded once.
+
+    Args:
+        options: batch size, threads and the allowed share of damaged pictures.
+        clip: the model.
+        listing: the pictures, with their captions and labels.
+        parts: the checkpoint file that the run continues from; None: no checkpoint.
+
+    Returns:
+        The rows whose pictures can be read [N], and their unit-norm features, float32 [N, D].
+
+    Raises:
+        UserError: If no picture can be read, or too many are damaged.
+    """
     firsts: dict[str, int] = {}
     for i, name in enumerate(listing.names):
         firsts.setdefault(name, i)
@@ -288,12 +317,12 @@ def encode(
 
 
 def weights_of(clip: LoadedCLIP, classes: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
-    """The weights of the zero-shot classifier of classes: unit-norm text features [classes, D]."""
+    """The weights of a zero-shot classifier: unit-norm text features [classes, D], averaged over the prompts."""
     return classifier_weights(lambda texts: text_features(clip, texts), classes, prompts)
 
 
 def both_recalls(clip: LoadedCLIP, listing: Source, features: np.ndarray) -> dict[str, dict[int, float]]:
-    """R@k of pictures and captions in both directions. Rows of the same picture are one with several captions."""
+    """recall@k of pictures and captions in both directions. Rows that share a picture are its several captions."""
     assert listing.captions is not None
     places: dict[str, int] = {}
     image_of_text = np.array([places.setdefault(name, len(places)) for name in listing.names])
@@ -302,7 +331,7 @@ def both_recalls(clip: LoadedCLIP, listing: Source, features: np.ndarray) -> dic
 
 
 def recalls(clip: LoadedCLIP, listing: Source, features: np.ndarray) -> str:
-    """`both_recalls` in one line."""
+    """`both_recalls` as one line of text, in per cent."""
     parts = []
     for direction, recall in both_recalls(clip, listing, features).items():
         values = ", ".join(f"R@{k} {100 * value:.2f} %" for k, value in recall.items())
@@ -322,7 +351,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def command(argv: Sequence[str]) -> None:
-    """Runs the command that the arguments name. Raises what `main` turns into one line and an exit code."""
+    """Runs the command that the arguments name. `main` turns its exceptions into one line and an exit code."""
     about = "A trained CLIP on pictures of your own."
     example = 'example: {} retrieve photos/ --model DIR --query "a dog on a beach"'
     prog = program("clip_jax")
@@ -332,7 +361,7 @@ def command(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script `clip-jax`: runs a command and exits.
 
-    The exit code is 0 on success, 1 when what was verified is not so or too many pictures are damaged, 2 for bad input,
-    130 when stopped. With `--debug` errors end in their traceback.
+    Exit codes: 0 success; 1 `verify` found another figure, or too many pictures are damaged; 2 bad input; 130
+    interrupted. With `--debug` errors end in their traceback.
     """
     run_main(command, argv, name=NAME)

@@ -1,7 +1,6 @@
-"""CLIP behind the interface of transformers 4's Flax models: FlaxCLIPTextModel, FlaxCLIPVisionModel, FlaxCLIPModel.
+"""Drop-in replacements for transformers 4's Flax models: FlaxCLIPTextModel, FlaxCLIPVisionModel, FlaxCLIPModel.
 
-transformers 5 has no Flax any more, and with it went these classes, which pipelines such as maxdiffusion's call.
-Replace their import by
+Pipelines such as maxdiffusion's call these classes, which transformers 5 has not. Replace their import by
 
     from clip_jax.compat import FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection
 
@@ -10,8 +9,8 @@ Replace their import by
     text_encoder(input_ids, output_hidden_states=True).hidden_states[-2]       # SDXL: [B, L, C], before the last norm
     text_encoder(input_ids).pooler_output                                      # FLUX: [B, C]
 
-`params` has transformers' layout (`params["text_model"]["embeddings"]…`); parameters in this project's layout are taken
-as well. The names of this module are transformers', not this project's.
+`params` has transformers' layout (`params["text_model"]["embeddings"]…`); parameters in this project's layout are
+accepted as well. Class, method and argument names are transformers'.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ from clip_jax.model import CLIP, init, unit_norm
 from clip_jax.pretrained import export, load
 from clip_jax.weights import huggingface
 
-# Arguments of transformers' `from_pretrained` that say how to fetch a file or where it came from.
+# Arguments of transformers' `from_pretrained` that are accepted and ignored: how and from where to fetch a file.
 HOW_TO_FETCH = {
     "cache_dir", "force_download", "from_flax", "from_pt", "input_shape", "local_files_only", "mirror", "proxies",
     "resume_download", "revision", "seed", "token", "trust_remote_code", "use_auth_token", "use_safetensors", "variant",
@@ -44,13 +43,13 @@ PROJECTIONS = ("text_projection", "text_projection_bias", "proj")
 
 
 class _Output:
-    """What a model returns: its fields by name, by key, or by place among those that are there."""
+    """Output of a model: fields by attribute, by key, or by index among the fields that are not None."""
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are there, in order."""
+        """The fields that are not None, in order."""
         values = (getattr(self, f.name) for f in dataclasses.fields(self))  # type: ignore[arg-type]
         return tuple(value for value in values if value is not None)
 
@@ -58,17 +57,17 @@ class _Output:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TextModelOutput(_Output):
-    """Of `FlaxCLIPTextModel`."""
+    """Output of `FlaxCLIPTextModel`."""
 
     last_hidden_state: Float[Array, "B L C"]  # after the last norm
-    pooler_output: Float[Array, "B C"]  # the same at the end of the text
+    pooler_output: Float[Array, "B C"]  # last_hidden_state at the end-of-text token
     hidden_states: tuple[Float[Array, "B L C"], ...] | None = None  # layers + 1, before the last norm
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TextModelWithProjectionOutput(_Output):
-    """Of `FlaxCLIPTextModelWithProjection`."""
+    """Output of `FlaxCLIPTextModelWithProjection`."""
 
     text_embeds: Float[Array, "B D"]
     last_hidden_state: Float[Array, "B L C"]
@@ -78,17 +77,17 @@ class TextModelWithProjectionOutput(_Output):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VisionModelOutput(_Output):
-    """Of `FlaxCLIPVisionModel`."""
+    """Output of `FlaxCLIPVisionModel`."""
 
     last_hidden_state: Float[Array, "B P C"]  # before the last norm
-    pooler_output: Float[Array, "B C"]  # the class token after it
+    pooler_output: Float[Array, "B C"]  # the class token after the last norm
     hidden_states: tuple[Float[Array, "B P C"], ...] | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VisionModelWithProjectionOutput(_Output):
-    """Of `FlaxCLIPVisionModelWithProjection`."""
+    """Output of `FlaxCLIPVisionModelWithProjection`."""
 
     image_embeds: Float[Array, "B D"]
     last_hidden_state: Float[Array, "B P C"]
@@ -98,7 +97,7 @@ class VisionModelWithProjectionOutput(_Output):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CLIPModelOutput(_Output):
-    """Of `FlaxCLIPModel`."""
+    """Output of `FlaxCLIPModel`."""
 
     logits_per_image: Float[Array, "B T"] | Any
     logits_per_text: Float[Array, "T B"] | Any
@@ -107,35 +106,40 @@ class CLIPModelOutput(_Output):
 
 
 class Config:
-    """Fields of transformers' config by their names: `hidden_size`, `max_position_embeddings` and the others."""
+    """A config of transformers: its fields as attributes, `hidden_size`, `max_position_embeddings` and so on."""
 
     def __init__(self, data: Mapping[str, Any]):
         for name, value in data.items():
             setattr(self, name, Config(value) if isinstance(value, Mapping) else value)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as they are in a `config.json`."""
+        """The content of a `config.json` of transformers."""
         return {name: value.to_dict() if isinstance(value, Config) else value for name, value in vars(self).items()}
 
 
 class FlaxCLIPPreTrainedModel:
-    """What the models have in common: parameters apart from the model, and how to get them.
+    """Base class of the models: config, parameters, loading and saving.
 
     Args:
         config: a CLIPConfig, of which the towers of the class are kept, or a config of transformers.
-        params: its parameters, in transformers' layout or ours. None: drawn from `seed` for a config of transformers,
-            as there; none for ours.
-        dtype: of the matrix products and of what is returned; a name ("bfloat16") as well.
-        seed: of the drawing.
-        input_shape: not needed, the config says it.
+        params: the parameters, in transformers' layout or this project's. None: a config of transformers gets random
+            ones, as in transformers; with a CLIPConfig the model has none, and every call needs `params`.
+        dtype: of the matrix products and outputs, as a dtype or its name ("bfloat16").
+        seed: of the random parameters.
+        input_shape: ignored; the config has the sizes.
+
+    Attributes:
+        towers: the towers that the class has.
+        architecture: its name in `config.json`.
+        projected: whether the class has the projection to the joint space.
 
     Raises:
-        UserError: the config lacks a tower of the class.
+        UserError: If the config lacks a tower of the class.
     """
 
     towers: ClassVar[tuple[str, ...]] = ("text", "vision")
     architecture: ClassVar[str] = "CLIPModel"
-    projected: ClassVar[bool] = True  # whether the projection into the joint space is part of it
+    projected: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -167,7 +171,7 @@ class FlaxCLIPPreTrainedModel:
 
     @property
     def config(self) -> Any:
-        """The config of transformers of this model; ours where transformers has no such model."""
+        """The config in transformers' format; the CLIPConfig if transformers has no such architecture."""
         if self._own_layout:
             return self._model.config
         return Config(huggingface.config_to_json(self._model.config))
@@ -182,12 +186,19 @@ class FlaxCLIPPreTrainedModel:
         _do_init: bool = True,
         **how: Any,
     ) -> Any:
-        """From anything that `clip_jax.load` takes: the model, or (model, params) with `_do_init=False`.
+        """Loads a model.
 
-        `how`: what says in transformers how a file is fetched (`from_pt`, `revision`, …) makes no difference here.
+        Args:
+            source: anything that `clip_jax.load` takes.
+            subfolder: of the directory `source`.
+            dtype: of the matrix products and outputs.
+            how: arguments of transformers about fetching files (`from_pt`, `revision`, …) are ignored.
+
+        Returns:
+            The model; with `_do_init=False` (model, params).
 
         Raises:
-            UserError: for other arguments.
+            UserError: If an argument is unknown, or the model cannot be loaded.
         """
         if unknown := sorted(set(how) - HOW_TO_FETCH):
             raise UserError(f"from_pretrained: {unknown[0]} is not supported: leave it out")
@@ -199,24 +210,38 @@ class FlaxCLIPPreTrainedModel:
         return model, params
 
     def save_pretrained(self, directory: str | os.PathLike, params: Mapping[str, Any] | None = None) -> None:
-        """Writes `config.json` and `model.safetensors`, as transformers reads them."""
+        """Writes `config.json` and `model.safetensors` in transformers' layout.
+
+        Args:
+            directory: where.
+            params: None: the model's own.
+
+        Raises:
+            UserError: If the model has no parameters and none are given.
+        """
         export(directory, self._model, {"params": self._given(params)})
 
     def init_weights(self, rng: Array, input_shape: Any = None, params: Any = None) -> Any:
-        """Fresh parameters; those in `params` are kept."""
+        """Random parameters in transformers' layout.
+
+        Args:
+            rng: PRNG key.
+            input_shape: ignored; the config has the sizes.
+            params: parameters that are kept in place of random ones; may be incomplete.
+        """
         fresh = self._theirs(jax.jit(lambda key: init(self._model.config, key)["params"])(rng))
         return fresh if params is None else _filled(fresh, params)
 
     def to_bf16(self, params: Any, mask: Any = None) -> Any:
-        """`params` with its floats in bfloat16, where `mask` has True (None: everywhere)."""
+        """Casts the floats of `params` to bfloat16, where `mask` is True (None: everywhere)."""
         return _cast(params, jnp.bfloat16, mask)
 
     def to_fp16(self, params: Any, mask: Any = None) -> Any:
-        """`params` with its floats in float16, as `to_bf16`."""
+        """Casts the floats of `params` to float16, as `to_bf16`."""
         return _cast(params, jnp.float16, mask)
 
     def to_fp32(self, params: Any, mask: Any = None) -> Any:
-        """`params` with its floats in float32, as `to_bf16`."""
+        """Casts the floats of `params` to float32, as `to_bf16`."""
         return _cast(params, jnp.float32, mask)
 
     def _read(self, config: Any) -> CLIPConfig:
@@ -230,7 +255,7 @@ class FlaxCLIPPreTrainedModel:
         return params if self._own_layout else to_transformers(params, self._model.config)
 
     def _ours(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters of either layout in ours, without those of towers that are not here."""
+        """Parameters of either layout in this project's, without those of towers that the class does not have."""
         ours = from_transformers(params, self._model.config) if is_theirs(params) else dict(params)
         names = {"text": "text", "vision": "visual"}
         kept = [names[tower] for tower in self.towers] + (["logit_scale", "logit_bias"] if len(self.towers) > 1 else [])
@@ -251,7 +276,7 @@ class FlaxCLIPPreTrainedModel:
 
 
 class FlaxCLIPTextPreTrainedModel(FlaxCLIPPreTrainedModel):
-    """A text tower as a function of its parameters; of a CLIP's config and parameters the text tower is kept."""
+    """Base class of the text models; of a whole CLIP's config and parameters only the text tower is kept."""
 
     towers: ClassVar[tuple[str, ...]] = ("text",)
     architecture: ClassVar[str] = "CLIPTextModel"
@@ -268,18 +293,32 @@ class FlaxCLIPTextPreTrainedModel(FlaxCLIPPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """-> the output of the class, or its tuple with `return_dict=False`. There is no dropout, nothing to `train`.
+        """Encodes texts.
+
+        Args:
+            input_ids: tokens [B, L].
+            attention_mask: [B, L], 0 at tokens that are not attended to; None: all are.
+            position_ids: [B, L] or [1, L]; None: in order.
+            params: None: the model's own.
+            dropout_rng: ignored, as there is no dropout.
+            train: ignored, as `dropout_rng`.
+            output_attentions: not supported.
+            output_hidden_states: whether to return the hidden states of all layers.
+            return_dict: False returns a tuple.
+
+        Returns:
+            The output of the class, or its tuple.
 
         Raises:
-            UserError: for attentions, which are not kept.
+            UserError: If attentions are requested, or there are no parameters.
         """
         _no_attentions(output_attentions)
-        found = _encode_text(
+        features = _encode_text(
             self._model, self._given(params), input_ids, attention_mask, position_ids, bool(output_hidden_states)
         )
-        return self._finish(self._output(found), return_dict)
+        return self._finish(self._output(features), return_dict)
 
-    def _output(self, found: Any) -> _Output:
+    def _output(self, features: Any) -> _Output:
         raise NotImplementedError
 
 
@@ -288,10 +327,10 @@ class FlaxCLIPTextModel(FlaxCLIPTextPreTrainedModel):
 
     projected: ClassVar[bool] = False
 
-    def _output(self, found: Any) -> _Output:
-        end = found.mask.sum(-1) - 1
-        pooled = jnp.take_along_axis(found.encodings, end[:, None, None], axis=1)[:, 0]
-        return TextModelOutput(found.encodings, pooled, found.hidden_states)
+    def _output(self, features: Any) -> _Output:
+        end = features.mask.sum(-1) - 1
+        pooled = jnp.take_along_axis(features.encodings, end[:, None, None], axis=1)[:, 0]
+        return TextModelOutput(features.encodings, pooled, features.hidden_states)
 
 
 class FlaxCLIPTextModelWithProjection(FlaxCLIPTextPreTrainedModel):
@@ -299,14 +338,14 @@ class FlaxCLIPTextModelWithProjection(FlaxCLIPTextPreTrainedModel):
 
     architecture: ClassVar[str] = "CLIPTextModelWithProjection"
 
-    def _output(self, found: Any) -> _Output:
+    def _output(self, features: Any) -> _Output:
         if self._model.config.embed_dim is None:
             raise UserError("this text model has no projection: use FlaxCLIPTextModel")
-        return TextModelWithProjectionOutput(found.embed, found.encodings, found.hidden_states)
+        return TextModelWithProjectionOutput(features.embed, features.encodings, features.hidden_states)
 
 
 class FlaxCLIPVisionModelWithProjection(FlaxCLIPPreTrainedModel):
-    """An image tower, which takes [B, c, H, W] as transformers' processor gives it."""
+    """The image tower with its projection: returns `VisionModelWithProjectionOutput`."""
 
     towers: ClassVar[tuple[str, ...]] = ("vision",)
     architecture: ClassVar[str] = "CLIPVisionModelWithProjection"
@@ -321,15 +360,27 @@ class FlaxCLIPVisionModelWithProjection(FlaxCLIPPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """-> the output of the class, or its tuple with `return_dict=False`.
+        """Encodes images.
+
+        Args:
+            pixel_values: CLIP-normalised, channels first [B, c, H, W], as transformers' processor gives them.
+            params: None: the model's own.
+            dropout_rng: ignored, as there is no dropout.
+            train: ignored, as `dropout_rng`.
+            output_attentions: not supported.
+            output_hidden_states: whether to return the hidden states of all layers.
+            return_dict: False returns a tuple.
+
+        Returns:
+            The output of the class, or its tuple.
 
         Raises:
-            UserError: for attentions, which are not kept.
+            UserError: If attentions are requested, or there are no parameters.
         """
         _no_attentions(output_attentions)
-        found = _image_states(self._model, self._given(params), pixel_values)
-        states = found.hidden_states if output_hidden_states else None
-        return self._finish(self._output(found.embed, found.hidden_states[-1], states), return_dict)
+        features = _image_states(self._model, self._given(params), pixel_values)
+        states = features.hidden_states if output_hidden_states else None
+        return self._finish(self._output(features.embed, features.hidden_states[-1], states), return_dict)
 
     def _output(self, embed: Array, last: Array, states: Any) -> _Output:
         if self._model.config.embed_dim is None:
@@ -353,12 +404,30 @@ class FlaxCLIPModel(FlaxCLIPPreTrainedModel):
     def get_text_features(
         self, input_ids: Any, attention_mask: Any = None, position_ids: Any = None, params: Any = None, **_: Any
     ) -> Float[Array, "B D"]:
-        """Text embeddings, not normalised."""
-        found = _encode_text(self._model, self._given(params), input_ids, attention_mask, position_ids, False)
-        return found.embed.astype(self.dtype)
+        """Text embeddings [B, D], not normalised.
+
+        Args:
+            input_ids: tokens [B, L].
+            attention_mask: [B, L], 0 at tokens that are not attended to; None: all are.
+            position_ids: [B, L] or [1, L]; None: in order.
+            params: None: the model's own.
+
+        Raises:
+            UserError: If there are no parameters, or the tokens do not fit the model.
+        """
+        features = _encode_text(self._model, self._given(params), input_ids, attention_mask, position_ids, False)
+        return features.embed.astype(self.dtype)
 
     def get_image_features(self, pixel_values: Any, params: Any = None, **_: Any) -> Float[Array, "B D"]:
-        """Image embeddings, not normalised, of [B, c, H, W]."""
+        """Image embeddings [B, D], not normalised.
+
+        Args:
+            pixel_values: CLIP-normalised, channels first [B, c, H, W].
+            params: None: the model's own.
+
+        Raises:
+            UserError: If there are no parameters, or the images do not fit the model.
+        """
         return _image_states(self._model, self._given(params), pixel_values).embed.astype(self.dtype)
 
     def __call__(
@@ -374,10 +443,13 @@ class FlaxCLIPModel(FlaxCLIPPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """-> `CLIPModelOutput`, or its tuple with `return_dict=False`.
+        """Encodes images and texts, and scales their similarities; arguments as of the models of one tower.
+
+        Returns:
+            `CLIPModelOutput`, or its tuple with `return_dict=False`.
 
         Raises:
-            UserError: for attentions and hidden states, which the models of one tower return.
+            UserError: If attentions or hidden states are requested; the models of one tower return hidden states.
         """
         _no_attentions(output_attentions)
         if output_hidden_states:
@@ -415,8 +487,8 @@ def _no_attentions(output_attentions: bool | None) -> None:
 
 
 def _cast(params: Any, dtype: Any, mask: Any) -> Any:
-    def cast(x: Any, wanted: bool = True) -> Any:
-        return x.astype(dtype) if wanted and jnp.issubdtype(x.dtype, jnp.floating) else x
+    def cast(x: Any, selected: bool = True) -> Any:
+        return x.astype(dtype) if selected and jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(cast, params) if mask is None else jax.tree.map(cast, params, mask)
 

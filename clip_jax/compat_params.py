@@ -1,4 +1,4 @@
-"""Parameters of CLIP's towers in the layout of transformers' Flax models, there and back, also under `jit`."""
+"""Converts parameters between this project's layout and that of transformers' Flax models; works under `jit`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def is_theirs(params: Tree) -> bool:
 
 
 def has_layout(config: CLIPConfig) -> bool:
-    """Whether transformers has such towers: OpenAI's transformers, without the changes of SigLIP and others."""
+    """Whether transformers' FlaxCLIP has this architecture: OpenAI's transformers, none of SigLIP's changes."""
     text, vision = config.text, config.vision
     plain_text = text is None or (
         isinstance(text, TextConfig) and (text.positions, text.pool, text.projection_bias) == ("learned", "eos", False)
@@ -31,11 +31,16 @@ def has_layout(config: CLIPConfig) -> bool:
 
 
 def to_transformers(params: Tree, config: CLIPConfig) -> dict[str, Any]:
-    """Ours -> theirs."""
-    found: dict[str, Any] = {}
+    """Converts parameters from this project's layout to transformers'.
+
+    Args:
+        params: of one tower or both; `logit_scale` is kept.
+        config: of the model, for `scan_layers`.
+    """
+    converted: dict[str, Any] = {}
     if "text" in params:
         text = params["text"]
-        found["text_model"] = {
+        converted["text_model"] = {
             "embeddings": {
                 "token_embedding": text["token_embedding"],
                 "position_embedding": {"embedding": text["positional_embedding"]},
@@ -44,40 +49,45 @@ def to_transformers(params: Tree, config: CLIPConfig) -> dict[str, Any]:
             "final_layer_norm": text["ln_final"],
         }
         if "text_projection" in text:
-            found["text_projection"] = {"kernel": text["text_projection"]}
+            converted["text_projection"] = {"kernel": text["text_projection"]}
     if "visual" in params:
         visual = params["visual"]
-        found["vision_model"] = {
+        converted["vision_model"] = {
             "embeddings": {
                 "class_embedding": visual["class_embedding"],
                 "patch_embedding": visual["conv1"],
                 "position_embedding": {"embedding": visual["positional_embedding"]},
             },
-            "pre_layrnorm": visual["ln_pre"],  # their spelling
+            "pre_layrnorm": visual["ln_pre"],  # transformers' spelling
             "encoder": _encoder(visual["transformer"], config.vision.scan_layers),
             "post_layernorm": visual["ln_post"],
         }
         if "proj" in visual:
-            found["visual_projection"] = {"kernel": visual["proj"]}
-    return found | ({"logit_scale": params["logit_scale"]} if "logit_scale" in params else {})
+            converted["visual_projection"] = {"kernel": visual["proj"]}
+    return converted | ({"logit_scale": params["logit_scale"]} if "logit_scale" in params else {})
 
 
 def from_transformers(params: Tree, config: CLIPConfig) -> dict[str, Any]:
-    """Theirs -> ours."""
-    found: dict[str, Any] = {}
+    """Converts parameters from transformers' layout to this project's, the inverse of `to_transformers`.
+
+    Args:
+        params: of one tower or both; `logit_scale` is kept.
+        config: of the model, for `scan_layers`.
+    """
+    converted: dict[str, Any] = {}
     if "text_model" in params:
         text = params["text_model"]
-        found["text"] = {
+        converted["text"] = {
             "token_embedding": text["embeddings"]["token_embedding"],
             "positional_embedding": text["embeddings"]["position_embedding"]["embedding"],
             "transformer": _transformer(text["encoder"], config.text.scan_layers),
             "ln_final": text["final_layer_norm"],
         }
         if "text_projection" in params:
-            found["text"]["text_projection"] = params["text_projection"]["kernel"]
+            converted["text"]["text_projection"] = params["text_projection"]["kernel"]
     if "vision_model" in params:
         vision = params["vision_model"]
-        found["visual"] = {
+        converted["visual"] = {
             "class_embedding": vision["embeddings"]["class_embedding"],
             "conv1": vision["embeddings"]["patch_embedding"],
             "positional_embedding": vision["embeddings"]["position_embedding"]["embedding"],
@@ -86,8 +96,8 @@ def from_transformers(params: Tree, config: CLIPConfig) -> dict[str, Any]:
             "ln_post": vision["post_layernorm"],
         }
         if "visual_projection" in params:
-            found["visual"]["proj"] = params["visual_projection"]["kernel"]
-    return found | ({"logit_scale": params["logit_scale"]} if "logit_scale" in params else {})
+            converted["visual"]["proj"] = params["visual_projection"]["kernel"]
+    return converted | ({"logit_scale": params["logit_scale"]} if "logit_scale" in params else {})
 
 
 def _encoder(transformer: Tree, scanned: bool) -> dict[str, Any]:

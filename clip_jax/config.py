@@ -1,6 +1,7 @@
-"""What a CLIP is made of: frozen dataclasses, written as `config.json` beside every checkpoint.
+"""The architecture of a CLIP as frozen dataclasses, stored as `config.json` beside the weights.
 
-A config is checked when it is made, so a model that exists has sizes that fit. Nothing about training lives here.
+Every config checks its fields when it is made, and raises a UserError for wrong types and for sizes that do not fit
+together. Training options are not part of it.
 """
 
 import dataclasses
@@ -15,11 +16,11 @@ from clip_jax.fields import brief, check_types
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Positions = Literal["learned", "sinusoidal"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # Pillow's
-MOST_BLOCKS = 64  # of a ResNet's stage; RN50x64 has 36
+MOST_BLOCKS = 64  # of one stage of a ResNet; RN50x64 has 36
 TokenizerKind = Literal["clip", "bert", "roberta", "siglip", "siglip2", "ascii"]
 
-LARGEST_STATISTIC = 1000.0  # of a pixel / 255; the means of any data are far below
-MAX_PATCHES = 1 << 16  # of a picture: more than any CLIP has, and attention over them still fits in memory
+LARGEST_STATISTIC = 1000.0  # of mean and std, in units of a pixel / 255; real data are far below
+MAX_PATCHES = 1 << 16  # of a picture: more than any published CLIP has, and attention over them fits in memory
 
 
 def _check_eps(config: Any, name: str) -> None:
@@ -30,16 +31,27 @@ def _check_eps(config: Any, name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """A stack of residual attention blocks; the fields all transformers share."""
+    """A stack of residual attention blocks; the fields that all transformers share.
+
+    Attributes:
+        width: channels C of the hidden states.
+        layers: number of blocks.
+        heads: attention heads N, a divisor of `width`.
+        mlp_width: hidden channels of the MLP; None: 4 × width, as in all OpenAI models.
+        activation: of the MLP; OpenAI's weights need "quick_gelu", x · sigmoid(1.702 x).
+        ln_eps: epsilon of the layer norms.
+        scan_layers: whether one traced block is applied by `nn.scan`: compiles faster, runs slower on a CPU.
+        remat: gradient checkpointing: each block is computed again in the backward pass.
+    """
 
     width: int
     layers: int
     heads: int
-    mlp_width: int | None = None  # None: 4 × width, as in all OpenAI models
+    mlp_width: int | None = None
     activation: Activation = "quick_gelu"
     ln_eps: float = 1e-5
-    scan_layers: bool = False  # one traced block: compiles faster, but costs 28 % of a training step on CPU
-    remat: bool = False  # recompute each block in the backward pass
+    scan_layers: bool = False
+    remat: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -59,7 +71,7 @@ class _PatchConfig(TransformerConfig):
     def __post_init__(self) -> None:
         _check_square(self)
         super().__post_init__()
-        # SigLIP's SO400M/14 at 384 pixels looks at 27 × 14 = 378 of them; the others have no such checkpoint.
+        # SigLIP's SO400M/14 reads 27 × 14 = 378 of its 384 pixels; no other published checkpoint leaves pixels out.
         crops = getattr(self, "pool", "cls") == "map" and self.image_size > self.patch_size
         if self.image_size % self.patch_size and not crops:
             raise UserError(
@@ -82,21 +94,25 @@ class _PatchConfig(TransformerConfig):
 class ViTConfig(_PatchConfig):
     """Vision transformer: CLIP's by default (Radford et al. 2021), SigLIP's with `pool="map"` (Zhai et al. 2023).
 
-    `pool` is where the embedding comes from: "cls" is a class token and a projection, "map" a learned query that looks
-    at the patches (without class token and projection; pixels that fill no whole patch are cut off).
-    `stem` has the widths of convolutions of stride 2 between the image and the patches (Xiao et al. 2021); patch_size
-    counts pixels of the image with or without them.
+    Attributes:
+        patch_size: side of a patch in pixels of the image, also where there is a stem.
+        stem: widths of 3×3 convolutions of stride 2 before the patch embedding (Xiao et al. 2021); empty: none.
+        pool: where the embedding comes from. "cls": a class token and a projection. "map": attention pooling by a
+            learned query, without class token and projection; pixels that fill no whole patch are cut off.
+        ln_pre: whether there is a layer norm before the blocks.
+        patch_bias: whether the patch embedding has a bias.
+        positions: learned position embeddings, or fixed sinusoids.
     """
 
     stem: tuple[int, ...] = ()
     pool: Literal["cls", "map"] = "cls"
-    ln_pre: bool = True  # a norm before the blocks
+    ln_pre: bool = True
     patch_bias: bool = False
     positions: Positions = "learned"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        stride = 2 ** min(len(self.stem), 16)  # no patch is larger
+        stride = 2 ** min(len(self.stem), 16)  # the exponent is bounded: no patch is that large
         if self.patch_size % stride:
             raise UserError(
                 f"{type(self).__name__}: patch_size {self.patch_size} is not divisible by {stride}, "
@@ -106,12 +122,14 @@ class ViTConfig(_PatchConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EVA02Config(_PatchConfig):
-    """EVA-02: rotary positions, SwiGLU, a norm inside attention and MLP, no bias on the keys (Fang et al. 2023).
+    """EVA-02: RoPE, SwiGLU, a norm inside attention and MLP, no bias on the keys (Fang et al. 2023).
 
-    The rotary positions of the patches span `rope_grid`, whatever their number: the grid of the pre-training.
+    Attributes:
+        mlp_width: hidden channels of the SwiGLU; None: ⌊2.6667 × width⌋.
+        rope_grid: side of the patch grid in pre-training; the rotary positions of any other grid are scaled to it.
     """
 
-    mlp_width: int | None = None  # None: ⌊2.6667 × width⌋
+    mlp_width: int | None = None
     ln_eps: float = 1e-6
     rope_grid: int = 16
 
@@ -128,13 +146,19 @@ class EVA02Config(_PatchConfig):
 class ResNetConfig:
     """CLIP's ResNet: three-convolution stem, anti-aliased strides, attention pooling (Radford et al. 2021 §2.4).
 
-    `width` is that of the stem; the features have 32 times as many channels.
+    Attributes:
+        image_size: side of the image in pixels, a multiple of 32.
+        layers: bottleneck blocks of each of the four stages.
+        width: channels of the stem; the features have 32 × width.
+        heads: of the attention pool.
+        channels: of the image.
+        bn_eps: epsilon of the batch norms.
     """
 
     image_size: int
-    layers: tuple[int, int, int, int]  # bottleneck blocks of each stage
+    layers: tuple[int, int, int, int]
     width: int
-    heads: int  # of the attention pool
+    heads: int
     channels: int = 3
     bn_eps: float = 1e-5
 
@@ -150,7 +174,7 @@ class ResNetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlainResNetConfig:
-    """The ResNet with bottlenecks of torchvision (He et al. 2015, stride in the 3×3), mean-pooled and projected."""
+    """torchvision's bottleneck ResNet (He et al. 2015, stride in the 3×3 convolution), mean-pooled and projected."""
 
     image_size: int = 224
     layers: tuple[int, int, int, int] = (3, 4, 6, 3)
@@ -180,12 +204,19 @@ def _check_square(config: "_PatchConfig | ResNetConfig | PlainResNetConfig") -> 
 
 @dataclass(frozen=True, kw_only=True)
 class _TextConfig(TransformerConfig):
-    """A transformer over tokens; the fields all text towers share."""
+    """A transformer over tokens; the fields that all text towers share.
+
+    Attributes:
+        vocab_size: number of token ids.
+        context_length: longest row of tokens, L.
+        pad_id: id of the padding.
+        tokenizer: kind of the tokenizer; its vocabulary is a file beside the weights.
+    """
 
     vocab_size: int
     context_length: int
     pad_id: int = 0
-    tokenizer: TokenizerKind = "clip"  # what the ids mean; the tokenizer itself is a file beside the weights
+    tokenizer: TokenizerKind = "clip"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,11 +233,17 @@ class _TextConfig(TransformerConfig):
 class TextConfig(_TextConfig):
     """Pre-norm text transformer: CLIP's by default (causal, pooled at the end of the text), or SigLIP's.
 
-    `attention`: what a token sees. "causal": those before it; "text": those up to the end of the text; "full": all,
-    padding included. `pool`: the "eos" token, or the "last" of the row, which in a short text is padding.
+    Attributes:
+        eos_id: id of the end-of-text token; None: the highest id of each row, which is OpenAI's rule.
+        attention: the tokens that a token attends to. "causal": itself and those before it; "text": all up to the end
+            of the text; "full": all, padding included.
+        pool: the token whose state is the embedding: the end-of-text token ("eos"), or the last of the row ("last"),
+            which in a short text is padding.
+        positions: learned position embeddings, or fixed sinusoids.
+        projection_bias: whether the projection to the joint space has a bias.
     """
 
-    eos_id: int | None = None  # None: the highest id of each row is its end, which is OpenAI's rule
+    eos_id: int | None = None
     attention: Literal["causal", "text", "full"] = "causal"
     pool: Literal["eos", "last"] = "eos"
     positions: Positions = "learned"
@@ -221,8 +258,12 @@ class TextConfig(_TextConfig):
 class BertConfig(_TextConfig):
     """BERT (Devlin et al. 2018) or, with `positions="roberta"`, RoBERTa (Liu et al. 2019): post-norm, bidirectional.
 
-    `pool`: the state of the first token ("cls"), or that through a dense layer and tanh ("pooler"). RoBERTa counts
-    positions from pad_id + 1 over what is not padding. `max_positions` is the size of the table; a text may be shorter.
+    Attributes:
+        max_positions: rows of the position embedding table; `context_length` may be smaller.
+        type_vocab_size: rows of the token type embedding table, of which only row 0 is used.
+        positions: "bert" counts from 0; "roberta" from pad_id + 1, over the tokens that are not padding.
+        pool: "cls", the state of the first token; "pooler", that state after a dense layer and tanh.
+        projection_bias: whether the projection to the joint space has a bias.
     """
 
     activation: Activation = "gelu"
@@ -243,15 +284,18 @@ class BertConfig(_TextConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
-    """From a picture to the network's input. It belongs to the weights, not to the architecture.
+    """Preprocessing of pictures: resize, centre crop, normalise. It belongs to the weights, not to the architecture.
 
-    `mean` and `std` have one number per channel: three for RGB, one for grey. They are in units of a pixel / 255; a
-    recipe that rescales otherwise is the same with other means and deviations.
-
-    `resize`: the "shortest" side becomes `resize_to` pixels, or both do whatever the aspect ("squash"), or the picture
-    stays as it is ("none"). Then the centre is cut out, where the sizes differ; a smaller picture gets a black border.
-    `resize_to` None: the size of the network's input. `crop`: which of the two middle pixels a crop begins at when what
-    is cut off is odd: torchvision rounds half of it (to even), transformers cuts it down ("floor").
+    Attributes:
+        mean: one number per channel (three for RGB, one for grey), in units of a pixel / 255. A recipe that rescales
+            pixels differently is written as another mean and std.
+        std: as `mean`.
+        resize: "shortest": the shorter side becomes `resize_to` pixels and the aspect is kept; "squash": both sides do;
+            "none": no resizing. The centre crop follows; a picture smaller than the crop gets a black border.
+        interpolation: Pillow's resampling filter.
+        resize_to: in pixels; None: the size of the network's input.
+        crop: rounding of the crop's offset where the excess is odd: "round", half to even, as torchvision; "floor", as
+            transformers.
     """
 
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
@@ -281,16 +325,22 @@ TextTowerConfig = TextConfig | BertConfig
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPConfig:
-    """Two towers and the joint space, or one of the towers alone (the other is None).
+    """A CLIP: two towers and the joint space, or one tower alone (the other is None).
 
-    `logit_scale_init` is the log of the inverse temperature, which is constant unless `logit_scale_learned`.
-    `logit_bias_init` is SigLIP's bias, None without one. `embed_dim` None: the tower's pooled state, not projected (the
-    text encoders of Stable Diffusion); only a tower alone can be so.
+    Attributes:
+        embed_dim: dimension D of the joint space; None: the pooled state is not projected (the text encoders of Stable
+            Diffusion), which only a single tower can have.
+        vision: a `VisionConfig`, or None.
+        text: a `TextTowerConfig`, or None.
+        preprocess: of the pictures.
+        logit_scale_init: initial log of the inverse temperature.
+        logit_scale_learned: whether the scale is a parameter; if not, it is the constant `logit_scale_init`.
+        logit_bias_init: initial value of SigLIP's bias; None: no bias.
     """
 
     embed_dim: int | None
-    vision: Any  # VisionConfig | None; typed so that the many readers of a whole CLIP need not exclude None
-    text: Any  # TextTowerConfig | None
+    vision: Any  # VisionConfig | None; Any, so that code for two towers need not exclude None
+    text: Any  # TextTowerConfig | None; Any, as `vision`
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     logit_scale_init: float = math.log(1 / 0.07)
     logit_scale_learned: bool = True
@@ -325,11 +375,11 @@ class CLIPConfig:
 
     @property
     def two_towers(self) -> bool:
-        """Whether images and texts can be compared."""
+        """Whether there are both an image tower and a text tower."""
         return self.vision is not None and self.text is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict; each tower carries its `type` so that `from_dict` needs no guessing."""
+        """A dict for JSON; each tower has a field `type` with the name of its class."""
         data = dataclasses.asdict(self)
         for name in ("vision", "text"):
             if data[name] is not None:
@@ -342,7 +392,7 @@ class CLIPConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            UserError: for a field that is unknown or missing, or for sizes that do not fit.
+            UserError: If a field is unknown, missing or of a wrong type, or sizes do not fit together.
         """
         fields = _object(data, "the CLIP config")
         fields["vision"] = _tower(fields, "vision", VISION_TYPES)

@@ -1,7 +1,7 @@
-"""Applying a CLIP whose weights are one tree: how other packages carry a frozen CLIP along.
+"""Encodes images and texts with a frozen CLIP whose weights are one tree, as other packages hold it.
 
-The tree holds the parameters, and for a CLIP with batch norms their running statistics beside them, as "batch_stats":
-the tree that `clip_jax.save` writes. Without batch norms it is `variables["params"]` itself.
+The tree is `variables["params"]`; for a CLIP with batch norms it also has their running statistics, under the key
+"batch_stats". `clip_jax.save` stores the same tree.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ LUMA = (19595, 38470, 7471)  # of 65536: Pillow's weights of red, green and blue
 
 
 def joined(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"params": …, "batch_stats": …}`, as `load` returns it, as one tree. The inverse of `variables_of`."""
+    """Joins the variables `{"params": …, "batch_stats": …}` that `load` returns into one tree."""
     return {**variables["params"], **{name: tree for name, tree in variables.items() if name != "params"}}
 
 
 def variables_of(params: Mapping[str, Any]) -> dict[str, Any]:
-    """One tree as the variables that `CLIP.apply` takes: running statistics are a collection of their own."""
+    """The inverse of `joined`: splits one tree into the collections that `CLIP.apply` takes."""
     if BATCH_STATS not in params:
         return {"params": params}
     rest = {name: tree for name, tree in params.items() if name != BATCH_STATS}
@@ -37,19 +37,19 @@ def variables_of(params: Mapping[str, Any]) -> dict[str, Any]:
 def encode_images(
     config: CLIPConfig, params: Mapping[str, Any], images: Num[AnyArray, "B H W c"], *, dtype: Any = jnp.float32
 ) -> Float[Array, "B D"]:
-    """Image embeddings, not normalised; under `jit` too.
+    """Image embeddings, not normalised; works under `jit`.
 
     Args:
         config: of the CLIP.
         params: its weights as one tree, see `joined`.
-        images: [B, H, W, c] of the CLIP's own size; uint8, or float in [−1, 1]; see `network_input`.
+        images: [B, H, W, c] of the image size of the CLIP; uint8, or float in [−1, 1]; see `network_input`.
         dtype: of the matrix products.
 
     Returns:
         [B, D] in `dtype`.
 
     Raises:
-        UserError: the images have another size, or the CLIP has no image tower.
+        UserError: If the images have another size, or the CLIP has no image tower.
     """
     return CLIP(config, dtype).apply(variables_of(params), network_input(config, images), method="encode_image")
 
@@ -57,14 +57,24 @@ def encode_images(
 def image_states(
     config: CLIPConfig, params: Mapping[str, Any], images: Num[AnyArray, "B H W c"], *, dtype: Any = jnp.float32
 ) -> ImageFeatures:
-    """As `encode_images`, with the hidden state before and after each block of the image tower."""
+    """As `encode_images`, with the hidden states before and after each block of the image tower.
+
+    Args:
+        config: of the CLIP.
+        params: its weights as one tree, see `joined`.
+        images: [B, H, W, c] of the image size of the CLIP; uint8, or float in [−1, 1].
+        dtype: of the matrix products.
+
+    Raises:
+        UserError: If the images have another size, or the CLIP has no image tower.
+    """
     return CLIP(config, dtype).apply(variables_of(params), network_input(config, images), method="image_states")
 
 
 def encode_texts(
     config: CLIPConfig, params: Mapping[str, Any], tokens: Int[AnyArray, "B L"], *, dtype: Any = jnp.float32
 ) -> TextFeatures:
-    """Text embeddings (not normalised), per-token states and their mask; under `jit` too.
+    """Text embeddings (not normalised), per-token hidden states and their mask; works under `jit`.
 
     Args:
         config: of the CLIP.
@@ -73,18 +83,18 @@ def encode_texts(
         dtype: of the matrix products.
 
     Raises:
-        UserError: the CLIP has no text tower.
+        UserError: If the tokens do not fit the CLIP, or it has no text tower.
     """
     return CLIP(config, dtype).apply(variables_of(params), tokens, method="encode_text")
 
 
 def network_input(config: CLIPConfig, images: Num[AnyArray, "B H W c"]) -> Float[Array, "B H W c2"]:
-    """Pixels as the image tower takes them: CLIP-normalised float32.
+    """The input of the image tower: CLIP-normalised float32 [B, H, W, c].
 
     Args:
         config: of the CLIP.
-        images: [B, H, W, c]; uint8, or float in [−1, 1]. For a CLIP of grey pictures RGB is made grey, as its
-            `preprocess` does.
+        images: [B, H, W, c]; uint8, or float in [−1, 1]. A CLIP with one channel also takes RGB, which becomes grey as
+            in its `preprocess`.
     """
     if config.vision is not None and config.vision.channels == 1 and images.shape[-1] == 3:
         images = luma(images)
@@ -92,7 +102,7 @@ def network_input(config: CLIPConfig, images: Num[AnyArray, "B H W c"]) -> Float
 
 
 def luma(images: Num[AnyArray, "*B H W 3"]) -> Num[Array, "*B H W 1"]:
-    """RGB -> grey (ITU-R 601): uint8 exactly as Pillow's mode "L", or float."""
+    """RGB to grey by ITU-R 601: uint8 with Pillow's rounding (mode "L"), floats without rounding."""
     if images.dtype == jnp.uint8:
         total = (images.astype(jnp.int32) * jnp.array(LUMA, jnp.int32)).sum(-1, keepdims=True)
         return (total + 32768 >> 16).astype(jnp.uint8)

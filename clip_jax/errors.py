@@ -1,4 +1,4 @@
-"""The one error a caller can provoke with bad input, and the boundary at which it is made of others (`image_text`)."""
+"""`UserError`, the one exception for bad input, and the helpers of `image_text.errors` that turn others into it."""
 
 from image_text.errors import UserError, names_its_file, one_line, printable, reading
 

@@ -1,7 +1,7 @@
-"""The fields of a frozen config, checked against the types they are declared with.
+"""Checks the fields of a frozen config against their declared types and largest values.
 
-A config may come from a file that somebody else wrote, so every value is checked when the config is made: a wrong type,
-a number that is not finite or a size that no model has is one line that names the field, not a failure deep inside.
+A config may come from a file that somebody else wrote. So every value is checked when the config is made: a wrong type,
+a number that is not finite or an absurd size is a UserError that names the field, not a failure deep inside.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from clip_jax.errors import UserError
 
-# The largest value of the fields that sizes follow from: well above every published model, and small enough that a
-# config with nonsense in it cannot fill the memory before it is compared with its weights.
+# The largest value of every field that determines array sizes: well above all published models, and small enough that
+# a damaged config cannot fill the memory before it is compared with its weights.
 LIMITS = {
     "width": 1 << 16, "layers": 1024, "heads": 1 << 12, "mlp_width": 1 << 20, "image_size": 1 << 14,
     "resize_to": 1 << 14, "patch_size": 1 << 12, "channels": 1 << 12, "stem": 1 << 16, "rope_grid": 1 << 14,
@@ -24,7 +24,14 @@ LIMITS = {
 
 
 def check_types(config: Any) -> None:
-    """Raises UserError, naming the field, for a value that is not of its declared type, not finite, or out of range."""
+    """Checks the type and range of every field of a config.
+
+    Args:
+        config: a dataclass instance.
+
+    Raises:
+        UserError: If a value is not of its declared type, not finite, or out of range; the message names the field.
+    """
     for name, kind in _declared(type(config)).items():  # type: ignore[arg-type]
         wrong = _fault(getattr(config, name), kind, LIMITS.get(name))
         if wrong:
@@ -32,7 +39,7 @@ def check_types(config: Any) -> None:
 
 
 def brief(value: Any, limit: int = 60) -> str:
-    """A value on one line, and not a long one."""
+    """The `repr` of a value on one line, cut to `limit` characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
@@ -72,8 +79,8 @@ def _fault(value: Any, kind: Any, limit: int | None) -> str:
 
 
 def _tuple_fault(value: Any, parts: tuple[Any, ...], limit: int | None) -> str:
-    what = "integers" if parts[0] is int else "numbers"
-    several = parts[-1] is not Ellipsis
-    if not isinstance(value, tuple | list) or (several and len(value) != len(parts)):
-        return f"it must be {len(parts)} {what}" if several else f"it must be a list of {what}"
-    return next((f"each of its {what}: {wrong}" for part in value if (wrong := _fault(part, parts[0], limit))), "")
+    kind = "integers" if parts[0] is int else "numbers"
+    fixed_length = parts[-1] is not Ellipsis
+    if not isinstance(value, tuple | list) or (fixed_length and len(value) != len(parts)):
+        return f"it must be {len(parts)} {kind}" if fixed_length else f"it must be a list of {kind}"
+    return next((f"each of its {kind}: {wrong}" for part in value if (wrong := _fault(part, parts[0], limit))), "")

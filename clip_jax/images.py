@@ -1,12 +1,12 @@
-"""From pictures to the network's input, as the weights were trained to see them.
+"""Preprocessing: resizes, crops and normalises pictures as the weights were trained to see them.
 
-Bit-exact to the published recipe (Pillow's uint8 resampling and torchvision's rounding), which is why it runs on the
-host: no resampling in floating point gives the same pixels. Where images already have the network's size, as in
-training, `normalise` does the rest on the device.
+`Preprocess` is bit-exact to the published recipe (Pillow's uint8 resampling and torchvision's rounding). It runs on the
+host, because no resampling in floating point gives the same pixels. For images that already have the network's size, as
+in training, `normalise` does the rest on the device.
 
-The recipe says nothing sensible about some pictures, so there this departs from it: they are turned upright (EXIF),
-transparency shows white, palettes and bilevel pictures are resampled in colour and not by nearest neighbours, and
-16 bits become 8 by scaling and not by clipping.
+It departs from the recipe for pictures that the recipe spoils: they are turned upright (EXIF), transparent pixels are
+put on white, palette and bilevel pictures are resampled in colour instead of by nearest neighbour, and 16 bits become 8
+by scaling instead of clipping.
 """
 
 import io
@@ -28,12 +28,20 @@ __all__ = ["MissingPreprocess", "Picture", "Preprocess", "normalise", "open_imag
 
 Picture = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase | Image.Image | AnyArray
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels of the network's input
-MOST_PIXELS = 100_000_000  # of a resized picture; a strip of 1 × 100,000 pixels would fill the memory
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's mode by number of channels of the network's input
+MOST_PIXELS = 100_000_000  # of a resized picture: resizing a strip of 1 × 100,000 pixels would fill the memory
 
 
 def normalise(images: Num[AnyArray, "*B H W c"], config: PreprocessConfig) -> Float[Array, "*B H W c"]:
-    """Images of the right size -> CLIP-normalised float32, under `jit`: uint8 [0, 255], or float in [−1, 1]."""
+    """CLIP-normalised images, (pixel / 255 − mean) / std; works under `jit`.
+
+    Args:
+        images: of the network's size, uint8 in [0, 255] or float in [−1, 1].
+        config: with one mean and std per channel.
+
+    Returns:
+        float32 of the same shape.
+    """
     h: Any = images.astype(jnp.float32)
     unit = h / jnp.float32(255) if images.dtype == jnp.uint8 else (h + 1) / 2
     per_channel = (1,) * (images.ndim - 1) + (-1,)
@@ -42,12 +50,17 @@ def normalise(images: Num[AnyArray, "*B H W c"], config: PreprocessConfig) -> Fl
 
 
 def resize_and_crop(image: Image.Image, size: int, config: PreprocessConfig) -> Image.Image:
-    """The picture at `size` × `size` pixels, in RGB (RGBA stays so).
+    """The picture resized and cropped to `size` × `size` pixels, in RGB (RGBA stays RGBA).
 
     The order (resize, crop, then RGB) and every rounding are torchvision's, or transformers' where the config says so.
 
+    Args:
+        image: of any size and mode.
+        size: side of the crop in pixels.
+        config: how to resize and crop.
+
     Raises:
-        UserError: for a strip so long that resizing it would fill the memory.
+        UserError: If the picture is so long a strip that resizing it would fill the memory.
     """
     mode = "RGBA" if image.mode == "RGBA" else "RGB"
     side, resampling = config.resize_to or size, RESAMPLING[config.interpolation]
@@ -67,24 +80,28 @@ def _shortest(image: Image.Image, side: int, resampling: Image.Resampling) -> Im
     short, long = min(width, height), max(width, height)
     if short == side:
         return image
-    other = int(side * long / short)  # truncated, not rounded
+    other = int(side * long / short)  # truncated, as torchvision does
     if side * other > MOST_PIXELS:
         raise UserError(f"a picture of {width} × {height} pixels is too long a strip for this model: crop it")
     return image.resize((side, other) if width <= height else (other, side), resampling)
 
 
 def _offset(excess: int, crop: str) -> int:
-    """Where a crop begins that leaves out `excess` pixels; below 0 there is a black border instead."""
+    """Offset of a centre crop that leaves out `excess` pixels; negative where there is a black border instead."""
     if crop == "floor":
         return excess // 2
-    return round(excess / 2) if excess >= 0 else -(-excess // 2)  # to even, as Python does
+    return round(excess / 2) if excess >= 0 else -(-excess // 2)  # Python rounds half to even
 
 
 class Preprocess:
-    """`preprocess(images)` -> float32 [B, size, size, 3], CLIP-normalised: one picture or several, of any size.
+    """`preprocess(images)`: one picture or several, of any size -> CLIP-normalised float32 [B, size, size, c].
 
-    With one number of mean and std the pictures become grey: [B, size, size, 1]. With four, pictures are arrays uint8
-    [H, W, 4] or Pillow images of mode RGBA, whose channels are taken as they are.
+    The number of channels c is that of `config.mean`: 3 for RGB; 1 makes pictures grey; 4 takes uint8 arrays [H, W, 4]
+    or Pillow images of mode RGBA, whose channels are used as they are.
+
+    Args:
+        config: resizing, cropping and normalisation.
+        size: side of the network's input in pixels.
     """
 
     def __init__(self, config: PreprocessConfig, size: int):
@@ -92,12 +109,14 @@ class Preprocess:
         self.size = size
 
     def __call__(self, images: Any, *, threads: int = 1) -> Float[np.ndarray, "B H W c"]:
-        """Of a `Picture` (see `open_image`), a list, generator or other iterable of them, or an array [B, H, W, c].
+        """Preprocesses a batch.
 
-        `threads` decode and resize that many pictures at once; the result does not depend on it.
+        Args:
+            images: a `Picture` (see `open_image`), an iterable of them, or an array [B, H, W, c].
+            threads: pictures that are decoded and resized in parallel; the result does not depend on it.
 
         Raises:
-            UserError: for what is not a picture, beginning with its name.
+            UserError: If something is not a picture, or cannot be decoded; the message begins with its name.
         """
         if threads < 1:
             raise UserError(f"threads: {threads} is less than 1")
@@ -110,12 +129,20 @@ class Preprocess:
             return np.stack(list(pool.map(self.one, pictures)))
 
     def one(self, image: Any) -> Float[np.ndarray, "H W c"]:
-        """A single picture, without the batch axis."""
+        """Preprocesses a single `Picture`, without the batch axis.
+
+        Raises:
+            UserError: If it is not a picture, or cannot be decoded.
+        """
         unit = self.pixels(image).astype(np.float32) / np.float32(255)
         return (unit - np.asarray(self.config.mean, np.float32)) / np.asarray(self.config.std, np.float32)
 
     def pixels(self, image: Any) -> np.ndarray:
-        """A single picture resized and cropped, uint8 [H, W, c]: what the network sees, for people to look at."""
+        """A single picture resized and cropped but not normalised, uint8 [H, W, c]: what the network sees.
+
+        Raises:
+            UserError: If it is not a picture, or cannot be decoded.
+        """
         channels = len(self.config.mean)
         if channels not in MODES:
             raise UserError(f"this model takes pictures of {channels} channels, of which there is no kind: give arrays")
@@ -126,22 +153,26 @@ class Preprocess:
 
 
 class MissingPreprocess(Preprocess):
-    """The preprocessing of a checkpoint without an image tower: whatever is asked of it is a UserError that says so.
+    """Placeholder of a checkpoint without an image tower: every call and every attribute raises a UserError.
 
     Args:
-        message: the error, in one line.
+        message: of the error, in one line.
     """
 
     def __init__(self, message: str):
         self.message = message
 
     def __getattribute__(self, name: str) -> Any:
-        if name.startswith("__"):  # of every object; copy and pickle look for some that are not there
+        if name.startswith("__"):  # copy and pickle look these up
             return object.__getattribute__(self, name)
         raise UserError(self.__dict__["message"])
 
     def __call__(self, images: Any, *, threads: int = 1) -> NoReturn:
-        """Raises UserError."""
+        """Raises the error.
+
+        Raises:
+            UserError: Always.
+        """
         raise UserError(self.__dict__["message"])
 
 

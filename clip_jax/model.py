@@ -35,42 +35,51 @@ TEXT_TOWERS: dict[type, type[nn.Module]] = {TextConfig: TextTransformer, BertCon
 
 
 class CLIPOutput(NamedTuple):
-    """Unit-norm features of both towers, and what their similarities are scaled by."""
+    """Unit-norm features of both towers, and the scale and bias of their similarities."""
 
     image_features: Float[Array, "B D"]  # unit norm
     text_features: Float[Array, "T D"]  # unit norm
     logit_scale: Float[Array, ""]  # log of the inverse temperature
-    logit_bias: Float[Array, ""] | None = None  # SigLIP's
+    logit_bias: Float[Array, ""] | None = None  # SigLIP's; None for the softmax loss
 
 
 def unit_norm(x: Float[AnyArray, "*B D"]) -> Float[Array, "*B D"]:
-    """The vectors x / ‖x‖ in float32, for any finite x; a zero vector stays zero, also in its gradient."""
+    """L2 normalisation over the last axis, x / max(‖x‖, 1e-12), in float32.
+
+    No finite x overflows. A zero vector stays zero, and its gradient is finite.
+    """
     h: Any = x.astype(jnp.float32)
-    # Squares from 2^64 on are infinite. Smaller vectors are multiplied by 1, so that no bit of theirs changes.
+    # The square of a float32 from 2^64 on is infinite. Vectors below 2^60 are multiplied by 1, which is exact.
     largest = jax.lax.stop_gradient(jnp.abs(h).max(-1, keepdims=True, initial=0.0))
     h = h * jnp.where(largest > 2.0**60, jnp.float32(2.0**-70), jnp.float32(1))
     return h * jax.lax.rsqrt(jnp.maximum(jnp.square(h).sum(-1, keepdims=True), 1e-24))
 
 
 class CLIP(nn.Module):
-    """The model: an image tower, a text tower, and the scale of their similarity.
+    """CLIP: an image tower, a text tower, and the scale of their similarities.
 
-    Parameters: `visual`, `text`, `logit_scale`, `logit_bias`, as many of them as the config asks for; so
-    `params["text"]` alone drives a `TextTransformer`. ResNets also have a collection `batch_stats`.
+    The parameters are `visual`, `text`, `logit_scale` and `logit_bias`, as far as the config has them; `params["text"]`
+    alone are the parameters of a `TextTransformer`. ResNets also have a collection `batch_stats`.
 
     Images are CLIP-normalised float NHWC [B, H, W, c] (see `clip_jax.images`), tokens integers [B, L].
 
-    What does not fit raises a UserError: images that are integers, another size or layout, tokens that are no integers,
-    too long, or ids that are not in the vocabulary. Under `jit` the values of tokens are not known, so that ids cannot
-    be checked there: one that is too high gives NaN.
+    Attributes:
+        config: the architecture.
+        dtype: of the matrix products; parameters, norms and softmax are float32.
+        implementation: attention kernel, see `clip_jax.towers.attention.attend`.
+
+    Raises:
+        UserError: If images are integers or have another size or layout; or if tokens are not integers, too long, or
+            not in the vocabulary. Under `jit` ids are not checked, as their values are unknown: an id that is too high
+            gives NaN.
     """
 
     config: CLIPConfig
-    dtype: Any = jnp.float32  # of the matrix products
-    implementation: Implementation | None = None  # of attention, see `clip_jax.towers.attention.attend`
+    dtype: Any = jnp.float32
+    implementation: Implementation | None = None
 
     def setup(self) -> None:
-        """The towers that the config has."""
+        """Makes the towers, scale and bias that the config has."""
         config, constant = self.config, nn.initializers.constant
         if config.vision is not None:
             self.visual = VISION_TOWERS[type(config.vision)](
@@ -93,7 +102,19 @@ class CLIP(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "B D"]:
-        """Image embeddings, not normalised. With `train` batch norms use the batch: make `batch_stats` mutable."""
+        """Image embeddings, not normalised.
+
+        Args:
+            images: CLIP-normalised float [B, H, W, c].
+            keep_patches: indices of the K patches that are kept, the others are dropped; None: all patches.
+            train: batch norms use the statistics of the batch and update `batch_stats`, which has to be mutable.
+
+        Returns:
+            [B, D].
+
+        Raises:
+            UserError: If the model has no image tower, or the images do not fit it.
+        """
         return self.image_states(images, keep_patches, train=train, hidden_states=False).embed
 
     def image_states(
@@ -104,7 +125,17 @@ class CLIP(nn.Module):
         train: bool = False,
         hidden_states: bool = True,
     ) -> ImageFeatures:
-        """Image embeddings and the state before and after each block."""
+        """Image embeddings as of `encode_image`, with the hidden states before and after each block.
+
+        Args:
+            images: CLIP-normalised float [B, H, W, c].
+            keep_patches: as of `encode_image`.
+            train: as of `encode_image`.
+            hidden_states: False leaves the hidden states out.
+
+        Raises:
+            UserError: If the model has no image tower, or the images do not fit it.
+        """
         if self.config.vision is None:
             raise UserError("this model has no image tower: it encodes texts only")
         return self.visual(images, keep_patches, train=train, hidden_states=hidden_states)
@@ -112,9 +143,15 @@ class CLIP(nn.Module):
     def encode_text(
         self, tokens: Shaped[AnyArray, "*N L"] | Any, *, hidden_states: bool = False, **positions_and_mask: Any
     ) -> TextFeatures:
-        """Text embeddings (not normalised), per-token states and their mask; the states of all layers on request.
+        """Text embeddings (not normalised), per-token hidden states and their mask.
 
-        `positions_and_mask`: further arguments of `TextTransformer`.
+        Args:
+            tokens: integers [B, L].
+            hidden_states: whether to return the hidden states of all layers too.
+            positions_and_mask: `attention_mask` and `position_ids` of a `TextTransformer`.
+
+        Raises:
+            UserError: If the model has no text tower, or the tokens do not fit it.
         """
         if self.config.text is None:
             raise UserError("this model has no text tower: it encodes images only")
@@ -128,7 +165,17 @@ class CLIP(nn.Module):
         *,
         train: bool = False,
     ) -> CLIPOutput:
-        """Unit-norm features of both, and the (log) scale and the bias of their similarity."""
+        """Unit-norm features of images and texts, with the log scale and the bias of their similarities.
+
+        Args:
+            images: CLIP-normalised float [B, H, W, c].
+            tokens: integers [T, L].
+            keep_patches: as of `encode_image`.
+            train: as of `encode_image`.
+
+        Raises:
+            UserError: If the images or tokens do not fit the model.
+        """
         return CLIPOutput(
             unit_norm(self.encode_image(images, keep_patches, train=train)),
             unit_norm(self.encode_text(tokens).embed),
@@ -138,9 +185,13 @@ class CLIP(nn.Module):
 
 
 def init(config: CLIPConfig, key: Array) -> dict[str, Any]:
-    """Fresh variables `{"params": …}`, with `batch_stats` where there are batch norms.
+    """Randomly initialised variables `{"params": …}`, with `batch_stats` where there are batch norms.
 
-    Give it to `jax.eval_shape` for shapes without memory.
+    `jax.eval_shape(lambda key: init(config, key), key)` gives the shapes without allocating memory.
+
+    Args:
+        config: the architecture.
+        key: PRNG key.
     """
     model, vision, text = CLIP(config), config.vision, config.text
     images = None if vision is None else jnp.zeros((1, vision.image_size, vision.image_size, vision.channels))

@@ -1,8 +1,7 @@
-"""The models this package knows by name: one row each, with everything that belongs to the published weights.
+"""Presets: the configs of published models by name, one row of `PRESETS` each.
 
-`num_params` is the published number, `nearest` what it was rounded to. Where a row carries activation, norm, pooling,
-padding or normalisation other than its neighbours, that is how those weights were trained; a wrong one costs points of
-accuracy without any error, so `clip_jax.load` refuses it.
+Where a row differs from its neighbours in activation, norm, pooling, padding or normalisation, its weights were trained
+so. A wrong value costs points of accuracy without any error, so `clip_jax.load` refuses it.
 """
 
 import dataclasses
@@ -35,7 +34,7 @@ GREY = PreprocessConfig(mean=(0.5,), std=(0.5,))
 
 
 class Size(NamedTuple):
-    """Of a transformer, as published sizes are called."""
+    """Size of a transformer."""
 
     width: int
     layers: int
@@ -49,12 +48,19 @@ GIGANTIC = Size(1664, 48, 16, 8192)
 
 
 class Preset(NamedTuple):
-    """A config by its name, with what its source says of it."""
+    """A config with its source.
+
+    Attributes:
+        config: the architecture and preprocessing.
+        num_params: number of parameters, as published or as the source adds up; None: not published.
+        source: paper, repository or document.
+        nearest: the unit that `num_params` is rounded to.
+    """
 
     config: CLIPConfig
-    num_params: int | None  # as published, or as the source adds up
+    num_params: int | None
     source: str
-    nearest: int = 1  # the precision of the published number
+    nearest: int = 1
 
 
 def clip_text(width: int, layers: int = 12, activation: Any = "quick_gelu", **fields: Any) -> TextConfig:
@@ -98,7 +104,7 @@ def open_clip(
     text_layers: int = 12,
     preprocess: PreprocessConfig = OPENAI_MEAN_STD,
 ) -> CLIPConfig:
-    """OpenCLIP's own training: the same architecture with the exact GELU (Cherti et al. 2023, arXiv:2212.07143)."""
+    """OpenCLIP's own training: OpenAI's architecture with the exact GELU (Cherti et al. 2023, arXiv:2212.07143)."""
     return CLIPConfig(
         embed_dim=embed,
         vision=ViTConfig(image_size=image, patch_size=patch, **size._asdict(), activation="gelu"),
@@ -110,7 +116,7 @@ def open_clip(
 def siglip(image: int, patch: int, size: Size, context: int = 64) -> CLIPConfig:
     """Zhai et al. 2023: both towers of one size, tanh GELU, norms with 1e-6.
 
-    The image tower pools by attention, the text tower at the last of always `context` positions.
+    The image tower pools by attention; the text tower takes the last of its `context` positions, padding or not.
     """
     return CLIPConfig(
         embed_dim=size.width,
@@ -144,7 +150,7 @@ def siglip(image: int, patch: int, size: Size, context: int = 64) -> CLIPConfig:
 
 
 def siglip2(image: int, patch: int, size: Size, text: Size | None = None) -> CLIPConfig:
-    """Tschannen et al. 2025: the same with Gemma's vocabulary; the largest has a smaller `text` tower."""
+    """Tschannen et al. 2025: SigLIP with Gemma's vocabulary; the largest model has a smaller `text` tower."""
     config = siglip(image, patch, size)
     fields = (text or size)._asdict() | {"vocab_size": 256_000, "pad_id": 0, "tokenizer": "siglip2"}
     return dataclasses.replace(
@@ -188,7 +194,7 @@ def small(
     head: int,
     stem: tuple[int, ...] = (),
 ) -> CLIPConfig:
-    """The same architecture, small, for pictures and captions of one's own."""
+    """OpenAI's architecture in small, for training on your own pictures and captions."""
     return CLIPConfig(
         embed_dim=embed,
         vision=ViTConfig(
@@ -330,8 +336,8 @@ PRESETS: dict[str, Preset] = {
     "chinese-clip-vit-large-patch14-336px": Preset(chinese(768, quick_vit(336, 14, LARGE)), 407_000_000, CN, 10**6),
     "chinese-clip-vit-huge-patch14": Preset(chinese(1024, quick_vit(224, 14, HUGE), 24, 1024), 958_000_000, CN, 10**6),
 
-    # Text encoders of diffusion models. What they read: sd1 and sd2 `encodings`; sdxl `hidden_states[-2]` of both and
-    # `embed` of the second; flux `embed`. sd2 is a 24-layer tower without its last layer, as in Hugging Face's release.
+    # Text encoders of diffusion models. Their pipelines use: sd1 and sd2 `encodings`; sdxl `hidden_states[-2]` of both
+    # and `embed` of the second; flux `embed`. sd2 is a 24-layer tower without its last layer, as on Hugging Face.
     "sd1":                  Preset(text_encoder(clip_text(768, pad_id=EOT)), 123_060_480, CLIP_L),
     "sd2":                  Preset(text_encoder(clip_text(1024, 23, "gelu")), 340_387_840, SD_2),
     "sdxl/text_encoder":    Preset(text_encoder(clip_text(768, pad_id=EOT)), 123_060_480, SD_XL),
@@ -341,7 +347,7 @@ PRESETS: dict[str, Preset] = {
     # torchvision's ResNet-50 without its classifier (23,508,032) and BERT-base with its pooler (109,482,240), as
     # published, and two projections to 512 with bias (1,049,088 + 393,728); the temperature is fixed.
     "resnet50_bert_base": Preset(RESNET50_BERT, 134_433_088, "torchvision resnet50, google-bert/bert-base-uncased"),
-    # 65,370 of the tutorial's own layers and 82 of the two final norms that it lacks
+    # 65,370 of the tutorial's own layers and 82 of the two final norms, which the tutorial does not have
     "mini_fashion":       Preset(MINI_FASHION, 65_452, "a tutorial's CLIP from scratch on Fashion-MNIST"),
 
     #                               embed image patch width layers text layers head  stem
@@ -379,10 +385,10 @@ def preset(name: str) -> CLIPConfig:
     """The config of a named model.
 
     Args:
-        name: of a row of `PRESETS`, also in OpenCLIP's spelling ("ViT-B-32" for "ViT-B/32").
+        name: key of a row of `PRESETS`, also in OpenCLIP's spelling ("ViT-B-32" for "ViT-B/32").
 
     Raises:
-        UserError: there is no model of this name; it suggests one that is spelled nearly so.
+        UserError: If there is no preset of this name; the message suggests one of similar spelling.
     """
     if not is_preset(name):
         raise UserError(f"there is no model {name!r}{did_you_mean(name, PRESETS)}: choose one of {', '.join(PRESETS)}")
@@ -390,7 +396,7 @@ def preset(name: str) -> CLIPConfig:
 
 
 def did_you_mean(name: str, names: Iterable[str] = (*PRESETS, *SPELLINGS)) -> str:
-    """What an error adds to a near miss of one of the names, " (did you mean ViT-B/32?)"; else an empty string."""
+    """Suggestion for an error line, " (did you mean ViT-B/32?)", if one of `names` is spelled similarly; else empty."""
     by_case = {known.lower(): known for known in names}
     near = difflib.get_close_matches(name.lower(), by_case, n=1, cutoff=0.75)
     return f" (did you mean {by_case[near[0]]}?)" if near else ""

@@ -1,9 +1,12 @@
-"""Loading a CLIP from wherever its weights are, and saving one.
+"""Loads and saves a CLIP: `load`, `save`, and `export` to published formats.
 
-`save` and `load` of a directory of our own: `config.json`, `weights.safetensors`, `tokenizer.json`, nothing else is
-needed. `load` also takes every published format (`clip_jax.weights.formats`), which `export` writes. Loading has three
-steps: `find` the checkpoint, `agree` on its config, `convert` its weights. What a checkpoint states is believed over
-habit, and what contradicts it is refused: a wrong activation or mean costs points of accuracy without any other sign.
+`save` writes this project's layout, a directory with `config.json`, `weights.safetensors` and `tokenizer.json`; `load`
+reads it back. `load` also reads every published format (`clip_jax.weights.formats`); `export` writes those of
+transformers, OpenCLIP and OpenAI.
+
+Loading has three steps: `find` the checkpoint, `agree` on its config, `convert` its weights. What a checkpoint states
+takes precedence over defaults, and what contradicts it is a UserError: a wrong activation or mean costs points of
+accuracy without any other sign.
 """
 
 import dataclasses
@@ -43,12 +46,12 @@ class LoadedCLIP(NamedTuple):
     """What `load` returns.
 
     Attributes:
-        model: the Flax module; `model.config` says which towers it has.
+        model: the Flax module; `model.config` is its config.
         variables: {"params": …}, and "batch_stats" where there are batch norms.
-        tokenize: texts -> int32 [B, L]. Of a checkpoint without a vocabulary, or without a text tower, a
-            `MissingTokenizer`: a UserError when it is called.
-        preprocess: pictures -> float32 [B, H, W, c]. Of a checkpoint without an image tower a `MissingPreprocess`: a
-            UserError when it is called.
+        tokenize: texts -> int32 [B, L]. A checkpoint without vocabulary or text tower has a `MissingTokenizer`, which
+            raises a UserError when it is called.
+        preprocess: pictures -> float32 [B, H, W, c]. A checkpoint without image tower has a `MissingPreprocess`, which
+            raises a UserError when it is called.
     """
 
     model: CLIP
@@ -65,17 +68,17 @@ def save(
     *,
     dtype: Any = None,
 ) -> None:
-    """Writes a CLIP that `load(directory)` gives back. Each file appears whole or not at all.
+    """Writes a CLIP to a directory that `load` reads. Each file is written atomically.
 
     Args:
-        directory: made if it is not there. `config.json` in it holds the digests of the other files.
+        directory: created if it does not exist. Its `config.json` holds the digests of the other files.
         model: the module or its config.
         variables: {"params": …}, and "batch_stats" where there are batch norms.
-        tokenizer: of its text tower.
-        dtype: of the stored weights: "float32", "float16" or "bfloat16"; None keeps theirs.
+        tokenizer: of the text tower; ignored without one.
+        dtype: of the stored weights: "float32", "float16" or "bfloat16"; None keeps their dtype.
 
     Raises:
-        UserError: the tokenizer has more ids than the model, or a weight is not finite in the stored dtype.
+        UserError: If the tokenizer has more ids than the model, or a weight is not finite in the stored dtype.
     """
     config = model.config if isinstance(model, CLIP) else model
     if config.text is not None:
@@ -91,7 +94,7 @@ def save(
 
 
 def load(
-    source: str | os.PathLike | Any,  # what is no such thing is refused in a line, as everywhere below
+    source: str | os.PathLike | Any,  # Any: another type is a UserError, here and below
     *,
     weights: str | os.PathLike | None = None,
     config: CLIPConfig | str | os.PathLike | Mapping[str, Any] | Any = None,
@@ -100,33 +103,36 @@ def load(
     image_size: int | Any = None,
     dtype: Any = None,
 ) -> LoadedCLIP:
-    """A CLIP from a directory, a weights file, the name of a published model, or the hub.
+    """Loads a CLIP from a directory, a weights file, the name of a published model, or the Hugging Face hub.
 
     Args:
-        source: a directory that `save` wrote, or of Hugging Face's or OpenCLIP's layout; a file of a published format
-            (safetensors, a torch file, a TorchScript archive, npz, Flax's msgpack); the name of a preset ("ViT-B/32",
-            also "ViT-B-32"), whose published weights are fetched from the hub, or taken from `weights`; or the name of
-            a repository on the hub, "owner/name". The hub needs `huggingface_hub`. A `Path` is never a name.
-        weights: the file or directory for a preset.
-        config: what the model is, where the weights do not say it: a CLIPConfig, a preset's name, or a JSON (or its
-            content) of ours, of Hugging Face or of OpenCLIP. What the checkpoint says must agree with it, but for the
-            size of the pictures (see `image_size`; a warning says so). Of a config of two towers the one that is in the
-            weights counts.
-        vocab: the tokenizer's file or directory, where it does not lie beside the weights.
-        part: which model of a file or pipeline that holds several: "text_encoder" or "text_encoder_2" of a Stable
-            Diffusion checkpoint, else what stands before the names of its weights, as "ema".
-        image_size: for pictures of another size than the model was trained on. The positions of the patches are
-            interpolated as the project of the weights does it (`clip_jax.weights.resolution`); it works better the
-            closer the sizes are.
-        dtype: float32 (None), "bfloat16" or "float16": matrices (kernels, tables of embeddings and positions) are kept
-            in it, and matrix products computed in it, as OpenCLIP's `precision="bf16"`. Norms, their scales, biases,
-            softmax, logits and unit-norm features stay float32.
+        source: one of:
+            a directory in the layout of `save`, Hugging Face or OpenCLIP;
+            a file of a published format (safetensors, a torch file, a TorchScript archive, npz, Flax's msgpack);
+            the name of a preset ("ViT-B/32", also "ViT-B-32"), whose published weights are fetched from the hub, or
+            taken from `weights`;
+            the name of a repository on the hub, "owner/name".
+            The hub needs the package `huggingface_hub`. A `Path` is never taken for a name.
+        weights: the file or directory with the weights of a preset.
+        config: the architecture, where the weights do not state it: a CLIPConfig, a preset's name, or a JSON file (or
+            its content) of this project, Hugging Face or OpenCLIP. What the checkpoint states must agree with it; only
+            the image size may differ, with a warning (see `image_size`). Of a config with two towers, only the tower
+            that the weights contain is used.
+        vocab: the tokenizer's file or directory, if it does not lie beside the weights.
+        part: which model to take from a file or pipeline with several: "text_encoder" or "text_encoder_2" of a Stable
+            Diffusion checkpoint, else the prefix of the names of its weights, such as "ema".
+        image_size: side in pixels of the pictures, if it is not that of the training. The position embeddings of the
+            patches are interpolated as the original project does it (`clip_jax.weights.resolution`); accuracy drops
+            the more the sizes differ.
+        dtype: float32 (None), "bfloat16" or "float16": the dtype of matrices (kernels, tables of embeddings and
+            positions) and of matrix products, as OpenCLIP's `precision="bf16"`. Norms, their scales, biases, softmax,
+            logits and unit-norm features stay float32.
 
     Returns:
-        (model, variables, tokenize, preprocess). A checkpoint of one tower gives a model of this tower alone.
+        (model, variables, tokenize, preprocess). A checkpoint of one tower gives a model with this tower alone.
 
     Raises:
-        UserError: something is absent, damaged, or does not fit the rest; in one line.
+        UserError: If something is missing or damaged, or the weights, config and tokenizer do not fit together.
     """
     for name, value in (("source", source), ("weights", "" if weights is None else weights)):
         if not isinstance(value, str | os.PathLike):
@@ -150,7 +156,7 @@ def load(
 def _locate(
     source: str | os.PathLike, weights: str | os.PathLike | None, config: CLIPConfig | None, image_size: int | None
 ) -> tuple[Path, Request]:
-    """Where the checkpoint lies, fetched from the hub if need be, and what is asked of it."""
+    """The checkpoint's path, downloaded from the hub if necessary, and the caller's config and image size for it."""
     name, path, request = str(source), Path(source), Request(config, image_size=image_size)
     is_name = isinstance(source, str) and not _exists(path)
     if is_name and is_preset(name):
@@ -177,12 +183,12 @@ def _locate(
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name that is longer than any
+    except OSError:  # a name longer than the file system allows
         return False
 
 
 def _check_device() -> None:
-    """JAX fails without a word, and wherever it is first asked, when there is no device of `JAX_PLATFORMS`."""
+    """Raises UserError if no device of `JAX_PLATFORMS` exists: JAX's own error comes at its first use, unexplained."""
     try:
         jax.devices()
     except Exception as error:
@@ -193,11 +199,11 @@ def _check_device() -> None:
 
 
 def _converted(found: Found, agreed: Agreed) -> dict[str, np.ndarray]:
-    """The weights as flat float32 parameters, for pictures of the size that was agreed on."""
+    """The weights as flat float32 parameters, with position embeddings interpolated to the agreed image size."""
     stored, config = agreed
     if found.format is None:
         with reading(Path(found.stated_by), "the config"):
-            expect = native.unflatten(expected(stored))  # which fails for sizes that no network can be built of
+            expect = native.unflatten(expected(stored))  # fails for sizes that no network can have
         flat = native.flatten(native.load_params(found.file, expect, digest=found.digests.get(WEIGHTS)))
     else:
         one_tower = "" if stored.two_towers else "|logit_scale|logit_bias"
@@ -223,8 +229,8 @@ def _tokenizer(found: Found, config: CLIPConfig, vocab: str | os.PathLike | None
         tokenizer = load_tokenizer(source)
         check_tokenizer(config, tokenizer, str(source))
         return tokenizer
-    kind: Any = None if text.tokenizer == "roberta" else text.tokenizer  # which has no reader here
-    # Only Hugging Face says beside the vocabulary what to pad with; elsewhere it is the model that says so.
+    kind: Any = None if text.tokenizer == "roberta" else text.tokenizer  # no reader for "roberta" exists
+    # Only Hugging Face states the padding in the tokenizer's files; in other formats the model's config does.
     pad_id = None if found.format.name == huggingface.FORMAT.name and vocab is None else text.pad_id
     tokenizer = load_tokenizer(source, context_length=text.context_length, pad_id=pad_id, kind=kind)
     check_vocabulary(config, tokenizer, str(source), exact=vocab is not None)
@@ -232,20 +238,20 @@ def _tokenizer(found: Found, config: CLIPConfig, vocab: str | os.PathLike | None
 
 
 def _with_ids_of(tokenizer: Tokenizer, config: CLIPConfig) -> CLIPConfig:
-    """The config with the padding of this tokenizer, and with its end where the highest id is not the end."""
+    """The config with this tokenizer's `pad_id`, and its `eos_id` where the end token is not the highest id."""
     if isinstance(tokenizer, MissingTokenizer):
         return config
     text = config.text
     if text.pad_id != tokenizer.pad_id:
         text = dataclasses.replace(text, pad_id=tokenizer.pad_id)
     highest_ends = isinstance(text, TextConfig) and text.pool == "eos" and text.eos_id is None
-    if highest_ends and tokenizer.vocab_size > tokenizer.eot_id + 1:  # tokens were learned behind it
+    if highest_ends and tokenizer.vocab_size > tokenizer.eot_id + 1:  # added tokens have higher ids
         text = dataclasses.replace(text, eos_id=tokenizer.eot_id)
     return dataclasses.replace(config, text=text)
 
 
 def _variables(flat: Mapping[str, np.ndarray], dtype: np.dtype, where: str) -> dict[str, Any]:
-    """On the device, nested, and the matrices in `dtype`. Raises UserError for a weight that it cannot hold."""
+    """The weights on the device as nested variables, matrices in `dtype`. Raises UserError if one overflows there."""
 
     def kept(name: str, array: np.ndarray) -> jax.Array:
         if array.ndim < 2 or dtype == np.float32:

@@ -1,4 +1,4 @@
-"""CLIP as something to train: satisfies `train_jax`'s Task protocol by shape, without knowing it."""
+"""The training task of CLIP: `init` and `loss`, which match the `Task` protocol of `train_jax` without importing it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +22,17 @@ from clip_jax.weights.rules import flat_variables, nested_variables
 def drop_tokens(
     tokens: Int[AnyArray, "B L"], key: Array, prob: float, *, eos_id: int | None, pad_id: int
 ) -> Int[Array, "B L"]:
-    """Removes each ordinary token with probability `prob`; the rest closes up, the row is padded at its end.
+    """Token dropout: removes each ordinary token with probability `prob`, closes the gaps and pads the row at its end.
 
-    Start and end always stay. A shortened caption still describes its image, but as it describes others of the batch
-    too, which then count as wrong, it slows learning. On the shapes world it did not help unseen pairs of words.
+    The start and end tokens always stay. A shortened caption still describes its image, but it may describe other
+    images of the batch as well, which count as negatives: that slows learning.
+
+    Args:
+        tokens: integers [B, L].
+        key: PRNG key.
+        prob: in [0, 1].
+        eos_id: id of the end-of-text token; None: the highest id of each row.
+        pad_id: id of the padding.
     """
     length = tokens.shape[1]
     place, end = jnp.arange(length, dtype=jnp.int32)[None], eot_index(tokens, eos_id)[:, None]
@@ -43,14 +50,15 @@ class CLIPTask:
     A model with a bias (SigLIP) is trained with the sigmoid loss, the others with the softmax loss.
 
     Args:
-        token_drop_prob: see `drop_tokens`. Captions count as equal, and thus as right for each other's image, after it.
-        patch_drop_prob: fraction of the patches left out of each training image.
+        config: of a CLIP with both towers.
+        token_drop_prob: probability of token dropout, see `drop_tokens`. Captions are compared after the dropout.
+        patch_drop_prob: fraction of the patches that is dropped from each training image (FLIP, Li et al. 2022).
         dtype: of the matrix products; parameters, loss and optimiser stay float32.
         direction: of the softmax loss, see `clip_loss`.
-        equal_captions: whether equal captions are right for each other's image; if not, they count as wrong.
+        equal_captions: whether equal captions are positives for each other's image; if not, they are negatives.
 
     Raises:
-        UserError: for a dropout that the towers cannot have.
+        UserError: If the config has one tower only, or its towers do not support the dropout.
     """
 
     config: CLIPConfig
@@ -73,7 +81,7 @@ class CLIPTask:
             )
 
     def init(self, key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
-        """-> (params, model_state): running statistics as `batch_stats` where there are batch norms, else nothing."""
+        """Random (params, model_state); model_state holds `batch_stats` where there are batch norms, else nothing."""
         variables = init(self.config, key)
         return variables.pop("params"), variables
 
@@ -86,7 +94,18 @@ class CLIPTask:
         *,
         train: bool,
     ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
-        """-> (loss, (metrics, model_state)); the metrics are those of the loss."""
+        """Contrastive loss of a batch.
+
+        Args:
+            params: of the CLIP.
+            model_state: `batch_stats`, or empty.
+            batch: "image", uint8 [B, H, W, c] (or float in [−1, 1]), and "tokens", int32 [B, L].
+            key: PRNG key of the dropout.
+            train: whether to apply the dropout and update `batch_stats`.
+
+        Returns:
+            (loss, (metrics, model_state)), with the metrics of `clip_loss` or `sigmoid_loss`.
+        """
         config, tokens, keep_patches = self.config, batch["tokens"], None
         if train:
             token_key, patch_key = jax.random.split(key)
@@ -113,9 +132,10 @@ class CLIPTask:
 
 @dataclass(frozen=True, eq=False)
 class StartedTask:
-    """Another task that starts from given weights, where there are some, and from drawn ones elsewhere.
+    """Fine-tuning: another task whose parameters start from given weights; the rest is initialised at random.
 
     Args:
+        task: the task that is trained.
         weights: flat variables by their path, as `clip_jax.weights.towers.load_tower` reads them.
     """
 
@@ -124,15 +144,15 @@ class StartedTask:
 
     @property
     def splits(self) -> bool:
-        """The task's own."""
+        """Whether a batch may be split into microbatches, as the task says."""
         return self.task.splits
 
     def init(self, key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
-        """-> (params, model_state), as the task's own."""
+        """(params, model_state) of the task, with the given weights in place."""
         params, model_state = self.task.init(key)
         given = dict(self.weights)
         shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in given.items()}
-        # Fetched when the program runs. As constants of the program they would be compiled, which takes minutes.
+        # A callback fetches them when the program runs. As constants they would be compiled in, which takes minutes.
         fetched = jax.pure_callback(lambda: given, shapes)
         variables = nested_variables(flat_variables({"params": params, **model_state}) | fetched)
         return variables.pop("params"), variables
@@ -146,5 +166,5 @@ class StartedTask:
         *,
         train: bool,
     ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
-        """The task's own."""
+        """The loss of the task."""
         return self.task.loss(params, model_state, batch, key, train=train)

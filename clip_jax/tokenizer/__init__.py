@@ -1,11 +1,11 @@
-"""Text to ids: `tokenize(texts)` -> int32 [B, L], whatever the vocabulary.
+"""Tokenizers: `tokenize(texts)` -> int32 [B, L].
 
-`load_tokenizer(directory_or_file)` finds out which of the four kinds it is:
+`load_tokenizer(directory_or_file)` detects the kind:
 
-    clip        OpenAI's byte pairs, and all of OpenCLIP, EVA and Stable Diffusion     bpe.py
-    bert        WordPiece, for Chinese-CLIP and `resnet50_bert_base`                      wordpiece.py
-    siglip      SentencePiece, as SigLIP (`siglip`) and SigLIP 2 (`siglip2`) use it    sentencepiece.py
-    ascii       a byte is a token, for `mini_fashion`                                  ascii.py
+    clip        byte-pair encoding (BPE), of OpenAI, OpenCLIP, EVA and Stable Diffusion    bpe.py
+    bert        WordPiece, of Chinese-CLIP and `resnet50_bert_base`                        wordpiece.py
+    siglip      SentencePiece, of SigLIP (`siglip`) and SigLIP 2 (`siglip2`)               sentencepiece.py
+    ascii       each byte is a token, of `mini_fashion`                                    ascii.py
 """
 
 from clip_jax.tokenizer.added import AddedToken

@@ -1,4 +1,4 @@
-"""Tokens learned after the vocabulary was made, such as those of textual inversion (Gal et al. 2022)."""
+"""Added tokens, which are not in the original vocabulary, such as those of textual inversion (Gal et al. 2022)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -13,14 +13,14 @@ FIELDS = {"id", "content", "normalized", "special", "single_word", "lstrip", "rs
 
 
 class AddedToken(NamedTuple):
-    """A word that is one token wherever it stands in a text.
+    """A string that is one token wherever it occurs in a text.
 
     Attributes:
-        content: as it is written.
+        content: the string.
         id: the row of the embedding table.
-        normalized: whether it is looked for in the cleaned text, so that its case does not matter.
-        single_word: whether it counts only where no letter or digit touches it.
-        special: as Hugging Face marks what is no ordinary word.
+        normalized: whether it is searched in the cleaned text, regardless of case; else in the text as given.
+        single_word: whether it matches only where no letter, digit or underscore adjoins it.
+        special: Hugging Face's mark of special tokens.
     """
 
     content: str
@@ -38,12 +38,17 @@ class AddedToken(NamedTuple):
 
 
 def added_token(entry: Any, where: str, id: Any = None) -> AddedToken:
-    """From an entry of `added_tokens`, or of `added_tokens_decoder`, whose key is its id.
+    """Parses an entry of `added_tokens`, or of `added_tokens_decoder`.
 
-    Spaces about a token (`lstrip`, `rstrip`) make no difference here, as a space is no token.
+    `lstrip` and `rstrip`, which strip spaces around a token, are ignored: spaces are no tokens here.
+
+    Args:
+        entry: the object.
+        where: name of the file and field, for errors.
+        id: of an entry of `added_tokens_decoder`, whose key it is; None: the entry has it.
 
     Raises:
-        UserError: it names `where`; for anything else.
+        UserError: If it is no object with a valid content and id, or has an unknown field.
     """
     if not isinstance(entry, Mapping) or not isinstance(entry.get("content"), str) or not entry["content"]:
         raise UserError(f"{where}: an added token has to be an object with a content, got {str(entry)[:60]!r}")
@@ -60,44 +65,60 @@ def added_token(entry: Any, where: str, id: Any = None) -> AddedToken:
 
 
 def merged(groups: Iterable[Iterable[AddedToken]], where: str) -> dict[str, AddedToken]:
-    """All of them by their content. Raises UserError when a token has two ids, or an id two tokens."""
-    found: dict[str, AddedToken] = {}
+    """Merges groups of added tokens into a dict by content; the first of equal tokens is kept.
+
+    Raises:
+        UserError: If a token has two ids, or an id two tokens.
+    """
+    by_content: dict[str, AddedToken] = {}
     for token in (token for group in groups for token in group):
-        if found.setdefault(token.content, token).id != token.id:
+        if by_content.setdefault(token.content, token).id != token.id:
             raise UserError(
-                f"{where}: the token {token.content!r} has the ids {found[token.content].id} and {token.id}"
+                f"{where}: the token {token.content!r} has the ids {by_content[token.content].id} and {token.id}"
             )
     by_id: dict[int, str] = {}
-    for token in found.values():
+    for token in by_content.values():
         if by_id.setdefault(token.id, token.content) != token.content:
             raise UserError(f"{where}: the id {token.id} belongs to {by_id[token.id]!r} and to {token.content!r}")
-    return found
+    return by_content
 
 
 def learned(tokens: Iterable[AddedToken], base: Mapping[str, int], where: str) -> list[AddedToken]:
-    """Those that are not in the vocabulary itself.
+    """The added tokens that are not in the vocabulary `base` itself.
+
+    Args:
+        tokens: all added tokens.
+        base: the vocabulary, token -> id.
+        where: name of the file, for errors.
 
     Raises:
-        UserError: one is there under another id, or its id belongs to another word.
+        UserError: If a token is in the vocabulary under another id, or its id is below the size of the vocabulary.
     """
-    found = []
+    new = []
     for token in tokens:
         if token.content not in base:
             if token.id < len(base):
                 raise UserError(f"{where}: the added token {token.content!r} has the id {token.id} of another token")
-            found.append(token)
+            new.append(token)
         elif base[token.content] != token.id:
             raise UserError(
                 f"{where}: the token {token.content!r} has the ids {base[token.content]} and {token.id}: one is wrong"
             )
-    return found
+    return new
 
 
 class Splitter:
-    """Cuts texts at learned tokens: the longest that fits at a place, from left to right, as `tokenizers` does.
+    """Splits texts at added tokens, from left to right, by the longest match at a place, as `tokenizers` does.
+
+    Tokens that are not `normalized` are searched first, in the text as given; then the pieces between them are cleaned
+    and searched for the others.
 
     Args:
-        clean: what is done to the text between them.
+        tokens: the added tokens.
+        clean: cleaning function of the text between them.
+
+    Raises:
+        UserError: If cleaning leaves nothing of a token.
     """
 
     def __init__(self, tokens: Iterable[AddedToken], clean: Callable[[str], str]):
@@ -112,7 +133,7 @@ class Splitter:
         self._patterns = {stage: _pattern(tokens, stage, clean) for stage in (False, True)}
 
     def __call__(self, text: str) -> list[str | int]:
-        """Cleaned texts and ids, in the order in which they stand."""
+        """Cleaned pieces of text and ids of added tokens, in order."""
         return [
             piece
             for raw in self._cut(text, False)
@@ -123,7 +144,7 @@ class Splitter:
         pattern, ids = self._patterns[stage], self._ids[stage]
         if pattern is None:
             return [text]
-        parts = pattern.split(text)  # texts and tokens in turns
+        parts = pattern.split(text)  # text and token alternate, as the pattern has one group
         return [ids[part] if i % 2 else part for i, part in enumerate(parts) if i % 2 or part]
 
 

@@ -1,7 +1,6 @@
-"""A byte is a token: the tokenizer of `mini_fashion`, which needs no vocabulary.
+"""Byte tokenizer of `mini_fashion`: each byte of the UTF-8 is a token, without a vocabulary.
 
-chr(2) starts a text, chr(3) ends it, chr(0) pads. What is not ASCII becomes the bytes of its UTF-8, so that every id
-stays below 256.
+The ids are 0 to 255: 2 starts a text, 3 ends it, 0 pads.
 """
 
 import json
@@ -15,7 +14,14 @@ CONTEXT_LENGTH = 32
 
 
 class AsciiTokenizer(Tokenizer):
-    """`tokenizer(texts)` -> int32 [B, L], 256 ids. The three control characters in use are dropped from texts."""
+    """Byte tokenizer: `tokenizer(texts)` -> int32 [B, L] with ids 0 to 255.
+
+    The characters chr(0), chr(2) and chr(3), whose ids are special, are dropped from texts.
+
+    Args:
+        context_length: the default L.
+        pad_id: id of the padding.
+    """
 
     kind = "ascii"
 
@@ -28,10 +34,10 @@ class AsciiTokenizer(Tokenizer):
         return [[b for b in without_surrogates(text).encode() if b not in (PAD, SOT, EOT)] for text in texts]
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
-        """The text of one row up to its end; a character cut in two becomes U+FFFD."""
+        """The text of one row up to its end; a character of which bytes are missing becomes U+FFFD."""
         return bytes(self.body(tokens)).decode("utf-8", "replace")
 
     def to_json(self) -> str:
-        """An object with the type, the context length and the padding."""
+        """JSON with the type, the context length and the padding."""
         data = {"type": "ascii", "context_length": self.context_length, "pad_id": self.pad_id}
         return json.dumps(data) + "\n"

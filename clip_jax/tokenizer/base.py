@@ -1,4 +1,4 @@
-"""What every tokenizer does alike: rows of one length, the end never lost, truncation told."""
+"""Base class of the tokenizers: padding, truncation that keeps the end token, and a warning about it."""
 
 import operator
 import os
@@ -13,22 +13,27 @@ from jaxtyping import Int
 
 from clip_jax.errors import UserError
 
-MAX_CONTEXT_LENGTH = 100_000  # tokens; more is no text encoder but a damaged number, and would fill the memory
+MAX_CONTEXT_LENGTH = 100_000  # tokens; a larger number is damaged, and would fill the memory
 
 
 class TruncationWarning(UserWarning):
-    """A prompt did not fit the context and lost its tail."""
+    """A text exceeded the context length and was truncated."""
 
 
 class Tokenizer(ABC):
-    """`tokenizer(texts)` -> int32 [B, L]: start (where the vocabulary has one), text, end, padding.
+    """`tokenizer(texts)` -> int32 [B, L]: start token (if the vocabulary has one), text, end token, padding.
 
     Attributes:
         kind: "clip", "bert", "siglip", "siglip2" or "ascii".
+        vocab_size: number of ids.
         context_length: the default L.
-        pad_id: what follows the end.
-        sot_id: what precedes the text, or None.
-        eot_id: what follows the text, in a text too long as well.
+        pad_id: id of the padding.
+        sot_id: id of the start token, or None.
+        eot_id: id of the end token, which truncated texts keep.
+        end_id: the id that is written at the end, which is `eot_id` except with BERT's option `strip_sep_token`.
+
+    Raises:
+        UserError: If the context length is out of range, or `pad_id` is not in the vocabulary.
     """
 
     kind: str
@@ -42,19 +47,22 @@ class Tokenizer(ABC):
         self.pad_id = pad_id
         self.sot_id = sot_id
         self.eot_id = eot_id
-        self.end_id = eot_id  # what is written for it
+        self.end_id = eot_id
 
     def __call__(self, texts: Any, context_length: int | None = None) -> Int[np.ndarray, "B L"]:
-        """Tokens of one text or of several.
+        """Tokenizes one text or several.
+
+        A text that is too long is truncated, but keeps its end token; a TruncationWarning counts the dropped tokens.
 
         Args:
-            texts: a str, or any iterable of str with an order: list, tuple, generator, array, column of a table.
+            texts: a str, or an ordered iterable of str: list, tuple, generator, array, column of a table.
             context_length: L; None: the tokenizer's own.
 
-        Raises:
-            UserError: for anything but text.
+        Returns:
+            int32 [B, L].
 
-        A text that does not fit keeps its start and its end token; a TruncationWarning says how much was dropped.
+        Raises:
+            UserError: If something is not text, or the context length is out of range.
         """
         length = self.context_length if context_length is None else length_in_tokens(context_length)
         start = [] if self.sot_id is None else [self.sot_id]
@@ -78,25 +86,37 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[Any]) -> list[list[int]]:
-        """Ids of each text, without start, end, padding or truncation. Raises UserError for anything but text."""
+        """Ids of each text, without start, end, padding or truncation.
+
+        Raises:
+            UserError: If something is not text.
+        """
 
     @abstractmethod
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
-        """The text of one row up to its end token."""
+        """The text of one row of ids up to its end token.
+
+        Raises:
+            UserError: If an id is not in the vocabulary.
+        """
 
     @abstractmethod
     def to_json(self) -> str:
-        """What `save` writes."""
+        """The JSON that `save` writes."""
 
     def save(self, path: str | os.PathLike) -> None:
-        """One JSON file that `load_tokenizer` reads back, with context length and padding.
+        """Writes one JSON file that `load_tokenizer` reads, with context length and padding.
 
-        The tokenizer itself is not touched: other threads may use it meanwhile.
+        It is thread-safe: it does not change the tokenizer.
         """
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
     def body(self, tokens: Iterable[SupportsIndex]) -> list[int]:
-        """The ids of a row between its start and its end. Raises UserError for ids that are not in the vocabulary."""
+        """The ids of a row between its start and its end token.
+
+        Raises:
+            UserError: If an id is not in the vocabulary.
+        """
         ids: list[int] = []
         for token in map(operator.index, tokens):
             if token == self.eot_id or (token == self.end_id and self.end_id != self.eot_id):
@@ -109,10 +129,10 @@ class Tokenizer(ABC):
 
 
 class MissingTokenizer(Tokenizer):
-    """The tokenizer of a checkpoint that came without one: whatever is asked of it is a UserError that says so.
+    """Placeholder of a checkpoint without a tokenizer: every call and every attribute raises a UserError.
 
     Args:
-        message: the error, in one line.
+        message: of the error, in one line.
     """
 
     kind = "missing"
@@ -121,32 +141,52 @@ class MissingTokenizer(Tokenizer):
         self.message = message
 
     def __getattribute__(self, name: str) -> Any:
-        if name.startswith("__"):  # of every object; copy and pickle look for some that are not there
+        if name.startswith("__"):  # copy and pickle look these up
             return object.__getattribute__(self, name)
         raise UserError(self.__dict__["message"])
 
     def __call__(self, texts: Any, context_length: int | None = None) -> NoReturn:
-        """Raises UserError."""
+        """Raises the error.
+
+        Raises:
+            UserError: Always.
+        """
         raise UserError(self.__dict__["message"])
 
     def encode(self, texts: Sequence[Any]) -> NoReturn:
-        """Raises UserError."""
+        """Raises the error.
+
+        Raises:
+            UserError: Always.
+        """
         raise UserError(self.__dict__["message"])
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> NoReturn:
-        """Raises UserError."""
+        """Raises the error.
+
+        Raises:
+            UserError: Always.
+        """
         raise UserError(self.__dict__["message"])
 
     def to_json(self) -> NoReturn:
-        """Raises UserError."""
+        """Raises the error.
+
+        Raises:
+            UserError: Always.
+        """
         raise UserError(self.__dict__["message"])
 
 
 def as_texts(texts: Any, name: str = "texts") -> list[str]:
     """One text or an iterable of texts as a list.
 
+    Args:
+        texts: a str, or an ordered iterable of str.
+        name: of the argument, for errors.
+
     Raises:
-        UserError: it names the argument `name`; for anything else: bytes, numbers, None, lists in lists, sets.
+        UserError: If it is anything else: bytes, numbers, None, nested lists, sets.
     """
     if isinstance(texts, str):
         return [texts]
@@ -155,15 +195,19 @@ def as_texts(texts: Any, name: str = "texts") -> list[str]:
     if isinstance(texts, set | frozenset):
         raise UserError(f"{name}: a set has no order, so no row would belong to a text: give a list")
     try:
-        found = list(texts)
+        items = list(texts)
     except TypeError:
         raise UserError(f"{name}: expected a text or a list of texts, got {_described(texts)}") from None
-    check_texts(found)
-    return found
+    check_texts(items)
+    return items
 
 
 def check_texts(texts: Iterable[Any]) -> None:
-    """Raises UserError when one of them is not text."""
+    """Checks that all items are text.
+
+    Raises:
+        UserError: If one is not.
+    """
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"prompts must be text, got {_described(text)} at place {i}")
@@ -174,12 +218,16 @@ def _described(value: Any) -> str:
 
 
 def printable(message: object) -> str:
-    """A message on one line, without what a terminal would take for a command."""
+    """A message on one line, with unprintable characters, such as terminal escapes, replaced by U+FFFD."""
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(message).split()))
 
 
 def integer(name: str, value: Any) -> int:
-    """An int, or what passes for one (NumPy's), but no bool. Raises UserError for anything else."""
+    """An int, also from an integer of NumPy.
+
+    Raises:
+        UserError: If the value is anything else, bool included; the message begins with `name`.
+    """
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -189,7 +237,11 @@ def integer(name: str, value: Any) -> int:
 
 
 def length_in_tokens(value: Any) -> int:
-    """A context length. Raises UserError for what is no integer, below 1, or beyond all reason."""
+    """A context length as an int.
+
+    Raises:
+        UserError: If it is not an integer from 1 to `MAX_CONTEXT_LENGTH`.
+    """
     length = integer("context_length", value)
     if not 1 <= length <= MAX_CONTEXT_LENGTH:
         raise UserError(f"context_length is {length}: it must be from 1 to {MAX_CONTEXT_LENGTH}")
@@ -197,5 +249,5 @@ def length_in_tokens(value: Any) -> int:
 
 
 def without_surrogates(text: str) -> str:
-    """Halves of a character joined, and lone ones, which are no text, replaced by U+FFFD."""
+    """Joins surrogate pairs into characters, and replaces lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

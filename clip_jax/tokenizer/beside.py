@@ -1,8 +1,7 @@
-"""What Hugging Face's files beside a vocabulary say of it, read as transformers reads them.
+"""Reads Hugging Face's files beside a vocabulary, with the precedence of transformers.
 
-They are `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
-
-What they ask for is done, or refused by its name; a field that is not known here is refused.
+They are `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`. A setting that is not supported and
+a field that is unknown are a UserError that names it, as either could change the tokens.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,12 +15,12 @@ from clip_jax.tokenizer.base import integer
 from clip_jax.weights.files import read_json
 
 CONFIG, SPECIALS, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-UNLIMITED = 100_000  # a length from here on stands for none: transformers writes 1e30
+UNLIMITED = 100_000  # tokens; a larger model_max_length means no limit: transformers writes 1e30
 
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 MORE = ("additional_special_tokens", "extra_special_tokens")
 
-# Fields that change nothing of the ids of a text.
+# Fields that have no effect on the ids of a text.
 HARMLESS = {
     "auto_map", "backend", "chat_template", "clean_up_tokenization_spaces", "device_map", "errors", "extra_ids",
     "init_inputs", "is_local", "legacy", "local_files_only", "max_length", "model_input_names", "name_or_path",
@@ -31,7 +30,7 @@ HARMLESS = {
     "vocab_file", "merges_file",
 }  # fmt: skip
 
-# Fields that have to say what is done here anyway; None stands for the same.
+# Fields of which only these values, and null, are supported: they state what the tokenizers here do anyway.
 FIXED: dict[str, tuple[Any, ...]] = {
     "padding_side": ("right",),
     "truncation_side": ("right",),
@@ -42,7 +41,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "sp_model_kwargs": ({},),
     "add_eos_token": (True,),
 }
-# The same for each kind of vocabulary, where the kinds differ.
+# The same, where the kinds of vocabulary differ.
 FIXED_OF_KIND: dict[str, dict[str, tuple[Any, ...]]] = {
     "clip": {"do_lower_case": (True,), "add_prefix_space": (False,), "add_bos_token": (True,)},
     "bert": {"add_prefix_space": (False,), "add_bos_token": (True,)},
@@ -57,16 +56,16 @@ BERT_OPTIONS = {
 
 @dataclass(frozen=True)
 class Beside:
-    """What is said beside a vocabulary.
+    """Content of the files beside a vocabulary.
 
     Attributes:
-        where: the file that said most of it, for error lines.
-        context_length: `model_max_length`, where it is a limit.
-        specials: the tokens by their role, as "pad_token".
-        more: further special tokens, which have no role.
-        added: tokens with ids of their own.
-        fields: those of `tokenizer_config.json` whose meaning depends on the kind of the vocabulary.
-        config: the name of that file, for errors about them.
+        where: the file of the special tokens, or the directory if there are no files, for errors.
+        context_length: `model_max_length`; None: no limit is stated.
+        specials: special tokens by their role, such as "pad_token".
+        more: additional special tokens, which have no role.
+        added: added tokens by content, with their ids.
+        fields: fields of `tokenizer_config.json` whose supported values depend on the kind of vocabulary.
+        config: path of `tokenizer_config.json`, for errors about `fields`.
     """
 
     where: str
@@ -78,9 +77,14 @@ class Beside:
     config: str = ""
 
     def check(self, kind: str, *, with_json: bool = False) -> None:
-        """Raises UserError for a field that asks for what a vocabulary of this kind is not read with.
+        """Checks the fields whose supported values depend on the kind of vocabulary.
 
-        `with_json`: there is a `tokenizer.json`, by which transformers decides about the start.
+        Args:
+            kind: "clip", "bert", "siglip" or "siglip2".
+            with_json: whether there is a `tokenizer.json`, which takes precedence over `add_bos_token` in transformers.
+
+        Raises:
+            UserError: If a field has a value that is not supported for this kind.
         """
         kind = kind.removesuffix("2")
         fixed = FIXED_OF_KIND[kind]
@@ -96,21 +100,28 @@ class Beside:
                 raise UserError(f"{self.config}: {name} is {_short(value)}: only {_short(fixed[name][0])} is supported")
 
     def bert_options(self) -> dict[str, Any]:
-        """Options of a `WordPieceTokenizer`."""
+        """The fields that are options of a `WordPieceTokenizer`, under the names of its arguments."""
         return {option: self.fields[name] for name, option in BERT_OPTIONS.items() if name in self.fields}
 
     def check_specials(self, roles: Mapping[str, str]) -> None:
-        """Raises UserError when a role is played by another token than that of `roles`."""
+        """Checks special tokens against the expected ones.
+
+        Args:
+            roles: the expected token of each role; a role that the files do not state is accepted.
+
+        Raises:
+            UserError: If a role has another token.
+        """
         for role, token in roles.items():
             if self.specials.get(role, token) != token:
                 raise UserError(f"{self.where}: {role} is {_short(self.specials[role])}: only {token!r} is supported")
 
 
 def read_beside(folder: Path) -> Beside:
-    """What is said in a directory, nothing where there are no such files.
+    """Reads the files of a directory; without any, the result is empty.
 
     Raises:
-        UserError: it names the file; one is damaged or has a field that is not known.
+        UserError: If a file is damaged, or has an unknown field or an unsupported value; the message names the file.
     """
     files = {name: folder / name for name in (CONFIG, SPECIALS, ADDED) if (folder / name).is_file()}
     if not files:
@@ -121,9 +132,9 @@ def read_beside(folder: Path) -> Beside:
     decoder = config.get("added_tokens_decoder")
     groups = [_decoder(decoder, where)]
     if SPECIALS in files:
-        said, further = _specials(read_json(files[SPECIALS]), str(files[SPECIALS]), alone=True)
-        if decoder is None:  # with one, transformers takes the map for an old copy
-            specials, more = specials | said, further or more
+        map_specials, map_more = _specials(read_json(files[SPECIALS]), str(files[SPECIALS]), alone=True)
+        if decoder is None:  # if the config has `added_tokens_decoder`, transformers ignores the map as outdated
+            specials, more = specials | map_specials, map_more or more
             where = str(files[SPECIALS])
     if ADDED in files:
         groups.append(_added(read_json(files[ADDED]), str(files[ADDED]), {*specials.values(), *more}))
@@ -151,19 +162,19 @@ def _max_length(config: Mapping[str, Any], where: str) -> int | None:
 
 
 def _fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Those that depend on the kind. Raises UserError for what is not known or not supported of any."""
-    known = {name for fields in FIXED_OF_KIND.values() for name in fields} | set(BERT_OPTIONS)
-    apart = {*NAMES, *MORE, "model_max_length", "added_tokens_decoder"} | HARMLESS
-    found = {}
+    """The fields whose values depend on the kind. Raises UserError for unknown fields and unsupported values."""
+    of_kind = {name for fields in FIXED_OF_KIND.values() for name in fields} | set(BERT_OPTIONS)
+    handled_elsewhere = {*NAMES, *MORE, "model_max_length", "added_tokens_decoder"} | HARMLESS
+    fields_of_kind = {}
     for name, value in config.items():
         if name in FIXED:
             if not _is_one_of(value, FIXED[name]):
                 raise UserError(f"{where}: {name} is {_short(value)}: only {_short(FIXED[name][0])} is supported")
-        elif name in known:
-            found[name] = value
-        elif name not in apart and value is not None:
+        elif name in of_kind:
+            fields_of_kind[name] = value
+        elif name not in handled_elsewhere and value is not None:
             raise UserError(f"{where}: the field {_short(name)} is not known: remove it if it changes no token")
-    return found
+    return fields_of_kind
 
 
 def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
@@ -173,20 +184,20 @@ def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
 def _specials(
     data: Mapping[str, Any], where: str, *, alone: bool = False
 ) -> tuple[dict[str, str | None], tuple[str, ...]]:
-    """Tokens by their role, and those without one. `alone`: there may be nothing else in `data`."""
-    found: dict[str, str | None] = {}
+    """Special tokens by role, and those without a role. With `alone` other fields in `data` are a UserError."""
+    by_role: dict[str, str | None] = {}
     more: list[str] = []
     for name, value in data.items():
         if name in NAMES:
-            found[name] = None if value is None else _content(value, name, where)
+            by_role[name] = None if value is None else _content(value, name, where)
         elif name in MORE and value is not None:
-            tokens = value.values() if isinstance(value, Mapping) else value  # transformers 4.46+: by their names
+            tokens = value.values() if isinstance(value, Mapping) else value  # transformers 4.46+: an object of names
             if not isinstance(tokens, Iterable) or isinstance(tokens, str):
                 raise UserError(f"{where}: {name} is {_short(value)}: it must be a list of tokens")
             more += [_content(token, name, where) for token in tokens]
         elif alone and value is not None:
             raise UserError(f"{where}: the field {_short(name)} is not known: remove it if it changes no token")
-    return found, tuple(more)
+    return by_role, tuple(more)
 
 
 def _content(token: Any, name: str, where: str) -> str:
@@ -208,7 +219,7 @@ def _decoder(decoder: Any, where: str) -> list[AddedToken]:
 
 
 def _added(data: Mapping[str, Any], where: str, specials: set[str | None]) -> list[AddedToken]:
-    """`added_tokens.json`: tokens and their ids."""
+    """The tokens of `added_tokens.json`, an object of contents and ids."""
     entries = [
         {"content": content, "id": id, "normalized": content not in specials, "special": content in specials}
         for content, id in data.items()

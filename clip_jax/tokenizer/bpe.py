@@ -1,13 +1,13 @@
-"""CLIP's byte-pair encoding, equal to OpenAI's on every string.
+"""CLIP's byte-pair encoding (BPE): OpenAI's tokens for every string, except the literal text of a special token.
 
-The ids of every CLIP vocabulary are laid out alike: 256 bytes, the same 256 bytes at the end of a word (`</w>`), one id
-per merge, then `<|startoftext|>` and `<|endoftext|>`. The merges are therefore the whole vocabulary. As every byte has
-an id in both places, no text is ever lost.
+The ids of every CLIP vocabulary have the same layout: 256 bytes, the same 256 bytes at the end of a word (`</w>`), one
+id per merge, then `<|startoftext|>` and `<|endoftext|>`. So the merges determine the vocabulary. As every byte has an
+id in both places, every text can be encoded without an unknown token.
 
-Prompts are cleaned as OpenAI does (ftfy, HTML entities, white space, lower case) and cut into words by the same library
-with the same expression, because no two libraries agree on what is a letter. The merging is `tokenizers`'. Unlike
-there, the literal text `<|endoftext|>` inside a prompt stays text: as the real token it would end the prompt where
-pooling looks for the end.
+Texts are cleaned as by OpenAI (ftfy, HTML entities, white space, lower case) and split into words by OpenAI's regular
+expression in the library `regex`, because libraries differ in what they count as a letter. The library `tokenizers`
+merges the bytes. The literal text `<|endoftext|>` inside a prompt stays text: as the special token it would be the
+position at which the text tower pools.
 """
 
 import copy
@@ -30,36 +30,36 @@ from clip_jax.tokenizer.cleaning import clean, cleaning
 
 SOT, EOT = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-# Case is ignored in all of it, as by OpenAI. One character is the worse for it: the combining U+0345 is then neither a
-# letter nor anything else, and falls out.
+# IGNORECASE for the whole expression, as in OpenAI's code. With it the combining character U+0345 matches none of the
+# alternatives, and is dropped.
 WORD = regex.compile(WORDS, regex.IGNORECASE)
 WORD_OR_SPECIAL = regex.compile(f"{regex.escape(SOT)}|{regex.escape(EOT)}|{WORDS}", regex.IGNORECASE)
 END_OF_WORD = "</w>"
 CONTEXT_LENGTH = 77
-OPENAI_MERGES = 49152 - 256 - 2  # what CLIP takes of the merges in OpenAI's file
-SMALLEST = 2 * 256 + 2  # ids of a vocabulary without merges
-MAX_MERGES_BYTES = 64 * 2**20  # of a merges file, unpacked; OpenAI's has 3 MiB
+OPENAI_MERGES = 49152 - 256 - 2  # merges that CLIP uses of those in OpenAI's file
+SMALLEST = 2 * 256 + 2  # size of a vocabulary without merges
+MAX_MERGES_BYTES = 64 * 2**20  # of an unpacked merges file; OpenAI's has 3 MiB
 
 
 def byte_alphabet() -> dict[int, str]:
-    """The character that stands for each byte, in the order of the ids (that of GPT-2): printable bytes first."""
+    """GPT-2's mapping of bytes to printable characters, in the order of the ids: printable bytes come first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
 class BPETokenizer(Tokenizer):
-    """`tokenizer(texts)` -> int32 [B, L]: start, text, end, padding.
+    """CLIP's BPE tokenizer: `tokenizer(texts)` -> int32 [B, L]: start, text, end, padding.
 
     Args:
-        merges: the pairs to join, in order.
+        merges: pairs of tokens to merge, by priority.
         context_length: the default L.
-        pad_id: what follows the end. The original pads with 0, an id that is also the token "!".
-        clean: what is done to a text first, a name of `clip_jax.tokenizer.cleaning`; "lower" is OpenAI's.
-        added: tokens learned later, as those of textual inversion: each is one token wherever it stands in a text.
+        pad_id: id of the padding. OpenAI pads with 0, which is also the id of the token "!".
+        clean: name of the cleaning that a text gets first, see `clip_jax.tokenizer.cleaning`; "lower" is OpenAI's.
+        added: added tokens, such as those of textual inversion: each is one token wherever it occurs in a text.
 
     Raises:
-        UserError: the merges make no CLIP vocabulary, or an added token does not fit it.
+        UserError: If the merges do not make a CLIP vocabulary, or an added token does not fit it.
     """
 
     kind = "clip"
@@ -92,7 +92,7 @@ class BPETokenizer(Tokenizer):
         self._split = Splitter(self._added, cleaning(clean))
         try:
             model = models.BPE(vocab=vocab, merges=list(merges), end_of_word_suffix=END_OF_WORD, fuse_unk=False)
-        except Exception as error:  # the library raises nothing more special
+        except Exception as error:  # the library raises plain Exceptions
             raise UserError(f"its merges are not those of a CLIP vocabulary: {error}") from error
         self._library = tokenizers.Tokenizer(model)
         self._library.pre_tokenizer = AS_BYTES
@@ -100,7 +100,12 @@ class BPETokenizer(Tokenizer):
     def encode(self, texts: Sequence[Any], *, specials: bool = False) -> list[list[int]]:
         """Ids of each text, without start, end, padding or truncation.
 
-        `specials=True` is OpenAI's behaviour to the letter: the literal text of a special token becomes that token.
+        Args:
+            texts: strings.
+            specials: True is exactly OpenAI's behaviour: the literal text of a special token becomes that token.
+
+        Raises:
+            UserError: If something is not text.
         """
         check_texts(texts)
         pieces = [self._pieces(text, specials) for text in texts]
@@ -111,32 +116,36 @@ class BPETokenizer(Tokenizer):
         ]
 
     def _pieces(self, text: str, specials: bool) -> list[list[str] | int]:
-        """What a text is made of: words in a row, and the ids of added tokens, of special ones too with `specials`."""
-        found: list[list[str] | int] = []
+        """Splits a text into lists of words and ids of added tokens; with `specials` also ids of special tokens."""
+        pieces: list[list[str] | int] = []
         for piece in self._split(text):
             if isinstance(piece, int):
-                found.append(piece)
+                pieces.append(piece)
             elif not specials:
-                found.append(WORD.findall(piece))
+                pieces.append(WORD.findall(piece))
             else:
                 ids: dict[str, Any] = {SOT: self.sot_id, EOT: self.eot_id}
-                found += [ids.get(word, [word]) for word in WORD_OR_SPECIAL.findall(piece)]
-        return found
+                pieces += [ids.get(word, [word]) for word in WORD_OR_SPECIAL.findall(piece)]
+        return pieces
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
-        """The text of one row up to its end token; unknown bytes become U+FFFD."""
+        """The text of one row up to its end token; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            UserError: If an id is not in the vocabulary.
+        """
         byte = {c: b for b, c in byte_alphabet().items()} | {" ": ord(" ")}
         written = {token.id: f"{token.content} ".encode() for token in self._added}
         text = b""
         for token in self.body(tokens):
             if token in written:
                 text += written[token]
-            elif token < len(self._words):  # between the words and an added token there may be ids of nothing
+            elif token < len(self._words):  # ids between the vocabulary and an added token may be unused
                 text += bytes(byte[c] for c in self._words[token].replace(END_OF_WORD, " "))
         return text.decode("utf-8", "replace").strip()
 
     def to_json(self) -> str:
-        """The layout of the `tokenizers` library, which also carries context length and padding."""
+        """JSON in the layout of the `tokenizers` library, with context length and padding."""
         library = copy.deepcopy(self._library)
         library.enable_truncation(self.context_length)
         library.enable_padding(length=self.context_length, pad_id=self.pad_id, pad_token=self._word(self.pad_id))
@@ -156,10 +165,16 @@ class BPETokenizer(Tokenizer):
     def from_vocabulary(
         cls, vocab: Mapping[str, int], merges: Iterable[Any], *, where: str, **options: Any
     ) -> "BPETokenizer":
-        """From a vocabulary and its merges ("a b", or pairs), as `vocab.json` and `tokenizer.json` hold them.
+        """Makes a tokenizer from the vocabulary and merges of a `tokenizer.json`, or `vocab.json` with `merges.txt`.
+
+        Args:
+            vocab: token -> id.
+            merges: "a b", or pairs.
+            where: name of the file, for errors.
+            options: further arguments of the class.
 
         Raises:
-            UserError: it names `where`; when they are not laid out as CLIP's.
+            UserError: If the ids do not have the layout of CLIP's.
         """
         if not isinstance(vocab, Mapping):
             raise UserError(f"{where}: its vocabulary is no object of words and ids")
@@ -174,7 +189,15 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def from_openai(cls, path: str | os.PathLike, **options: Any) -> "BPETokenizer":
-        """Reads OpenAI's `bpe_simple_vocab_16e6.txt.gz`, packed or not: a header, then merges; CLIP uses 48,894."""
+        """Reads OpenAI's `bpe_simple_vocab_16e6.txt.gz`, compressed or not: a header, then merges; CLIP uses 48,894.
+
+        Args:
+            path: the file.
+            options: further arguments of the class.
+
+        Raises:
+            UserError: If it is not that file.
+        """
         try:
             lines = _unpacked(Path(path)).decode("utf-8").rstrip("\n").split("\n")
             merges = [pair(line) for line in lines[1 : OPENAI_MERGES + 1]]
@@ -188,10 +211,19 @@ class BPETokenizer(Tokenizer):
 def train_bpe(
     texts: Iterable[str], vocab_size: int, *, context_length: int = CONTEXT_LENGTH, pad_id: int = 0
 ) -> BPETokenizer:
-    """A vocabulary for these texts, of at most `vocab_size` ids; of fewer once every word is one token.
+    """Trains a BPE vocabulary on texts.
 
-    Only the merges are taken from the library's trainer: its own vocabulary lacks the end-of-word form of bytes it has
-    not seen there, and drops them silently from later texts.
+    Only the merges of the library's trainer are used: its vocabulary lacks the end-of-word form of bytes that do not
+    end a word in `texts`, and would drop them silently from later texts.
+
+    Args:
+        texts: training data.
+        vocab_size: at most; the vocabulary is smaller if every word becomes one token before.
+        context_length: the default L of the tokenizer.
+        pad_id: id of the padding.
+
+    Raises:
+        UserError: If `vocab_size` is less than 514, the number of bytes and special tokens.
     """
     if vocab_size < SMALLEST:
         raise UserError(f"vocab_size {vocab_size} is too small: bytes and special tokens alone take {SMALLEST}")
@@ -216,7 +248,7 @@ def _split(words: str) -> pre_tokenizers.PreTokenizer:
 
 
 def _unpacked(path: Path) -> bytes:
-    """A file's content, of which a packed one may not be more than a merges file can be."""
+    """Content of a file, decompressed if it is gzip; the size is limited against decompression bombs."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -227,7 +259,11 @@ def _unpacked(path: Path) -> bytes:
 
 
 def pair(merge: str | Sequence[str]) -> tuple[str, str]:
-    """A merge as two tokens. Raises ValueError for anything else."""
+    """Parses a merge, "a b" or a pair, into two tokens.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
     parts = merge.split() if isinstance(merge, str) else merge
     if not isinstance(parts, list | tuple) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         raise ValueError(f"the merge {str(merge)[:60]!r} is no pair of tokens")

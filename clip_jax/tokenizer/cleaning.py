@@ -1,4 +1,4 @@
-"""What is done to a text before it is cut into tokens: the cleanings of OpenAI's and of OpenCLIP's tokenizers.
+"""Text cleaning before tokenization, as in OpenAI's and OpenCLIP's tokenizers.
 
     lower           mojibake repaired (ftfy), HTML entities resolved, white space collapsed, lower case: OpenAI's
     whitespace      the same without lower case: OpenCLIP's for tokenizers of Hugging Face
@@ -21,21 +21,21 @@ NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def clean(text: str) -> str:
-    """The text the encoding sees: mojibake repaired, entities resolved, white space collapsed, lower case.
+    """OpenAI's cleaning: mojibake repaired, entities resolved, white space collapsed, lower case.
 
-    Lone surrogates, on which OpenAI's encoding fails, become U+FFFD.
+    Lone surrogates, on which OpenAI's tokenizer fails, become U+FFFD.
     """
     return whitespace(text).lower()
 
 
 def whitespace(text: str) -> str:
-    """`clean` that keeps upper case."""
+    """`clean` without lower case."""
     text = html.unescape(html.unescape(ftfy.fix_text(without_surrogates(text))))
     return regex.sub(r"\s+", " ", text.strip()).strip()
 
 
 def without_punctuation(text: str) -> str:
-    """Repaired, "_" as a space, no ASCII punctuation, lower case, single spaces (OpenCLIP's `canonicalize_text`)."""
+    """OpenCLIP's `canonicalize_text`: repaired, "_" as a space, no ASCII punctuation, lower case, single spaces."""
     text = html.unescape(html.unescape(ftfy.fix_text(without_surrogates(text)))).strip()
     return " ".join(text.replace("_", " ").translate(NO_PUNCTUATION).lower().split())
 
@@ -48,7 +48,11 @@ CLEANINGS: dict[str, Callable[[str], str]] = {
 
 
 def cleaning(name: object) -> Callable[[str], str]:
-    """The function of that name. Raises UserError when there is none."""
+    """The cleaning function of a name of `CLEANINGS`.
+
+    Raises:
+        UserError: If there is none of this name.
+    """
     if not isinstance(name, str) or name not in CLEANINGS:
         raise UserError(f"clean is {str(name)[:40]!r}: choose one of {', '.join(CLEANINGS)}")
     return CLEANINGS[name]

@@ -1,6 +1,6 @@
-"""What a `tokenizer.json` in the layout of the `tokenizers` library asks for, compared with what is done here.
+"""Checks that a `tokenizer.json` of the `tokenizers` library describes what the tokenizers here do.
 
-A step that would give other tokens is refused by its name.
+A step that would give other tokens is a UserError that names it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,11 @@ MODEL = {
 
 
 def check_top(data: Mapping[str, Any]) -> None:
-    """Raises UserError for unknown fields, and for rows that are filled or cut on the left."""
+    """Checks the top-level fields of a `tokenizer.json`.
+
+    Raises:
+        UserError: If a field is unknown, padding or truncation is on the left, or the model has BPE dropout.
+    """
     if not isinstance(data["model"], Mapping):
         raise UserError(f"its model is {str(data['model'])[:40]!r}: it must be an object")
     for name, known in (("", TOP), ("model", MODEL)):
@@ -43,7 +47,11 @@ def check_top(data: Mapping[str, Any]) -> None:
 
 
 def added_tokens(data: Mapping[str, Any]) -> dict[str, AddedToken]:
-    """The tokens of `added_tokens` by their content."""
+    """The tokens of `added_tokens` by their content.
+
+    Raises:
+        UserError: If an entry is damaged, or two contradict each other.
+    """
     entries = data.get("added_tokens") or []
     if not isinstance(entries, list):
         raise UserError("its added_tokens are no list")
@@ -51,13 +59,17 @@ def added_tokens(data: Mapping[str, Any]) -> dict[str, AddedToken]:
 
 
 def is_own(data: Mapping[str, Any]) -> bool:
-    """Whether `BPETokenizer.save` wrote it, which cleans texts without a normalizer."""
+    """Whether `BPETokenizer.save` wrote the file: it has no normalizer, as texts are cleaned before the library."""
     pre = _steps(data.get("pre_tokenizer"), "pretokenizers")
     return bool(pre) and _pattern(pre[0]) == WORDS and data.get("normalizer") is None
 
 
 def check_clip(data: Mapping[str, Any]) -> None:
-    """Raises UserError for byte pairs that are not made as CLIP's are."""
+    """Checks that a BPE `tokenizer.json` is CLIP's.
+
+    Raises:
+        UserError: If the model, pre-tokenizer, normalizer or post-processor differs.
+    """
     model = data["model"]
     if model.get("continuing_subword_prefix") or model.get("ignore_merges"):
         raise UserError("its model has a continuing_subword_prefix or ignore_merges, which CLIP's has not")
@@ -84,7 +96,11 @@ def check_clip(data: Mapping[str, Any]) -> None:
 
 
 def check_bert(data: Mapping[str, Any]) -> None:
-    """Raises UserError for word pieces that are not made as BERT's are."""
+    """Checks that a WordPiece `tokenizer.json` is BERT's.
+
+    Raises:
+        UserError: If the model, pre-tokenizer, normalizer or post-processor differs.
+    """
     model = data["model"]
     for name, value in (("continuing_subword_prefix", "##"), ("unk_token", UNK)):
         if model.get(name, value) != value:
@@ -103,12 +119,16 @@ def check_bert(data: Mapping[str, Any]) -> None:
 
 
 def check_siglip(data: Mapping[str, Any], end: str) -> None:
-    """Raises UserError for a vocabulary that puts more than an end about a text."""
+    """Checks that the post-processor appends `end` and adds nothing else.
+
+    Raises:
+        UserError: If it does something else.
+    """
     _check_ends(data, [None, end])
 
 
 def _check_ends(data: Mapping[str, Any], wanted: list[str | None]) -> None:
-    """What is put about a text: None stands for the text itself. Without a post_processor nothing is said."""
+    """Raises UserError if the post-processor writes other tokens than `wanted`, where None is the text itself."""
     ends: list[list[str | None]] = [
         _ends(step) for step in _steps(data.get("post_processor"), "processors") if step.get("type") != "ByteLevel"
     ]
@@ -127,7 +147,7 @@ def _ends(step: Mapping[str, Any]) -> list[str | None]:
 
 
 def _steps(part: Any, name: str) -> list[Mapping[str, Any]]:
-    """The steps of a part: itself, those of a sequence, or none."""
+    """The steps of a component: its members if it is a sequence, else itself; none if it is null."""
     if part is None:
         return []
     if not isinstance(part, Mapping):

@@ -1,4 +1,4 @@
-"""Finds the tokenizer in a file or a checkpoint's directory, whoever wrote it."""
+"""Loads a tokenizer from a file or the directory of a checkpoint, in any of the supported formats."""
 
 import os
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from clip_jax.weights.jsons import read_json
 Kind = Literal["clip", "bert", "siglip", "siglip2", "ascii"]
 KINDS = get_args(Kind)
 
-# What a directory is searched for, in this order.
+# Names of tokenizer files in a directory, in the order of preference.
 FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -35,7 +35,7 @@ EMPTY: Mapping[str, AddedToken] = {}
 
 
 def find_tokenizer(directory: Path) -> Path | None:
-    """The tokenizer's file in a directory, None where there is none."""
+    """The tokenizer's file in a directory, or None."""
     return next((directory / name for name in FILES if (directory / name).is_file()), None)
 
 
@@ -48,48 +48,47 @@ def load_tokenizer(
     clean: str | None = None,
     strip_sep_token: bool = False,
 ) -> Tokenizer:
-    """The tokenizer in a file, or in the directory of a checkpoint.
+    """Loads the tokenizer in a file or in the directory of a checkpoint.
 
     Reads what `Tokenizer.save` wrote, OpenAI's `bpe_simple_vocab_16e6.txt.gz`, Hugging Face's `tokenizer.json` or
     `vocab.json` with `merges.txt`, BERT's `vocab.txt`, and SentencePiece's `spiece.model`.
 
+    Hugging Face's files beside the vocabulary (`tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`)
+    apply as in transformers, added tokens included; a field that is unknown or not supported is a UserError.
+
     Args:
         source: the file or directory.
-        context_length: None: what is said beside the vocabulary (`model_max_length` in `tokenizer_config.json`), else
-            what is usual for the kind.
-        pad_id: None: the `pad_token` named beside the vocabulary, else what is usual for the kind.
-        kind: what it has to be; None: whatever it is.
-        clean: what is done to a text first, where it is not what is usual for the kind: "lower", "whitespace" or
-            "canonicalize" (`clip_jax.tokenizer.cleaning`), as OpenCLIP's `tokenizer_kwargs` have it.
-        strip_sep_token: of a "bert" vocabulary: id 0 in place of [SEP], as OpenCLIP's option of that name.
-
-    Files of Hugging Face beside the vocabulary (`tokenizer_config.json`, `special_tokens_map.json`,
-    `added_tokens.json`) are followed as transformers follows them, learned tokens included; what they ask for that is
-    not supported, or not known, is refused by its name.
+        context_length: None: the one stated in or beside the vocabulary (`model_max_length` in
+            `tokenizer_config.json`), else the default of the kind.
+        pad_id: None: that of the `pad_token` stated in or beside the vocabulary, else the default of the kind.
+        kind: the required kind; None: any.
+        clean: name of the cleaning that a text gets first: "lower", "whitespace" or "canonicalize"
+            (`clip_jax.tokenizer.cleaning`), as in OpenCLIP's `tokenizer_kwargs`. None: the default of the kind.
+        strip_sep_token: of a "bert" vocabulary: write id 0 in place of [SEP], as OpenCLIP's option of that name.
 
     Raises:
-        UserError: there is no tokenizer, it is damaged, or it is of another kind.
+        UserError: If there is no tokenizer, it is damaged or of another kind, or an option does not apply to its kind.
     """
     if kind is not None and kind not in KINDS:
         raise UserError(f"there is no tokenizer {kind!r}: choose one of {', '.join(KINDS)}")
     path = Path(source)
     if path.is_dir():
-        found = find_tokenizer(path)
-        if found is None:
+        file_path = find_tokenizer(path)
+        if file_path is None:
             raise UserError(f"{source} holds no tokenizer: none of {', '.join(FILES)} is in it")
-        path = found
+        path = file_path
     elif not path.is_file():
         raise UserError(f"{source}: there is no such file or directory")
     with path.open("rb") as file:
         if file.read(len(LFS_HEADER)) == LFS_HEADER:
             raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull`")
-    wanted = {
+    arguments = {
         "context_length": context_length,
         "pad_id": pad_id,
         "clean": clean,
         "strip_sep_token": strip_sep_token or None,
     }
-    options = {name: value for name, value in wanted.items() if value is not None}
+    options = {name: value for name, value in arguments.items() if value is not None}
     with reading(path, "a tokenizer"):
         tokenizer = _read(path, options)
     if kind not in (None, tokenizer.kind):
@@ -98,7 +97,7 @@ def load_tokenizer(
 
 
 def _read(path: Path, options: dict[str, Any]) -> Tokenizer:
-    """Whatever a reader raises becomes one line with the file's name."""
+    """Reads a tokenizer; every exception becomes a UserError of one line with the file's name."""
     try:
         with path.open("rb") as file:
             if file.read(len(LFS_HEADER)) == LFS_HEADER:
@@ -108,8 +107,8 @@ def _read(path: Path, options: dict[str, Any]) -> Tokenizer:
         line = str(error) if str(path.parent) in str(error) else f"{path}: {error}"
         raise UserError(printable(line)) from error
     except Exception as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(printable(f"{path} is not the tokenizer of a CLIP: {what[:200]}")) from error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(printable(f"{path} is not the tokenizer of a CLIP: {reason[:200]}")) from error
 
 
 def _read_kind(path: Path, options: dict[str, Any]) -> Tokenizer:
@@ -126,7 +125,7 @@ def _read_kind(path: Path, options: dict[str, Any]) -> Tokenizer:
 
 
 def _merges(path: Path) -> list[str]:
-    """The lines of a `merges.txt` but for its header, which is the first with "#version" in it, as OpenAI's has."""
+    """The lines of a `merges.txt`, without its header, a first line that contains "#version"."""
     lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{path} is empty: fetch it again")
@@ -135,8 +134,8 @@ def _merges(path: Path) -> list[str]:
 
 def _read_json(path: Path, data: Mapping[str, Any], options: dict[str, Any]) -> Tokenizer:
     if data.get("type") == "ascii":
-        own = {name: data[name] for name in ("context_length", "pad_id")}
-        return AsciiTokenizer(**(own | _for_kind(options, "ascii")))
+        saved = {name: data[name] for name in ("context_length", "pad_id")}
+        return AsciiTokenizer(**(saved | _for_kind(options, "ascii")))
     if data.get("type") == "siglip":
         return SigLIPTokenizer.from_json(data, **_for_kind(options, "siglip"))
     layout.check_top(data)
@@ -151,7 +150,7 @@ def _read_json(path: Path, data: Mapping[str, Any], options: dict[str, Any]) -> 
         return _bert(path, data, beside, written, options)
     if model.get("end_of_word_suffix") == "</w>":
         layout.check_clip(data)
-        if layout.is_own(data):  # what `save` wrote counts more than what lies beside it
+        if layout.is_own(data):  # what `save` wrote takes precedence over the files beside it
             options = written | {name: data[name] for name in ("clean",) if name in data} | options
         return _clip(path, model, beside, written, options, layout.added_tokens(data))
     if model.get("type") in ("Unigram", "BPE"):
@@ -175,15 +174,17 @@ def _clip(
     options: Mapping[str, Any],
     added: Mapping[str, AddedToken] = EMPTY,
 ) -> BPETokenizer:
-    """Byte pairs in a layout of Hugging Face, which pads with the end where nothing else is said."""
+    """A BPE tokenizer of Hugging Face's layouts, where the default padding is the end token."""
     beside.check("clip", with_json=True)
     beside.check_specials({"bos_token": SOT, "eos_token": EOT})
     vocab = model["vocab"]
     learned(beside.added.values(), vocab, beside.where)
     added = merged([added.values(), beside.added.values()], str(path))
     ids = {**vocab, **{token.content: token.id for token in added.values()}}
-    said = {"pad_id": ids.get(EOT, 0), **written, **_pad(beside, ids), **_length(beside), "added": added.values()}
-    return BPETokenizer.from_vocabulary(vocab, model["merges"], where=str(path), **(said | _for_kind(options, "clip")))
+    stated = {"pad_id": ids.get(EOT, 0), **written, **_pad(beside, ids), **_length(beside), "added": added.values()}
+    return BPETokenizer.from_vocabulary(
+        vocab, model["merges"], where=str(path), **(stated | _for_kind(options, "clip"))
+    )
 
 
 def _bert(
@@ -193,18 +194,18 @@ def _bert(
     written: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> WordPieceTokenizer:
-    """Word pieces, of a `tokenizer.json` or, where `data` is None, of a `vocab.txt`."""
+    """A WordPiece tokenizer, from the content of a `tokenizer.json`, or from a `vocab.txt` if `data` is None."""
     beside.check("bert", with_json=data is not None)
     beside.check_specials({"cls_token": CLS, "sep_token": SEP, "unk_token": UNK})
     vocab = read_vocabulary(path) if data is None else data["model"]["vocab"]
-    said = dict(written) | _pad(beside, vocab) | _length(beside) | beside.bert_options() | _for_kind(options, "bert")
+    stated = dict(written) | _pad(beside, vocab) | _length(beside) | beside.bert_options() | _for_kind(options, "bert")
     added = [*beside.added.values(), *(() if data is None else layout.added_tokens(data).values())]
-    if later := learned(added, vocab, beside.where):
+    if new := learned(added, vocab, beside.where):
         raise UserError(
-            f"{beside.where}: the added token {later[0].content!r} (id {later[0].id}) is not in BERT's vocabulary: "
+            f"{beside.where}: the added token {new[0].content!r} (id {new[0].id}) is not in BERT's vocabulary: "
             "tokens learned later are not supported here; load it without them"
         )
-    return WordPieceTokenizer(vocab, **said) if data is None else WordPieceTokenizer.from_json(data, **said)
+    return WordPieceTokenizer(vocab, **stated) if data is None else WordPieceTokenizer.from_json(data, **stated)
 
 
 def _siglip(
@@ -214,9 +215,9 @@ def _siglip(
     written: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> SigLIPTokenizer:
-    """SentencePiece, of a `tokenizer.json` or of the bytes of a `spiece.model`."""
-    said = {**written, **_length(beside), **_for_kind(options, "siglip")}
-    tokenizer = SigLIPTokenizer(model, **said)
+    """A SentencePiece tokenizer, from the content of a `tokenizer.json` or the bytes of a `spiece.model`."""
+    stated = {**written, **_length(beside), **_for_kind(options, "siglip")}
+    tokenizer = SigLIPTokenizer(model, **stated)
     beside.check(tokenizer.kind, with_json=not isinstance(model, bytes))
     beside.check_specials({"eos_token": tokenizer.end})
     added = list(beside.added.values())
@@ -226,8 +227,8 @@ def _siglip(
     tokenizer.check_added(added, beside.where)
     pad = beside.specials.get("pad_token")
     if pad is not None and "pad_id" not in options:
-        said["pad_id"] = _pad(beside, {pad: tokenizer.id_of(pad)})["pad_id"]
-        tokenizer = SigLIPTokenizer(model, **said)
+        stated["pad_id"] = _pad(beside, {pad: tokenizer.id_of(pad)})["pad_id"]
+        tokenizer = SigLIPTokenizer(model, **stated)
     return tokenizer
 
 
@@ -236,7 +237,7 @@ def _length(beside: Beside) -> dict[str, Any]:
 
 
 def _pad(beside: Beside, ids: Mapping[str, int | None]) -> dict[str, Any]:
-    """The id of the `pad_token`. Raises UserError when a special token has none."""
+    """The `pad_id` of the stated `pad_token`. Raises UserError if it or an additional special token has no id."""
     for token in (*beside.specials.values(), *beside.more):
         if ids.get(token) is None and token in (beside.specials.get("pad_token"), *beside.more):
             raise UserError(f"{beside.where}: the special token {token!r} has no id in the vocabulary beside it")
@@ -246,7 +247,7 @@ def _pad(beside: Beside, ids: Mapping[str, int | None]) -> dict[str, Any]:
 
 def _for_kind(options: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The options given by the caller. Raises UserError for one that a tokenizer of this kind does not have."""
-    missing = {"ascii": ("clean", "strip_sep_token"), "bert": ()}.get(kind, ("strip_sep_token",))
-    if found := [name for name in missing if name in options]:
-        raise UserError(f"{found[0]}: a {kind} tokenizer has no such option")
+    unsupported = {"ascii": ("clean", "strip_sep_token"), "bert": ()}.get(kind, ("strip_sep_token",))
+    if given := [name for name in unsupported if name in options]:
+        raise UserError(f"{given[0]}: a {kind} tokenizer has no such option")
     return dict(options)

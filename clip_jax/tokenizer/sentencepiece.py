@@ -1,13 +1,16 @@
-"""SigLIP's tokenizers: SentencePiece over lower-cased text, no start, and an end that sticks.
+"""SentencePiece tokenizers of SigLIP and SigLIP 2: lower-cased text, no start token, an end token.
 
     siglip    32,000 unigram pieces of C4, punctuation removed, padded with the end token </s> (id 1)
     siglip2   256,000 pieces of Gemma, punctuation kept, padded with <pad> (id 0)
 
-A text is pooled at its last position, padding or not, so every row must have the length of the training (64, or 16 for
-SO400M-224): with shorter padding accuracy collapses. The end token stays when a text is cut ("sticky").
-(Zhai et al. 2023 and Tschannen et al. 2025; `tokenize(…, eos="sticky")` and `canonicalize` of big_vision.)
+SigLIP's text tower pools at the last position, padding or not. So every row must have the context length of the
+training (64, or 16 for SO400M-224); with a shorter one accuracy collapses. A truncated text keeps its end token
+("sticky").
 
-A `tokenizer.json` is read by `tokenizers`. A `spiece.model` needs the package `sentencepiece` (the extra `siglip`).
+Sources: Zhai et al. 2023 and Tschannen et al. 2025; `tokenize(…, eos="sticky")` and `canonicalize` of big_vision.
+
+A `tokenizer.json` is read by the library `tokenizers`. A `spiece.model` needs the package `sentencepiece` (the extra
+`siglip`).
 """
 
 import base64
@@ -27,22 +30,25 @@ CONTEXT_LENGTH = 64
 
 
 def canonicalize(text: str) -> str:
-    """Lower case, no ASCII punctuation, single spaces: what SigLIP's prompts look like."""
+    """big_vision's `canonicalize`, of SigLIP's texts: lower case, no ASCII punctuation, single spaces."""
     return re.sub(r"\s+", " ", text.lower().translate(NO_PUNCTUATION)).strip()
 
 
 class SigLIPTokenizer(Tokenizer):
-    """`tokenizer(texts)` -> int32 [B, L]: text, end, padding.
+    """SigLIP's tokenizer: `tokenizer(texts)` -> int32 [B, L]: text, end, padding.
 
-    Special tokens written in a text stay text.
+    The vocabulary determines whether it is SigLIP's, with the end token </s>, or SigLIP 2's, with <eos>. The literal
+    text of a special token stays text.
 
     Args:
         model: the bytes of a `spiece.model`, or the content of a `tokenizer.json`.
-        pad_id: None: <pad> for SigLIP 2, </s> for SigLIP.
-        clean: what is done to a text first, a name of `clip_jax.tokenizer.cleaning` (OpenCLIP: "canonicalize"). None:
-            as in big_vision, no punctuation and lower case for SigLIP, lower case for SigLIP 2.
+        context_length: the default L.
+        pad_id: id of the padding; None: <pad> for SigLIP 2, </s> for SigLIP.
+        clean: name of the cleaning that a text gets first, see `clip_jax.tokenizer.cleaning` (OpenCLIP:
+            "canonicalize"). None: as in big_vision, `canonicalize` for SigLIP, lower case for SigLIP 2.
 
-    The name of the end, <eos> in Gemma's vocabulary and </s> in C4's, tells the two apart.
+    Raises:
+        UserError: If the model is damaged or not SigLIP's, or the package `sentencepiece` is missing.
     """
 
     def __init__(
@@ -57,17 +63,17 @@ class SigLIPTokenizer(Tokenizer):
         self._pieces: SentencePieceModel | LibraryModel
         self._pieces = SentencePieceModel(model) if isinstance(model, bytes) else LibraryModel(model)
         ends = {name: self._pieces.id_of(name) for name in ("</s>", "<eos>")}
-        found = [(name, i) for name, i in ends.items() if i is not None]
-        if not found:
+        present = [(name, i) for name, i in ends.items() if i is not None]
+        if not present:
             raise UserError("this SentencePiece vocabulary has neither </s> nor <eos>: it is not SigLIP's")
-        (end, eot_id), *_ = found
+        (end, eot_id), *_ = present
         self.end = end
         if not 0 < self._pieces.size <= MAX_ID:
             raise UserError(f"this SentencePiece vocabulary has ids up to {self._pieces.size}: it is damaged")
         self.kind = "siglip2" if end == "<eos>" else "siglip"
         self.clean = clean
-        own = str.lower if self.kind == "siglip2" else canonicalize
-        self._clean: Callable[[str], str] = own if clean is None else cleaning(clean)
+        default = str.lower if self.kind == "siglip2" else canonicalize
+        self._clean: Callable[[str], str] = default if clean is None else cleaning(clean)
         if pad_id is None and self.kind == "siglip2":
             pad_id = self._pieces.id_of("<pad>")
         super().__init__(
@@ -79,20 +85,32 @@ class SigLIPTokenizer(Tokenizer):
         )
 
     def encode(self, texts: Sequence[Any]) -> list[list[int]]:
-        """Ids of each text, without end, padding or truncation."""
+        """Ids of each text, without end, padding or truncation.
+
+        Raises:
+            UserError: If something is not text, or the vocabulary is damaged.
+        """
         check_texts(texts)
         cleaned = [self._clean(without_surrogates(text)) for text in texts]
         try:
             return self._pieces.encode(cleaned)
-        except Exception as error:  # as of a damaged vocabulary that has no piece for what is unknown
+        except Exception as error:  # such as of a damaged vocabulary without a piece for unknown text
             raise UserError(f"this SentencePiece vocabulary cannot encode the texts: {printable(error)}") from error
 
     def id_of(self, piece: str) -> int | None:
-        """The id of a piece of the vocabulary, None where it is none."""
+        """The id of a piece, or None if it is not in the vocabulary."""
         return self._pieces.id_of(piece)
 
     def check_added(self, tokens: Iterable[AddedToken], where: str) -> None:
-        """Raises UserError for a token that is not in the vocabulary, or there under another id."""
+        """Checks that added tokens are in the vocabulary itself: new ones are not supported.
+
+        Args:
+            tokens: the added tokens.
+            where: name of the file, for errors.
+
+        Raises:
+            UserError: If a token is not in the vocabulary, or has another id there.
+        """
         for token in tokens:
             if self._pieces.id_of(token.content) != token.id or (token.special and token.id >= self._pieces.base_size):
                 raise UserError(
@@ -105,7 +123,7 @@ class SigLIPTokenizer(Tokenizer):
         return self._pieces.decode(self.body(tokens))
 
     def to_json(self) -> str:
-        """An object that holds the whole model."""
+        """JSON with the whole model, context length and padding."""
         model = base64.b64encode(self._model).decode() if isinstance(self._model, bytes) else self._model
         data = {
             "type": "siglip",
@@ -119,14 +137,35 @@ class SigLIPTokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], **options: Any) -> "SigLIPTokenizer":
-        """From what `save` wrote. Raises KeyError, TypeError or ValueError when it is something else."""
+        """Makes a tokenizer from the JSON that `save` wrote.
+
+        Args:
+            data: the content of the file.
+            options: arguments of the class that take precedence.
+
+        Raises:
+            KeyError: If a field is missing.
+            ValueError: If the model is not base64.
+            UserError: If the model is damaged.
+        """
         model = base64.b64decode(data["model"], validate=True) if isinstance(data["model"], str) else data["model"]
         saved = {name: data[name] for name in ("context_length", "pad_id")} | {"clean": data.get("clean")}
         return cls(model, **(saved | options))
 
 
 class SentencePieceModel:
-    """A `spiece.model`, read by the package it is named after."""
+    """A `spiece.model`, read by the package `sentencepiece`.
+
+    Args:
+        model: the bytes of the file.
+
+    Attributes:
+        size: number of ids, added tokens included.
+        base_size: number of ids without added tokens.
+
+    Raises:
+        UserError: If the package is missing or the model is damaged.
+    """
 
     def __init__(self, model: bytes):
         try:
@@ -156,12 +195,19 @@ class SentencePieceModel:
 
 
 class LibraryModel:
-    """A `tokenizer.json`, read by `tokenizers`."""
+    """A `tokenizer.json`, read by the library `tokenizers`; the same interface as `SentencePieceModel`.
+
+    Args:
+        data: the content of the file.
+
+    Raises:
+        UserError: If the content is damaged.
+    """
 
     def __init__(self, data: Mapping[str, Any]):
         try:
             library = tokenizers.Tokenizer.from_str(json.dumps(data))
-        except Exception as error:  # the library raises nothing more special
+        except Exception as error:  # the library raises plain Exceptions
             raise UserError(f"this is no tokenizer.json: {error}") from error
         library.no_truncation()
         library.no_padding()
@@ -172,7 +218,7 @@ class LibraryModel:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._library = state["library"]
-        self._library.encode_special_tokens = True  # as the text they are; a copy of the library's forgets it
+        self._library.encode_special_tokens = True  # special tokens in a text stay text; copies lose this flag
         self.size = max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.base_size = self._library.get_vocab_size(with_added_tokens=False)
 

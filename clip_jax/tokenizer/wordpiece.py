@@ -1,7 +1,7 @@
 """BERT's WordPiece (Devlin et al. 2018), the tokenizer of Chinese-CLIP and of `resnet50_bert_base`.
 
-Text is cleaned, lower-cased and stripped of accents, a space goes round every Chinese character and punctuation mark,
-and each word is cut greedily into the longest pieces of the vocabulary. A row is [CLS], text, [SEP], [PAD].
+Text is cleaned, lower-cased and stripped of accents; every Chinese character and punctuation mark becomes a word of its
+own; each word is split greedily into the longest pieces of the vocabulary. A row is [CLS], text, [SEP], [PAD].
 """
 
 import copy
@@ -21,23 +21,28 @@ from clip_jax.tokenizer.cleaning import cleaning
 
 CLS, SEP, PAD, UNK = "[CLS]", "[SEP]", "[PAD]", "[UNK]"
 CONTEXT_LENGTH = 512  # BERT's positions; Chinese-CLIP takes 52 of them
-LONGEST_WORD = 200  # characters; Google's and Chinese-CLIP's, where Hugging Face's default is 100
+LONGEST_WORD = 200  # characters, as in Google's and Chinese-CLIP's code; Hugging Face's default is 100
 
 
 class WordPieceTokenizer(Tokenizer):
-    """`tokenizer(texts)` -> int32 [B, L]: [CLS], text, [SEP], [PAD].
+    """BERT's WordPiece tokenizer: `tokenizer(texts)` -> int32 [B, L]: [CLS], text, [SEP], [PAD].
 
-    Special tokens written in a text stay text, as in the original.
+    The literal text of a special token stays text, as in the original.
 
     Args:
         vocab: token -> id.
-        lowercase: and strip accents; False for a cased vocabulary.
-        strip_accents: None: as `lowercase`.
+        lowercase: whether to lower-case texts; False for a cased vocabulary.
+        strip_accents: whether to remove accents; None: as `lowercase`.
         chinese_chars: whether each Chinese character is a word of its own.
-        longest_word: longer ones are unknown as a whole.
-        clean: what is done to a text before BERT's own cleaning, a name of `clip_jax.tokenizer.cleaning`: OpenCLIP
-            does "whitespace" or, for CLIPA, "canonicalize". None: nothing.
-        strip_sep_token: whether id 0 stands where [SEP] would (OpenCLIP's option of that name, for CLIPA).
+        longest_word: in characters; a longer word becomes [UNK].
+        context_length: the default L.
+        pad_id: id of the padding; None: that of [PAD].
+        clean: name of the cleaning before BERT's own, see `clip_jax.tokenizer.cleaning`: OpenCLIP has "whitespace" or,
+            for CLIPA, "canonicalize". None: no cleaning.
+        strip_sep_token: whether to write id 0 in place of [SEP] (OpenCLIP's option of that name, for CLIPA).
+
+    Raises:
+        UserError: If the vocabulary is not BERT's, or an option is out of range.
     """
 
     kind = "bert"
@@ -83,17 +88,25 @@ class WordPieceTokenizer(Tokenizer):
         self._library.decoder = decoders.WordPiece()
 
     def encode(self, texts: Sequence[Any]) -> list[list[int]]:
-        """Ids of each text, without [CLS], [SEP], padding or truncation."""
+        """Ids of each text, without [CLS], [SEP], padding or truncation.
+
+        Raises:
+            UserError: If something is not text.
+        """
         check_texts(texts)
         cleaned = [self._clean(text) for text in texts]
         return [encoding.ids for encoding in self._library.encode_batch(cleaned, add_special_tokens=False)]
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
-        """The pieces of one row up to its [SEP], joined."""
+        """The text of one row up to its [SEP].
+
+        Raises:
+            UserError: If an id is not in the vocabulary.
+        """
         return self._library.decode(self.body(tokens), skip_special_tokens=False)
 
     def to_json(self) -> str:
-        """The layout of the `tokenizers` library, which also carries context length and padding."""
+        """JSON in the layout of the `tokenizers` library, with context length and padding."""
         library = copy.deepcopy(self._library)
         library.enable_truncation(self.context_length)
         library.enable_padding(length=self.context_length, pad_id=self.pad_id, pad_token=PAD)
@@ -105,9 +118,18 @@ class WordPieceTokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], **options: Any) -> "WordPieceTokenizer":
-        """From the content of a `tokenizer.json`. Raises KeyError or TypeError when it is none."""
+        """Makes a tokenizer from the content of a `tokenizer.json`.
+
+        Args:
+            data: the content of the file.
+            options: arguments of the class that take precedence.
+
+        Raises:
+            KeyError: If the vocabulary is missing.
+            UserError: If the vocabulary is not BERT's, or an option is out of range.
+        """
         normalizer = data.get("normalizer") or {}
-        said = {
+        saved = {
             "lowercase": normalizer.get("lowercase", True),
             "strip_accents": normalizer.get("strip_accents"),
             "chinese_chars": normalizer.get("handle_chinese_chars", True),
@@ -115,11 +137,19 @@ class WordPieceTokenizer(Tokenizer):
             "clean": data.get("clean"),
             "strip_sep_token": data.get("strip_sep_token", False),
         }
-        return cls(data["model"]["vocab"], **(said | options))
+        return cls(data["model"]["vocab"], **(saved | options))
 
     @classmethod
     def from_vocabulary(cls, path: str | os.PathLike, **options: Any) -> "WordPieceTokenizer":
-        """Reads `vocab.txt`: a token per line, its id the number of the line."""
+        """Makes a tokenizer from a `vocab.txt`.
+
+        Args:
+            path: the file.
+            options: further arguments of the class.
+
+        Raises:
+            UserError: If the file is not BERT's vocabulary.
+        """
         try:
             return cls(read_vocabulary(path), **options)
         except UserError as error:
@@ -127,7 +157,11 @@ class WordPieceTokenizer(Tokenizer):
 
 
 def read_vocabulary(path: str | os.PathLike) -> dict[str, int]:
-    """Reads `vocab.txt`: token -> number of its line, of the first one where a token stands twice."""
+    """Reads a `vocab.txt`, one token per line: token -> number of its first line, from 0.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -139,9 +173,9 @@ def read_vocabulary(path: str | os.PathLike) -> dict[str, int]:
 
 
 def _check_ids(vocab: Mapping[str, Any]) -> None:
-    seen: dict[int, str] = {}
+    word_of: dict[int, str] = {}
     for word, i in vocab.items():
         if type(i) is not int or not 0 <= i <= MAX_ID:
             raise UserError(f"the id of {word[:40]!r} is {str(i)[:40]!r}: it must be an integer from 0 to {MAX_ID}")
-        if seen.setdefault(i, word) != word:
-            raise UserError(f"the id {i} belongs to {seen[i][:40]!r} and to {word[:40]!r}")
+        if word_of.setdefault(i, word) != word:
+            raise UserError(f"the id {i} belongs to {word_of[i][:40]!r} and to {word[:40]!r}")

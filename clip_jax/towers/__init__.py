@@ -1,1 +1,1 @@
-"""The towers: image and text networks, one module per architecture."""
+"""Towers: the image and text networks, one module per architecture."""

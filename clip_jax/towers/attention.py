@@ -1,8 +1,8 @@
-"""Attention, once for all networks: softmax(q kᵀ / √K) v, and the KV cache of a transformer that reads piece by piece.
+"""Attention of all networks, softmax(q kᵀ / √K) v (Vaswani et al. 2017 §3.2.1), and the KV cache.
 
-Vaswani et al. 2017 §3.2.1. Every tower, the U-Net, MoVQ and the priors call `attend`, which hands the work to cuDNN's
-flash attention (`jax.nn.dot_product_attention`) or writes it out for XLA. The choice is no part of a model: it is an
-argument, and is in no saved config.
+Every tower, the U-Net, MoVQ and the priors call `attend`, which uses cuDNN's flash attention
+(`jax.nn.dot_product_attention`) or plain XLA operations. The implementation is an argument and not part of a model's
+config: the same weights run with either.
 """
 
 import math
@@ -17,8 +17,8 @@ from clip_jax.config import TransformerConfig
 from clip_jax.errors import UserError
 
 Implementation = Literal["xla", "cudnn"]
-MOST_CHANNELS = 128  # of a head for cuDNN; Hopper takes 256
-LEAST_CAPABILITY = 8.0  # Ampere
+MOST_CHANNELS = 128  # of a head, for cuDNN on every supported GPU; Hopper takes 256
+LEAST_CAPABILITY = 8.0  # compute capability of Ampere
 
 
 def attend(
@@ -29,22 +29,22 @@ def attend(
     *,
     implementation: Implementation | None = None,
 ) -> Float[Array, "B Q N K"]:
-    """softmax(q kᵀ / √K) v for each head. Logits and softmax are float32 whatever the dtype.
+    """Multi-head attention, softmax(q kᵀ / √K) v for each head. Logits and softmax are float32 for every dtype.
 
     Args:
-        q: queries.
-        k: keys.
-        v: values.
-        mask: True where a query may look at a key, broadcast to [B, N, Q, S]. A row without any True looks at all keys
-            alike.
-        implementation: "cudnn", flash attention on a GPU; "xla", anywhere; None: cuDNN where it can (`cudnn_lacks`),
-            XLA else.
+        q: queries [B, Q, N, K].
+        k: keys [B, S, N, K].
+        v: values [B, S, N, K].
+        mask: True where a query attends to a key, broadcast to [B, N, Q, S]. A query whose row has no True attends to
+            all keys equally. None: no mask.
+        implementation: "cudnn" is flash attention, on NVIDIA GPUs only; "xla" runs on all devices; None: cuDNN where it
+            is supported (see `cudnn_lacks`), else XLA.
 
     Returns:
         [B, Q, N, K] in the dtype of `v`.
 
     Raises:
-        UserError: the implementation is unknown, or cuDNN is asked for where it cannot.
+        UserError: If the implementation is unknown, or "cudnn" does not support these arguments or this device.
     """
     if implementation not in (None, "xla", "cudnn"):
         raise UserError(f"implementation is {implementation!r}: choose xla or cudnn, or None for what fits")
@@ -55,7 +55,7 @@ def attend(
         mask = jnp.reshape(mask, (1,) * (4 - mask.ndim) + mask.shape)
     if implementation != "xla" and not lacks:
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-    # Heads before positions: XLA's products on a CPU take 1.1 to 1.3 times as long in the other order, as in
+    # Heads before positions, as XLA's matrix products are slower on a CPU in the other order, which is that of
     # `jax.nn.dot_product_attention(implementation="xla")`.
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     logits = jnp.einsum("bnqk,bnsk->bnqs", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
@@ -66,10 +66,15 @@ def attend(
 
 
 def cudnn_lacks(q: Float[Array, "B Q N K"], k: Float[Array, "B S N K"], mask: AnyArray | None) -> str:
-    """Why cuDNN cannot do this attention, as the end of a sentence; empty where it can.
+    """Why cuDNN's flash attention does not support this call, as the end of a sentence; empty if it does.
 
-    As in `jax/_src/cudnn/fused_attention_stablehlo.py`. With a mask its gradient needs even numbers of queries and
-    keys; whether there will be a gradient is not known here, so they are asked for always.
+    The conditions are those of `jax/_src/cudnn/fused_attention_stablehlo.py`. With a mask only the gradient needs even
+    numbers of queries and keys; whether there will be a gradient is unknown here, so they are always required.
+
+    Args:
+        q: queries [B, Q, N, K].
+        k: keys [B, S, N, K].
+        mask: as of `attend`.
     """
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"takes bfloat16 and float16, and not {q.dtype}"
@@ -85,7 +90,7 @@ def cudnn_lacks(q: Float[Array, "B Q N K"], k: Float[Array, "B S N K"], mask: An
 
 
 def split_heads(x: Float[Array, "B L C"], heads: int) -> Float[Array, "B L N K"]:
-    """Channels as N heads of K = C / N each."""
+    """Splits C channels into N heads of K = C / N channels."""
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
@@ -98,7 +103,8 @@ class KVCache(NamedTuple):
     """KV cache of one layer, preallocated to S tokens.
 
     Attributes:
-        keys: [B, S, N, K]; zeros where no token has been read yet, which the mask must hide.
+        keys: [B, S, N, K]; zeros at the places of later tokens, which the mask must hide. With `scan_layers` a leading
+            axis of layers.
         values: as `keys`.
     """
 
@@ -106,7 +112,10 @@ class KVCache(NamedTuple):
     values: Float[Array, "*layers B S N K"]
 
     def update(self, k: Float[Array, "B Q N K"], v: Float[Array, "B Q N K"], start: int | Array) -> "KVCache":
-        """The cache with the keys and values of Q more tokens, written from place `start` (may be traced) on."""
+        """Writes the keys and values of Q more tokens to the places from `start` on, which may be traced.
+
+        JAX moves a start beyond S − Q back to S − Q without an error.
+        """
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
             for old, new in ((self.keys, k), (self.values, v))
@@ -120,16 +129,23 @@ class KVCache(NamedTuple):
         *,
         implementation: Implementation | None = None,
     ) -> Float[Array, "B Q N K"]:
-        """`attend` over all S tokens."""
+        """`attend` to all S places of the cache."""
         return attend(q, self.keys, self.values, mask, implementation=implementation)
 
 
 KVCaches = tuple[KVCache, ...] | KVCache
-"""A `KVCache` of every layer; with `scan_layers` they are one, with a leading layer axis."""
+"""One `KVCache` per layer; with `scan_layers` a single one with a leading axis of layers."""
 
 
 def empty_caches(config: TransformerConfig, batch: int, length: int, dtype: Any = jnp.float32) -> KVCaches:
-    """The KV caches of a `Transformer` that has read nothing yet of `batch` sequences of `length` tokens."""
+    """Zeroed KV caches of a `Transformer`.
+
+    Args:
+        config: of the transformer.
+        batch: number of sequences B.
+        length: number of places S, the most tokens of a sequence.
+        dtype: of keys and values.
+    """
     shape = batch, length, config.heads, config.width // config.heads
     if config.scan_layers:
         return KVCache(*(jnp.zeros((config.layers, *shape), dtype) for _ in range(2)))

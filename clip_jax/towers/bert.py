@@ -1,6 +1,6 @@
-"""The text tower of Chinese-CLIP and of the ResNet50+BERT CLIP: BERT (Devlin et al. 2018), RoBERTa (Liu et al. 2019).
+"""BERT (Devlin et al. 2018) and RoBERTa (Liu et al. 2019), the text towers of Chinese-CLIP and ResNet50+BERT.
 
-Post-norm and bidirectional; padding is not looked at. Parameters carry the names of Hugging Face's checkpoints.
+Post-norm and bidirectional; padding is masked. Parameters have the names of Hugging Face's checkpoints.
 """
 
 import functools
@@ -20,7 +20,7 @@ NORMAL = nn.initializers.normal(0.02)
 
 
 class Embeddings(nn.Module):
-    """Word + position + type 0, normalised."""
+    """Sum of the word, position and token type 0 embeddings, normalised."""
 
     config: BertConfig
     dtype: Any
@@ -34,7 +34,7 @@ class Embeddings(nn.Module):
             return nn.Embed(size, config.width, embedding_init=NORMAL, name=f"{name}_embeddings")(ids)
 
         places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-        if config.positions == "roberta":  # counted over the text only; padding sits at pad_id
+        if config.positions == "roberta":  # counts text tokens only, from pad_id + 1; padding has position pad_id
             text = (tokens != config.pad_id).astype(jnp.int32)
             places = text.cumsum(-1) * text + config.pad_id
         x = embed("word", config.vocab_size, tokens) + embed("position", config.max_positions, places)
@@ -43,7 +43,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with three projections."""
+    """Multi-head self-attention with separate query, key and value projections."""
 
     config: BertConfig
     dtype: Any
@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"]) -> Float[Array, "B L C"]:
-        """Attention where `mask` is True, heads joined."""
+        """Attends to the tokens where `mask` is True; no output projection, which is in `Output`."""
 
         def project(name: str) -> Array:
             y = nn.Dense(self.config.width, kernel_init=NORMAL, dtype=self.dtype, name=name)(x)
@@ -119,7 +119,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All states, the input first, with `hidden_states`; else the last one alone."""
+    """The stack of layers."""
 
     config: BertConfig
     dtype: Any
@@ -129,7 +129,7 @@ class Encoder(nn.Module):
     def __call__(
         self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "B 1 1 L"], *, hidden_states: bool
     ) -> tuple[Float[Array, "B L C"], ...]:
-        """The layers one after the other."""
+        """The hidden states of all layers, the input first, with `hidden_states`; else the last one alone."""
         layer = nn.remat(Layer) if self.config.remat else Layer
         layer = functools.partial(layer, self.config, self.dtype, self.implementation)
         blocks = make_blocks(layer, "layer", self.config)
@@ -137,7 +137,7 @@ class Encoder(nn.Module):
 
 
 class BertTower(nn.Module):
-    """Tokens -> `TextFeatures`; the `mask` is True for all that is not padding."""
+    """Tokens -> `TextFeatures`, whose `mask` is True for all tokens but padding."""
 
     config: BertConfig
     embed_dim: int | None  # None: no projection
@@ -146,7 +146,15 @@ class BertTower(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Shaped[AnyArray, "*N L"] | Any, *, hidden_states: bool = False) -> TextFeatures:
-        """Tokens [B, L] -> `TextFeatures`; `hidden_states` asks for the states of all layers."""
+        """Encodes texts.
+
+        Args:
+            tokens: integers [B, L].
+            hidden_states: whether to return the hidden states of all layers.
+
+        Raises:
+            UserError: If the tokens do not fit the model, see `check_tokens`.
+        """
         config, dtype = self.config, self.dtype
         tokens = check_tokens(tokens, config.context_length, config.vocab_size)
         mask = tokens != config.pad_id

@@ -1,7 +1,8 @@
 """The image tower of EVA-02-CLIP (Fang et al. 2023, arXiv:2303.11331; Sun et al. 2023, arXiv:2303.15389).
 
-A vision transformer with rotary positions on the patches, a gated MLP (SwiGLU), and a norm before the last product of
-attention and MLP. Parameters carry the names of the original: queries and values have a bias, keys have none.
+A vision transformer with rotary position embeddings (RoPE) on the patches, a gated MLP (SwiGLU), and a layer norm
+before the output projection of attention and MLP. Queries and values have a bias, keys have none. Parameters have the
+names of the original.
 """
 
 import functools
@@ -22,10 +23,18 @@ NORMAL = nn.initializers.truncated_normal(0.02)
 
 
 def rotary_angles(grid: int, head_width: int, rope_grid: int) -> Float[np.ndarray, "P K"]:
-    """Angle of each channel of a head at each patch, row by row (RoPE, Su et al. 2021, in two dimensions).
+    """RoPE in two dimensions (Su et al. 2021): the angle of each channel of a head at each patch, row by row.
 
-    Rows turn the first half of the channels, columns the second. Neighbouring channels share an angle. A patch lies
-    at (row, column) · rope_grid / grid.
+    The row determines the angles of the first half of the channels, the column those of the second. Channels 2i and
+    2i + 1 share an angle. The position of a patch is (row, column) · rope_grid / grid.
+
+    Args:
+        grid: patches along one side.
+        head_width: channels K of a head.
+        rope_grid: patches along one side in pre-training.
+
+    Returns:
+        Radians [grid², K].
     """
     frequencies = 10000.0 ** (-np.arange(0, head_width // 2, 2) / (head_width // 2))  # [K / 4]
     along = np.arange(grid)[:, None] / grid * rope_grid * frequencies
@@ -36,7 +45,13 @@ def rotary_angles(grid: int, head_width: int, rope_grid: int) -> Float[np.ndarra
 
 
 def rotate(x: Float[Array, "B P N K"], cos: Float[Array, "*B P 1 K"], sin: Float[Array, "*B P 1 K"]) -> Array:
-    """Turns each pair of neighbouring channels (a, b) by its angle: (a cos − b sin, b cos + a sin)."""
+    """Rotates each pair of channels (a, b) = (2i, 2i + 1) by its angle: (a cos − b sin, b cos + a sin).
+
+    Args:
+        x: queries or keys of the patches.
+        cos: of the angles; the result has its dtype.
+        sin: of the angles.
+    """
     x = x.astype(cos.dtype)
     pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
     quarter = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
@@ -44,7 +59,7 @@ def rotate(x: Float[Array, "B P N K"], cos: Float[Array, "*B P 1 K"], sin: Float
 
 
 class EVAAttention(nn.Module):
-    """Self-attention with rotary positions (RoPE) and a norm before the last product."""
+    """Self-attention with RoPE and a layer norm before the output projection."""
 
     config: EVA02Config
     dtype: Any
@@ -52,7 +67,7 @@ class EVAAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], cos: Array, sin: Array) -> Float[Array, "B L C"]:
-        """Attention with the patches turned by `cos` and `sin` (RoPE)."""
+        """Attention of the class token and the patches; `cos` and `sin` [1 or B, P, 1, K] rotate the patches (RoPE)."""
         width, heads = self.config.width, self.config.heads
 
         def project(name: str, bias: bool) -> Array:
@@ -62,10 +77,10 @@ class EVAAttention(nn.Module):
                 y = y + per_channel(added, y).astype(self.dtype)
             return split_heads(y, heads)
 
-        def turned(y: Array) -> Array:  # the class token has no place
+        def rotated(y: Array) -> Array:  # the class token, which comes first, has no position
             return jnp.concatenate([y[:, :1], rotate(y[:, 1:], cos, sin).astype(y.dtype)], axis=1)
 
-        q, k, v = turned(project("q", True)), turned(project("k", False)), project("v", True)
+        q, k, v = rotated(project("q", True)), rotated(project("k", False)), project("v", True)
         out = join_heads(attend(q, k, v, implementation=self.implementation))
         out = LayerNorm(self.config.ln_eps, name="inner_attn_ln")(out)
         return nn.Dense(width, kernel_init=NORMAL, dtype=self.dtype, name="proj")(out)
@@ -123,7 +138,7 @@ class EVAVisionTransformer(nn.Module):
         train: bool = False,
         hidden_states: bool = False,
     ) -> ImageFeatures:
-        """As `clip_jax.towers.vit.VisionTransformer`."""
+        """Encodes images; arguments and errors as of `clip_jax.towers.vit.VisionTransformer`."""
         config, width = self.config, self.config.width
         check_images(images, config.image_size, config.channels)
         cls_token = self.param("cls_token", NORMAL, (1, 1, width), jnp.float32).astype(self.dtype)

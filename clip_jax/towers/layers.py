@@ -1,8 +1,8 @@
-"""The blocks the transformers are made of.
+"""Layers of the transformers: layer norm, attention, MLP, residual blocks, and the stack with its KV cache.
 
-Parameters carry OpenAI's names, and the fused `in_proj` keeps OpenAI's [q; k; v] order, so that converting a
-published checkpoint is a transposition per matrix. Parameters are float32; `dtype` is the dtype of the matrix products.
-Norms and softmax are always computed in float32, as OpenAI's are even in its float16 models.
+Parameters have OpenAI's names, and the fused `in_proj` keeps OpenAI's [q; k; v] order, so that converting a published
+checkpoint is a transposition per matrix. Parameters are float32; `dtype` is the dtype of the matrix products. Norms and
+softmax are always computed in float32, as in OpenAI's float16 models.
 """
 
 import functools
@@ -24,25 +24,25 @@ Initializer = Callable[..., Array]
 
 
 def quick_gelu(x: Array) -> Array:
-    """QuickGELU, x · sigmoid(1.702 x): up to 0.02 away from GELU, and what OpenAI's models were trained with."""
+    """QuickGELU, x · sigmoid(1.702 x), the activation of OpenAI's models; it differs from GELU by up to 0.02."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # flax and jax default to the tanh form; torch to this one
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # torch's default; Flax and JAX default to tanh
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
 
 def fan_in_uniform(fan_in: int) -> Initializer:
-    """U(±1/√fan_in): what torch gives the weight and the bias of a Linear or a convolution."""
+    """U(−1/√fan_in, 1/√fan_in), torch's default for weights and biases of linear layers and convolutions."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class BlockInit(NamedTuple):
-    """Initialisers of the four matrices of a block."""
+    """Initialisers of the four weight matrices of a block."""
 
     in_proj: Initializer
     out_proj: Initializer
@@ -51,7 +51,7 @@ class BlockInit(NamedTuple):
 
 
 def torch_init(config: TransformerConfig) -> BlockInit:
-    """The defaults of torch, which OpenAI leaves in place for the image tower."""
+    """The default initialisation of torch, which OpenAI uses in the image tower."""
     return BlockInit(
         in_proj=nn.initializers.xavier_uniform(),
         out_proj=fan_in_uniform(config.width),
@@ -61,7 +61,7 @@ def torch_init(config: TransformerConfig) -> BlockInit:
 
 
 def scaled_init(config: TransformerConfig) -> BlockInit:
-    """OpenAI's text tower: residual branches start smaller the deeper the stack is."""
+    """OpenAI's initialisation of the text tower: matrices that end a residual branch shrink with `layers`."""
     normal = nn.initializers.normal
     residual = normal(config.width**-0.5 * (2 * config.layers) ** -0.5)
     return BlockInit(
@@ -70,18 +70,18 @@ def scaled_init(config: TransformerConfig) -> BlockInit:
 
 
 def per_channel(v: Float[AnyArray, " C"], x: Float[AnyArray, "*B C"]) -> Float[Array, "*ones C"]:
-    """A vector with the axes of `x`, all but the last of size 1: JAX can be told to refuse other ranks."""
+    """Reshapes a vector [C] to [1, …, 1, C], the rank of `x`, so that `jax_numpy_rank_promotion="raise"` accepts it."""
     return jnp.reshape(v, (1,) * (x.ndim - 1) + v.shape)
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over the last axis, in float32 whatever comes in; returns the input's dtype."""
+    """Layer norm over the last axis, computed in float32; returns the input's dtype."""
 
     eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-        """The norm of the last axis."""
+        """Normalises the last axis."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         h = x.astype(jnp.float32)
@@ -91,10 +91,7 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one fused projection [C, 3C] in the order q, k, v.
-
-    `mask` is True where a query (next-to-last axis) may look at a key (last axis).
-    """
+    """Multi-head attention with one fused projection [C, 3C] in the order q, k, v."""
 
     config: TransformerConfig
     inits: BlockInit
@@ -102,7 +99,7 @@ class Attention(nn.Module):
     implementation: Implementation | None = None
 
     def setup(self) -> None:
-        """The projections `in_proj` and `out_proj`."""
+        """Makes the projections `in_proj` and `out_proj`."""
         width = self.config.width
         self.in_proj = nn.Dense(3 * width, kernel_init=self.inits.in_proj, dtype=self.dtype)
         self.out_proj = nn.Dense(width, kernel_init=self.inits.out_proj, dtype=self.dtype)
@@ -113,7 +110,13 @@ class Attention(nn.Module):
         mask: Bool[AnyArray, "*M #Q S"] | None = None,
         query: Float[Array, "B Q C"] | None = None,
     ) -> Float[Array, "B Q C"]:
-        """Attention to `x`; the queries come from `x` itself, or from `query`."""
+        """Attends to `x`.
+
+        Args:
+            x: keys and values come from it.
+            mask: True where a query (next-to-last axis) attends to a key (last axis), see `attend`.
+            query: the queries come from it; None: from `x` (self-attention).
+        """
         q, k, v = self._project(x)
         if query is not None:
             q = self._project(query)[0]
@@ -122,7 +125,17 @@ class Attention(nn.Module):
     def decode(
         self, x: Float[Array, "B Q C"], cache: KVCache, mask: Bool[AnyArray, "*M #Q S"] | None, start: int | Array
     ) -> tuple[Float[Array, "B Q C"], KVCache]:
-        """Attention of Q more tokens, the first at place `start`, to all S of the cache: (output, updated cache)."""
+        """Attends from Q more tokens to the KV cache.
+
+        Args:
+            x: the tokens.
+            cache: KV cache of S places.
+            mask: True where a token attends to a place; it has to hide the places that are not written yet.
+            start: place of the first token; may be traced.
+
+        Returns:
+            (output, cache with these tokens).
+        """
         q, k, v = self._project(x)
         cache = cache.update(k, v, start)
         return self.out_proj(join_heads(cache.attend(q, mask, implementation=self.implementation))), cache
@@ -162,7 +175,7 @@ class ResidualAttentionBlock(nn.Module):
     implementation: Implementation | None = None
 
     def setup(self) -> None:
-        """The parts by OpenAI's names."""
+        """Makes the norms, attention and MLP, under OpenAI's names."""
         eps = self.config.ln_eps
         self.ln_1, self.ln_2 = LayerNorm(eps), LayerNorm(eps)
         self.attn = Attention(self.config, self.inits, self.dtype, self.implementation)
@@ -171,14 +184,14 @@ class ResidualAttentionBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "*M #L S"] | None = None
     ) -> Float[Array, "B L C"]:
-        """The block applied to whole sequences."""
+        """Applies the block to whole sequences; `mask` as of `Attention`."""
         x = x + self.attn(self.ln_1(x), mask)
         return x + self.mlp(self.ln_2(x))
 
     def decode(
         self, x: Float[Array, "B Q C"], cache: KVCache, mask: Bool[AnyArray, "*M #Q S"] | None, start: int | Array
     ) -> tuple[Float[Array, "B Q C"], KVCache]:
-        """The block applied to Q more tokens, as `Attention.decode`."""
+        """Applies the block to Q more tokens with a KV cache, as `Attention.decode`."""
         attended, cache = self.attn.decode(self.ln_1(x), cache, mask, start)
         x = x + attended
         return x + self.mlp(self.ln_2(x)), cache
@@ -191,17 +204,17 @@ def run_blocks(
     *args: Any,
     hidden_states: bool = False,
 ) -> tuple[Float[Array, "B L C"], ...]:
-    """Applies `config.layers` blocks `x = block(x, *args)`, from within a method of the module that holds them.
+    """Applies a stack of blocks, `x = block(x, *args)`; call it in a method of the module that owns them.
 
     Args:
-        blocks: one of each layer; with `scan_layers` a single one, with a leading layer axis in its parameters.
-        config: says how many, and whether they are scanned.
+        blocks: one per layer; with `scan_layers` a single one, whose parameters get a leading axis of layers.
+        config: number of layers, and whether they are scanned.
         x: input of the first block.
         args: further arguments of each block.
-        hidden_states: whether to return all states.
+        hidden_states: whether to return the states of all layers.
 
     Returns:
-        All states, the input first, with `hidden_states`; else the last one alone.
+        With `hidden_states` the input and the output of each block, layers + 1 states; else the last one alone.
     """
     if config.scan_layers:
         scan = nn.scan(
@@ -219,14 +232,18 @@ def run_blocks(
 
 
 def make_blocks(block: Callable[..., nn.Module], name: str, config: TransformerConfig) -> Any:
-    """The blocks of a stack, for `run_blocks` in a compact method: `{name}_0`, `{name}_1`…, or `{name}` if scanned."""
+    """Makes the blocks for `run_blocks` in a compact method, named `{name}_0`, `{name}_1`…; `{name}` if scanned."""
     if config.scan_layers:
         return block(name=name)
     return [block(name=f"{name}_{i}") for i in range(config.layers)]
 
 
 class Transformer(nn.Module):
-    """The stack: `resblocks_0`, `resblocks_1`…; with `scan_layers` one `resblocks` with a leading layer axis."""
+    """Transformer: a stack of residual attention blocks.
+
+    The parameters are `resblocks_0`, `resblocks_1`…; with `scan_layers` a single `resblocks` with a leading axis of
+    layers (see `stack_layers`).
+    """
 
     config: TransformerConfig
     inits: BlockInit
@@ -234,7 +251,7 @@ class Transformer(nn.Module):
     implementation: Implementation | None = None
 
     def setup(self) -> None:
-        """The blocks."""
+        """Makes the blocks, with gradient checkpointing if `config.remat`."""
         block = nn.remat(ResidualAttentionBlock) if self.config.remat else ResidualAttentionBlock
         block = functools.partial(block, self.config, self.inits, self.dtype, self.implementation)
         self.resblocks = block() if self.config.scan_layers else [block() for _ in range(self.config.layers)]
@@ -242,28 +259,28 @@ class Transformer(nn.Module):
     def __call__(
         self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "*M #L S"] | None = None
     ) -> Float[Array, "B L C"]:
-        """The last state [B, L, C] of whole sequences."""
+        """The output of the last block for whole sequences; `mask` as of `Attention`."""
         return run_blocks(self.resblocks, self.config, x, mask)[-1]
 
     def hidden_states(
         self, x: Float[Array, "B L C"], mask: Bool[AnyArray, "*M #L S"] | None = None
     ) -> tuple[Float[Array, "B L C"], ...]:
-        """All states, the input first: layers + 1 of them."""
+        """The input and the output of each block: layers + 1 states."""
         return run_blocks(self.resblocks, self.config, x, mask, hidden_states=True)
 
     def decode(
         self, x: Float[Array, "B Q C"], caches: KVCaches, mask: Bool[AnyArray, "*M #Q S"] | None, start: int | Array
     ) -> tuple[Float[Array, "B Q C"], KVCaches]:
-        """Reads Q more tokens of sequences that are read piece by piece.
+        """Incremental decoding: applies the stack to Q more tokens with KV caches.
 
         Args:
             x: the tokens.
-            caches: the KV caches, from `empty_caches` or an earlier piece.
-            mask: which of the S places of the caches each token may look at.
-            start: the place of the first token; may be traced.
+            caches: from `empty_caches` or an earlier call.
+            mask: True where a token attends to one of the S places; it has to hide the places not written yet.
+            start: place of the first token; may be traced.
 
         Returns:
-            The last state, and the caches with these tokens in them.
+            (output of the last block, caches with these tokens).
         """
         if self.config.scan_layers:
             scan = nn.scan(
@@ -281,19 +298,26 @@ class Transformer(nn.Module):
 
 
 def sinusoids(length: int, width: int) -> Float[np.ndarray, "L C"]:
-    """Fixed positions: sin and cos of l / 10000^(c / C) in turns, c even (Vaswani et al. 2017 §3.5)."""
+    """Sinusoidal position embeddings (Vaswani et al. 2017 §3.5).
+
+    Channel c of position l is sin(l / 10000^(c / C)) for even c, and the cosine of the same angle for c + 1.
+
+    Args:
+        length: number of positions L.
+        width: number of channels C.
+    """
     channel = np.arange(width)
     angles = np.arange(length)[:, None] / 10000 ** ((channel - channel % 2) / width)
     return np.where(channel % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
 
 
 def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of an unrolled `Transformer` -> those of the scanned one."""
+    """Converts the parameters of a `Transformer` without `scan_layers` to those of one with it."""
     blocks = [params[f"resblocks_{i}"] for i in range(len(params))]
     return {"resblocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
 
 
 def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of a scanned `Transformer` -> those of the unrolled one."""
+    """The inverse of `stack_layers`."""
     layers = jax.tree.leaves(params)[0].shape[0]
     return {f"resblocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["resblocks"]) for i in range(layers)}

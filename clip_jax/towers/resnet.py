@@ -1,9 +1,7 @@
-"""Convolutional image towers: CLIP's ResNet and the plain one of torchvision.
+"""ResNet image towers: CLIP's, with attention pooling (Radford et al. 2021 §2.4), and torchvision's (He et al. 2015).
 
-CLIP's has attention pooling (Radford et al. 2021 §2.4), the plain one a mean (He et al. 2015).
-
-Parameters and running statistics carry the names of both originals; `downsample_0` and `downsample_1` are the
-convolution and the norm of the shortcut.
+Parameters and running statistics have the names of the originals; `downsample_0` and `downsample_1` are the convolution
+and the norm of the shortcut.
 """
 
 from typing import Any
@@ -20,15 +18,15 @@ from clip_jax.towers.attention import Implementation, attend, join_heads, split_
 from clip_jax.towers.layers import fan_in_uniform, per_channel
 from clip_jax.towers.vit import ImageFeatures, check_images
 
-MOMENTUM = 0.9  # of the running statistics; torch, which counts the other way, calls it 0.1
+MOMENTUM = 0.9  # weight of the old running statistics; torch's momentum is 1 − this, 0.1
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over all axes but the last, in float32 whatever comes in; returns the input's dtype.
+    """Batch norm over all axes but the last, computed in float32; returns the input's dtype.
 
-    In training it uses the statistics of the batch and updates the running ones (collection `batch_stats`). Under `jit`
-    over a mesh the batch is the global one: the mean is over the whole array, wherever its parts are. As in torch, the
-    running variance is that of a sample (divided by n − 1), while the batch is normalised by the other one.
+    In training it uses the statistics of the batch and updates the running statistics (collection `batch_stats`). Under
+    `jit` over a mesh these are the statistics of the global batch. As in torch, the running variance is the unbiased
+    one (divided by n − 1), while the batch is normalised by the biased one (divided by n).
     """
 
     eps: float
@@ -36,7 +34,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[AnyArray, "*B C"], *, train: bool) -> Float[Array, "*B C"]:
-        """The norm; `train` uses the statistics of the batch."""
+        """Normalises by the running statistics; with `train` by those of the batch, and updates the running ones."""
         channels = x.shape[-1:]
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
@@ -58,7 +56,7 @@ class BatchNorm(nn.Module):
 
 
 def conv(width: int, kernel: int, fan_in: int, name: str, dtype: Any, stride: int = 1) -> nn.Conv:
-    """Without bias, padded as torch's `padding=kernel // 2`, initialised as torch's."""
+    """A convolution without bias, with torch's `padding=kernel // 2` and torch's default initialisation."""
     return nn.Conv(
         width,
         (kernel, kernel),
@@ -72,7 +70,7 @@ def conv(width: int, kernel: int, fan_in: int, name: str, dtype: Any, stride: in
 
 
 def avg_pool(x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B h w C"]:
-    """The mean of squares of `stride` × `stride` pixels."""
+    """Average pooling over squares of `stride` × `stride` pixels."""
     if stride == 1:
         return x
     sides = (stride, stride)
@@ -80,10 +78,11 @@ def avg_pool(x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B h w C"]
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 to four times `width`, plus the shortcut.
+    """Bottleneck block: convolutions 1×1, 3×3 and 1×1 to 4 × `width` channels, plus the shortcut.
 
-    Where the stride is: `antialiased` averages before the last convolution and in the shortcut, as CLIP does; else it
-    is in the 3×3 and in the shortcut's convolution. Only CLIP's starts as the identity (last scale zero).
+    `antialiased` is CLIP's variant: the stride is an average pooling, before the last convolution and in the shortcut,
+    and the block starts as the identity (its last scale is zero). In torchvision's variant the 3×3 convolution and the
+    shortcut's have the stride.
     """
 
     width: int
@@ -94,7 +93,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w C4"]:
-        """The block, at 1 / stride of the size."""
+        """Applies the block: h = H / stride, w = W / stride, C4 = 4 × width."""
         fan_in, out, (conv_stride, pool_stride) = (
             x.shape[-1],
             4 * self.width,
@@ -115,7 +114,7 @@ class Bottleneck(nn.Module):
 
 
 class Stage(nn.Module):
-    """`blocks` bottlenecks, of which the first has the stride."""
+    """A stack of `blocks` bottlenecks, the first of which has the stride."""
 
     blocks: int
     width: int
@@ -126,7 +125,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w C4"]:
-        """The blocks of the stage one after the other."""
+        """Applies the blocks: h = H / stride, w = W / stride, C4 = 4 × width."""
         for i in range(self.blocks):
             stride = self.stride if i == 0 else 1
             block = Bottleneck(self.width, stride, self.antialiased, self.bn_eps, self.dtype, name=str(i))
@@ -135,7 +134,7 @@ class Stage(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """The mean of all positions looks at the mean and at all of them; what it sees is the embedding."""
+    """Attention pooling (Radford et al. 2021 §2.4): the mean feature is the query, mean and positions are the keys."""
 
     heads: int
     embed_dim: int
@@ -144,7 +143,7 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
-        """The features of all places -> the embedding [B, D]."""
+        """Feature map [B, H, W, C] -> embedding [B, D]."""
         b, h, w, c = x.shape
         x = x.reshape(b, h * w, c)
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)  # [B, 1 + HW, C]
@@ -166,7 +165,7 @@ def _no_patches(keep_patches: Any) -> None:
 
 
 class ModifiedResNet(nn.Module):
-    """Images -> `ImageFeatures`: CLIP's ResNet. Its attention pool has a position for each place of the last stage."""
+    """CLIP's ResNet: images -> `ImageFeatures`. The position embeddings of its attention pool fix the image size."""
 
     config: ResNetConfig
     embed_dim: int
@@ -182,9 +181,16 @@ class ModifiedResNet(nn.Module):
         train: bool = False,
         hidden_states: bool = False,
     ) -> ImageFeatures:
-        """CLIP-normalised float images of the config's size -> embeddings, not normalised.
+        """Encodes images.
 
-        `hidden_states` are those after the stem and after each stage, [B, H, W, C]. `keep_patches` must be None.
+        Args:
+            images: CLIP-normalised float [B, H, W, c] of the config's image size.
+            keep_patches: must be None, as there are no patches.
+            train: batch norms use the statistics of the batch; `batch_stats` has to be mutable.
+            hidden_states: whether to return the feature maps [B, H, W, C] after the stem and each stage.
+
+        Raises:
+            UserError: If the images do not fit the model, or `keep_patches` is given.
         """
         config, width = self.config, self.config.width
         check_images(images, config.image_size, config.channels)
@@ -207,10 +213,10 @@ class ModifiedResNet(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images -> `ImageFeatures`: the plain ResNet, averaged over places and projected by `proj`, a dense layer."""
+    """torchvision's ResNet: images -> `ImageFeatures`, by average pooling and the dense layer `proj`."""
 
     config: PlainResNetConfig
-    embed_dim: int | None  # None: the mean itself
+    embed_dim: int | None  # None: no projection
     dtype: Any = jnp.float32
     implementation: Implementation | None = None
 
@@ -223,7 +229,7 @@ class ResNet(nn.Module):
         train: bool = False,
         hidden_states: bool = False,
     ) -> ImageFeatures:
-        """As `ModifiedResNet`."""
+        """Encodes images; arguments and errors as of `ModifiedResNet`."""
         config, width = self.config, self.config.width
         check_images(images, config.image_size, config.channels)
         _no_patches(keep_patches)

@@ -1,6 +1,6 @@
 """The text tower of CLIP: a causal transformer, pooled at the end-of-text token (Radford et al. 2021 §2.4).
 
-Its relatives differ in what a token sees and in where they pool.
+SigLIP's and other variants differ in the attention mask and in the pooling, see `TextConfig`.
 """
 
 from typing import Any, NamedTuple
@@ -19,26 +19,40 @@ from clip_jax.towers.layers import LayerNorm, Transformer, scaled_init, sinusoid
 
 
 class TextFeatures(NamedTuple):
-    """What the text tower knows about a batch of prompts."""
+    """Output of a text tower.
 
-    embed: Float[Array, "B D"]  # in the joint space, not normalised
-    encodings: Float[Array, "B L C"]  # per-token states after the last norm
-    mask: Bool[AnyArray, "B L"]  # True where there is text: up to and including the end-of-text token
-    hidden_states: tuple[Float[Array, "B L C"], ...] | None = None  # on request: the input of the first block, then
-    # the output of each, before the last norm: layers + 1 of them, in the order of Hugging Face
+    Attributes:
+        embed: text embeddings in the joint space, not normalised, [B, D].
+        encodings: per-token hidden states after the last norm, [B, L, C].
+        mask: [B, L], False for padding. With pooling at the end-of-text token it is True up to and including that
+            token; else it is True where the id is not `pad_id`, so SigLIP, which pads with its end token, has False
+            there.
+        hidden_states: on request, the input of the first block and the output of each block, before the last norm:
+            layers + 1 states in Hugging Face's order.
+    """
+
+    embed: Float[Array, "B D"]
+    encodings: Float[Array, "B L C"]
+    mask: Bool[AnyArray, "B L"]
+    hidden_states: tuple[Float[Array, "B L C"], ...] | None = None
 
 
 def eot_index(tokens: Int[AnyArray, "B L"], eos_id: int | None) -> Int[AnyArray, " B"]:
-    """Position of the first end-of-text token; with `eos_id` None, of the highest id (the same in CLIP's layout)."""
+    """Position of the first end-of-text token; with `eos_id` None that of the highest id, CLIP's end-of-text token."""
     return (tokens if eos_id is None else tokens == eos_id).argmax(-1).astype(jnp.int32)
 
 
 def check_tokens(tokens: Shaped[AnyArray, "*N L"] | Any, context_length: int, vocab_size: int) -> Int[Array, "B L"]:
-    """The tokens as int32.
+    """The tokens as int32 [B, L], checked against the model.
+
+    Args:
+        tokens: integers [B, L].
+        context_length: the largest L.
+        vocab_size: ids are 0 to vocab_size − 1.
 
     Raises:
-        UserError: for what is no matrix of integers, rows longer than the model's positions, and ids that are not in
-            the vocabulary, as far as their values are known: under `jit` they are not.
+        UserError: If the tokens are not integers [B, L], L exceeds `context_length`, or an id is not in the vocabulary;
+            under `jit` values are unknown, and ids are not checked.
     """
     check_is_array("tokens", tokens)
     if tokens.ndim != 2 or not tokens.shape[1]:
@@ -50,7 +64,7 @@ def check_tokens(tokens: Shaped[AnyArray, "*N L"] | Any, context_length: int, vo
             f"tokens are {tokens.shape[1]} long, context_length is {context_length}: use the model's tokenize"
         )
     if tokens.size and not isinstance(tokens, jax.core.Tracer) and getattr(tokens, "is_fully_addressable", True):
-        values = np.asarray(tokens)  # a constant that a program closes over is known, and jnp would trace it
+        values = np.asarray(tokens)  # np, as jnp would trace a constant that a jitted function closes over
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= vocab_size:
             raise UserError(
@@ -61,7 +75,7 @@ def check_tokens(tokens: Shaped[AnyArray, "*N L"] | Any, context_length: int, vo
 
 
 def _placed(positions: AnyArray, ids: Int[AnyArray, "#B L"]) -> Float[Array, "#B L C"]:
-    """The embeddings of places. Raises UserError for places there are not, as far as their values are known."""
+    """Looks up position embeddings. Raises UserError for ids out of range, unless `jit` hides their values."""
     if not isinstance(ids, jax.core.Tracer) and ids.size:
         values = np.asarray(ids)
         if not 0 <= int(values.min()) <= int(values.max()) < len(positions):
@@ -70,10 +84,11 @@ def _placed(positions: AnyArray, ids: Int[AnyArray, "#B L"]) -> Float[Array, "#B
 
 
 class TextTransformer(nn.Module):
-    """Tokens -> `TextFeatures`. Rows may be shorter than `context_length`, but for pooling at the last position.
+    """Text transformer: tokens -> `TextFeatures`.
 
-    CLIP has no padding mask: causality already hides everything after the end-of-text token from the pooled output,
-    and the states behind it are marked by `mask`. SigLIP has none either: there padding is part of what is pooled.
+    Rows of tokens may be shorter than `context_length`, except with `pool="last"`. CLIP has no padding mask: causal
+    attention already hides the padding from the end-of-text token, and the `mask` of the output marks it. SigLIP has
+    none either: its last position attends to padding, as in its training.
     """
 
     config: TextConfig
@@ -90,14 +105,17 @@ class TextTransformer(nn.Module):
         attention_mask: Num[AnyArray, "B L"] | Bool[AnyArray, "B L"] | None = None,
         position_ids: Int[AnyArray, "#B L"] | None = None,
     ) -> TextFeatures:
-        """As the class says.
+        """Encodes texts.
 
         Args:
             tokens: integers [B, L].
-            hidden_states: whether to return the states of all layers.
-            attention_mask: not 0 at tokens that others may look at, as transformers has it. None: at all of them; CLIP
-                was trained so.
-            position_ids: the place of each token. None: in order.
+            hidden_states: whether to return the hidden states of all layers.
+            attention_mask: [B, L], 0 at tokens that are not attended to, as in transformers. None: all are, as in
+                CLIP's training.
+            position_ids: position of each token, [B, L] or [1, L]. None: 0 to L − 1.
+
+        Raises:
+            UserError: If tokens or positions do not fit the model.
         """
         config = self.config
         tokens = check_tokens(tokens, config.context_length, config.vocab_size)
@@ -112,18 +130,20 @@ class TextTransformer(nn.Module):
             positions = jnp.asarray(sinusoids(config.context_length, config.width))
 
         place, end = jnp.arange(length, dtype=jnp.int32)[None], eot_index(tokens, config.eos_id)  # [1, L], [B]
-        seen = None
+        attended = None
         if config.attention == "causal":
-            seen = jnp.tril(jnp.ones((length, length), bool))
+            attended = jnp.tril(jnp.ones((length, length), bool))
         elif config.attention == "text":
-            seen = (place <= end[:, None])[:, None, None]  # [B, 1, 1, L]
+            attended = (place <= end[:, None])[:, None, None]  # [B, 1, 1, L]
         if attention_mask is not None:
             visible = (jnp.asarray(attention_mask) != 0)[:, None, None]  # [B, 1, 1, L]
-            seen = visible if seen is None else visible & seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
+            attended = (
+                visible if attended is None else visible & attended.reshape((1,) * (4 - attended.ndim) + attended.shape)
+            )
         placed = positions[None, :length] if position_ids is None else _placed(positions, position_ids)
         x = (embedding(tokens) + placed).astype(self.dtype)
         transformer = Transformer(config, scaled_init(config), self.dtype, self.implementation, name="transformer")
-        states = transformer.hidden_states(x, seen) if hidden_states else (transformer(x, seen),)
+        states = transformer.hidden_states(x, attended) if hidden_states else (transformer(x, attended),)
         encodings = LayerNorm(config.ln_eps, name="ln_final")(states[-1])
 
         if config.pool == "last":

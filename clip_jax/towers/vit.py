@@ -1,7 +1,7 @@
-"""The image tower: a vision transformer (ViT, Dosovitskiy et al. 2020).
+"""Vision transformer (ViT, Dosovitskiy et al. 2020), the image tower of CLIP and SigLIP.
 
-As CLIP changed it (Radford et al. 2021 §2.4), and as SigLIP has it (Zhai et al. 2023: no class token, pooled by
-attention).
+CLIP's variant is that of Radford et al. 2021 §2.4; SigLIP's has attention pooling in place of the class token (Zhai et
+al. 2023).
 """
 
 from typing import Any, NamedTuple
@@ -28,15 +28,24 @@ from clip_jax.towers.layers import (
 
 
 class ImageFeatures(NamedTuple):
-    """What an image tower knows about a batch of images."""
+    """Output of an image tower.
 
-    embed: Float[Array, "B D"]  # in the joint space, not normalised
-    hidden_states: tuple[Float[Array, "B *P C"], ...] | None = None  # on request: the input of the first block, then
-    # the output of each, before the last norm (ResNets: [B, H, W, C], the stem's and each stage's)
+    Attributes:
+        embed: image embeddings in the joint space, not normalised, [B, D].
+        hidden_states: on request, the input of the first block and the output of each block, before the last norm,
+            [B, P, C]; of ResNets the output of the stem and of each stage, [B, H, W, C].
+    """
+
+    embed: Float[Array, "B D"]
+    hidden_states: tuple[Float[Array, "B *P C"], ...] | None = None
 
 
 def check_images(images: Num[AnyArray, "*N H W c"] | Any, image_size: int, channels: int) -> None:
-    """Raises UserError for images that are no batch, no floats, or not of the model's size."""
+    """Checks that images fit an image tower.
+
+    Raises:
+        UserError: If images are not floats [B, image_size, image_size, channels].
+    """
     size = (image_size, image_size)
     check_is_array("images", images)
     if images.ndim != 4:
@@ -57,10 +66,10 @@ def check_images(images: Num[AnyArray, "*N H W c"] | Any, image_size: int, chann
 
 
 class PatchConv(nn.Module):
-    """A convolution whose stride is its kernel: [B, H, W, c] -> [B, H/P · W/P, C], row by row; no bias by default.
+    """Patch embedding: a convolution whose stride is its kernel size, [B, H, W, c] -> [B, H/p · W/p, C], row by row.
 
-    Written as one matrix product over cut-out patches, several times faster than a strided convolution on a CPU.
-    Pixels at the lower and right edge that fill no whole patch are left out.
+    It is computed as one matrix product over the patches, which on a CPU is several times faster than a strided
+    convolution. Pixels at the lower and right edge that fill no whole patch are left out.
     """
 
     width: int
@@ -70,7 +79,7 @@ class PatchConv(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[AnyArray, "B H W c"]) -> Float[Array, "B P C"]:
-        """Images -> patches [B, P, C], row by row."""
+        """Images -> patch embeddings [B, P, C], row by row."""
         b, h, w, c = images.shape
         p = self.patch_size
         kernel = self.param("kernel", fan_in_uniform(p * p * c), (p, p, c, self.width), jnp.float32)
@@ -84,10 +93,11 @@ class PatchConv(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """3×3 convolutions of stride 2, each with a norm and GELU: [B, H, W, c] -> [B, H/2^n, W/2^n, C] (Xiao et al. 2021).
+    """Convolutional stem before the patch embedding (Xiao et al. 2021): [B, H, W, c] -> [B, H/2^n, W/2^n, C].
 
-    A linear patch embedding has to see a form anew in every colour. Behind a stem, forms and colours come apart early,
-    so that pairs of them that were never seen in training are understood: README, "How good it is".
+    It is n 3×3 convolutions of stride 2, each with a layer norm and GELU. A linear patch embedding needs separate
+    weights for a form in each colour. A stem separates form and colour early, so that the model generalises to
+    combinations that are not in the training data: README, "How good it is".
     """
 
     config: ViTConfig
@@ -95,7 +105,7 @@ class ConvStem(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[AnyArray, "B H W c"]) -> Float[Array, "B h w C"]:
-        """Images -> features at 1 / 2^n of the size."""
+        """Images -> feature map [B, H/2^n, W/2^n, C]."""
         x: Any = images
         for i, width in enumerate(self.config.stem):
             x = nn.Conv(width, (3, 3), (2, 2), padding=((1, 1), (1, 1)), dtype=self.dtype, name=f"conv_{i}")(x)
@@ -104,7 +114,7 @@ class ConvStem(nn.Module):
 
 
 class MAPHead(nn.Module):
-    """Multi-head attention pooling (Zhai et al. 2021): a learned query `probe` looks at all patches, then an MLP."""
+    """Multi-head attention pooling (MAP, Zhai et al. 2021): a learned query `probe` attends to patches; then an MLP."""
 
     config: ViTConfig
     dtype: Any = jnp.float32
@@ -112,7 +122,7 @@ class MAPHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B C"]:
-        """Patches [B, P, C] -> the pooled state [B, C]."""
+        """Hidden states of the patches [B, P, C] -> pooled state [B, C]."""
         config, inits = self.config, torch_init(self.config)
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, config.width), jnp.float32).astype(
             self.dtype
@@ -124,9 +134,10 @@ class MAPHead(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images -> `ImageFeatures`: patches, class token, positions, `ln_pre`, blocks, `ln_post`, `proj`.
+    """Vision transformer: images -> `ImageFeatures`.
 
-    With `pool="map"` there is no class token, and `head` takes the place of `proj`.
+    Patches, class token, positions, `ln_pre`, blocks, `ln_post`, `proj`. With `pool="map"` there is no class token, and
+    `head` takes the place of `proj`.
     """
 
     config: ViTConfig
@@ -143,11 +154,17 @@ class VisionTransformer(nn.Module):
         train: bool = False,
         hidden_states: bool = False,
     ) -> ImageFeatures:
-        """CLIP-normalised float images of the config's size -> embeddings, not normalised.
+        """Encodes images.
 
-        `keep_patches` names the patches to look at; the others are dropped after they got their positions (FLIP,
-        Li et al. 2022: a cheaper step and a regulariser in training). None looks at all of them. `train` is for towers
-        that differ in training; this one does not.
+        Args:
+            images: CLIP-normalised float [B, H, W, c] of the config's image size.
+            keep_patches: indices [B, K] of the patches that are kept; the others are dropped after the position
+                embeddings are added (FLIP, Li et al. 2022: cheaper training steps, and regularisation). None: all.
+            train: ignored; other towers use it.
+            hidden_states: whether to return the hidden states of all layers.
+
+        Raises:
+            UserError: If the images do not fit the model.
         """
         config, std = self.config, self.config.width**-0.5
         check_images(images, config.image_size, config.channels)

@@ -1,1 +1,1 @@
-"""What an embedding is used for: search, zero-shot classes, probes; features of many pictures."""
+"""Uses of embeddings: retrieval, zero-shot classification, linear probes, and features of many pictures."""

@@ -1,4 +1,4 @@
-"""Features of very many pictures or texts: damaged pictures are left out and counted, and a killed run continues."""
+"""Features of very many pictures or texts: skips and counts damaged pictures, and resumes a killed run."""
 
 import hashlib
 import io
@@ -22,32 +22,43 @@ from clip_jax.uses.embed import Progress, features_of_prepared, text_features
 from image_text.locks import lock
 from image_text.source import Source
 
-ALWAYS_ALLOWED = 2  # damaged pictures in a small set, of which 1 % would be none
-NAMED = 5  # in the word that is given about them
-TEXTS_AT_ONCE = 4096  # a part of the work; a multiple of the batches of `text_features`
+ALWAYS_ALLOWED = 2  # damaged pictures: in a small set, 1 % would allow none
+NAMED = 5  # damaged pictures that the warning names
+TEXTS_AT_ONCE = 4096  # texts of one part of a `Parts` file; a multiple of the batch size of `text_features`
 
 
 class TooManyBadPictures(UserError):
-    """More pictures cannot be read than are let pass.
+    """More pictures are damaged than allowed.
 
     Args:
-        message: names the last of them.
-        half: whether that is half of all, so that the source is wrong and not a few files.
+        message: names the last damaged picture.
+        half: whether at least half of all pictures are damaged: then the source is wrong, not a few files.
+
+    Attributes:
+        exit_status: exit code of a command: 2, bad input, if `half`; else 1.
     """
 
     def __init__(self, message: str, *, half: bool):
         super().__init__(message)
-        self.exit_status = 2 if half else 1  # of a command: bad input, or a fault in the middle of the work
+        self.exit_status = 2 if half else 1
 
 
 class BadPictures:
-    """Counts the pictures that cannot be read, and lets so many pass: `fraction` of `total`, but at least two.
+    """Counts the damaged pictures, and raises an error when there are more than allowed.
 
-    A fraction of 0 lets none pass, and half of the pictures are never let pass.
+    The largest allowed number is `fraction` · `total`, or two in a small set, if two are less than half of it. A
+    fraction of 0 allows none.
 
     Args:
-        total: how many pictures there are.
-        fraction: how many of them may be bad, in [0, 1].
+        total: number of pictures.
+        fraction: share of them that may be damaged, in [0, 1].
+
+    Attributes:
+        allowed: number of damaged pictures that are allowed.
+        errors: the error of each damaged picture, by its index.
+
+    Raises:
+        UserError: If the fraction is not between 0 and 1.
     """
 
     def __init__(self, total: int, fraction: float = 0.01):
@@ -58,7 +69,11 @@ class BadPictures:
         self.errors: dict[int, str] = {}
 
     def add(self, index: int, error: str) -> None:
-        """Notes that the picture at `index` cannot be read. Raises TooManyBadPictures, naming it, at one too many."""
+        """Records the error of the picture at `index`.
+
+        Raises:
+            TooManyBadPictures: If more than `allowed` are damaged.
+        """
         self.errors[index] = error
         if len(self.errors) > self.allowed:
             raise TooManyBadPictures(
@@ -67,24 +82,29 @@ class BadPictures:
             )
 
     def __str__(self) -> str:
-        """How many, and the first few, in one line."""
+        """Number of damaged pictures and the errors of the first, in one line."""
         first = "; ".join(list(self.errors.values())[:NAMED])
         rest = f"; and {len(self.errors) - NAMED} more" if len(self.errors) > NAMED else ""
         return f"{len(self.errors)} of {self.total} pictures cannot be read and are left out: {first}{rest}"
 
 
 class Parts:
-    """Finished parts of a long computation, appended to one file, so that it continues after the process was killed.
+    """Checkpoint file of a long computation, to which finished parts are appended.
 
-    A line of JSON (what the part is, the shape and checksum of its rows, what went wrong in it), then the rows as
-    float32. What a killed process left half-written, or a disk damaged, ends what is taken for done.
+    The file begins with its key. A part is a line of JSON (kind, start, shape and checksum of its rows, and the errors
+    in it), then the rows as little-endian float32. The first part that is incomplete or damaged ends the finished ones:
+    it and all after it are computed again.
 
     Args:
         path: the file.
-        key: of everything that the rows depend on; a file with another key is begun anew, with a warning.
+        key: digest of everything that the rows depend on, see `key_of`; a file with another key is overwritten, with a
+            warning.
+
+    Attributes:
+        count: number of parts that were taken or added.
 
     Raises:
-        UserError: another process is writing the file, or it cannot be written.
+        UserError: If another process is writing the file, or it cannot be written.
     """
 
     def __init__(self, path: Path, key: str):
@@ -98,9 +118,9 @@ class Parts:
         except OSError:
             raise UserError(f"{path}: another process is writing it; wait for it, or name another --out") from None
         self._key = json.dumps({"key": key}).encode() + b"\n"
-        found = self._file.readline(len(self._key))
-        if found != self._key:
-            if found:
+        stored_key = self._file.readline(len(self._key))
+        if stored_key != self._key:
+            if stored_key:
                 warnings.warn(
                     f"{path} was begun with another model or other pictures; all is encoded anew", stacklevel=2
                 )
@@ -110,24 +130,42 @@ class Parts:
         self._end = self._file.tell()
 
     def take(self, what: str, start: int) -> tuple[np.ndarray, dict[int, str]] | None:
-        """The rows of the next part and the errors in it if that part is `what` from `start`, else None."""
+        """Reads the next finished part.
+
+        Args:
+            what: expected kind of the part, "pictures" or "texts".
+            start: expected index of its first row.
+
+        Returns:
+            (rows, errors by index), or None if the next part is another one, damaged or missing.
+        """
         self._file.seek(self._end)
         try:
             head = json.loads(self._file.readline(2**24))
             shape, errors = tuple(head["shape"]), {int(i): str(text) for i, text in head["errors"].items()}
             data = self._file.read(4 * math.prod(shape))
             rows = np.frombuffer(data, "<f4").reshape(shape)
-            right = (head["what"], head["start"], head["crc"]) == (what, start, zlib.crc32(data))
+            valid = (head["what"], head["start"], head["crc"]) == (what, start, zlib.crc32(data))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError):
-            right = False
-        if not right:
+            valid = False
+        if not valid:
             return None
         self._end = self._file.tell()
         self.count += 1
         return rows, errors
 
     def add(self, what: str, start: int, rows: np.ndarray, errors: dict[int, str]) -> None:
-        """Appends a part, in place of anything after those that were taken."""
+        """Appends a finished part after those that were taken; anything behind them is overwritten.
+
+        Args:
+            what: kind of the part, "pictures" or "texts".
+            start: index of its first row.
+            rows: features [N, D], stored as float32.
+            errors: of the damaged pictures, by index.
+
+        Raises:
+            OSError: If it cannot be written; the error names the file.
+        """
         data = np.ascontiguousarray(rows, "<f4").tobytes()
         head = {"what": what, "start": start, "shape": rows.shape, "errors": errors, "crc": zlib.crc32(data)}
         try:
@@ -135,14 +173,14 @@ class Parts:
             self._file.truncate()
             self._file.write(json.dumps(head).encode() + b"\n" + data)
             self._file.flush()
-        except OSError as error:  # a full disk, of which the error does not name the file
+        except OSError as error:  # such as of a full disk, which does not name the file
             raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._end = self._file.tell()
         self.count += 1
 
     def close(self, *, remove: bool) -> None:
-        """Lets go of the file, and removes it: at the end, or when there is nothing in it to continue with."""
-        if remove:  # while the lock is held: another process may be waiting to write there
+        """Closes the file; `remove` deletes it, when the work is done or there is nothing to resume from."""
+        if remove:  # before the lock is released: another process may be about to write there
             self.path.unlink(missing_ok=True)
         self._file.close()
 
@@ -157,16 +195,26 @@ def encode_pictures(
     progress: Progress | None = None,
     parts: Parts | None = None,
 ) -> Float[np.ndarray, "N D"]:
-    """Unit-norm float32 features of the pictures that can be read, in their order; `bad.errors` has the others.
+    """Unit-norm float32 features [N, D] of the pictures that can be read, in their order.
 
-    The features of a picture are those of `image_features`. Pictures of one batch are always the same, so a run that
-    continues gives the same bits as one that was not stopped.
+    The features are those of `image_features`. Batches have the same pictures in every run, so a resumed run gives the
+    same bits as an uninterrupted one.
+
+    Args:
+        clip: the model.
+        pictures: by index; each is loaded when it is needed.
+        bad: counts the damaged pictures; afterwards `bad.errors` has their indices.
+        batch_size: pictures per batch.
+        threads: pictures decoded in parallel.
+        progress: called with the number of pictures of each finished batch.
+        parts: the checkpoint file; None: the run cannot be resumed.
 
     Raises:
-        TooManyBadPictures: more cannot be read than `bad` lets pass.
+        TooManyBadPictures: If more pictures are damaged than `bad` allows.
+        UserError: If the model has no image tower.
     """
     batch_size = min(batch_size, max(1, len(pictures)))
-    one = clip.preprocess.one  # of a CLIP without an image tower: an error here, and not of every picture
+    one = clip.preprocess.one  # looked up here: without an image tower it is one error, not one per picture
 
     def compute(pool: ThreadPoolExecutor, start: int) -> tuple[np.ndarray, dict[int, str]]:
         indices = range(start, min(start + batch_size, len(pictures)))
@@ -179,18 +227,27 @@ def encode_pictures(
         rows = features_of_prepared(clip, np.stack(images), batch_size) if images else np.zeros((0, 0), np.float32)
         return rows, errors
 
-    found = []
+    features = []
     with ThreadPoolExecutor(threads) as pool:
         starts = range(0, len(pictures), batch_size)
         for rows, errors in _continued("pictures", starts, partial(compute, pool), parts, bad):
-            found.append(rows)
+            features.append(rows)
             if progress is not None:
                 progress(len(rows) + len(errors))
-    return _joined(found)
+    return _joined(features)
 
 
 def encode_texts(clip: LoadedCLIP, texts: Sequence[str], *, parts: Parts | None = None) -> Float[np.ndarray, "N D"]:
-    """`text_features`, continued where `parts` ends."""
+    """Unit-norm float32 features [N, D] of texts, as of `text_features`.
+
+    Args:
+        clip: the model.
+        texts: N of them.
+        parts: the checkpoint file; None: the run cannot be resumed.
+
+    Raises:
+        UserError: If the model has no text tower or tokenizer.
+    """
 
     def compute(start: int) -> tuple[np.ndarray, dict[int, str]]:
         return text_features(clip, texts[start : start + TEXTS_AT_ONCE]), {}
@@ -206,7 +263,7 @@ def _continued(
     parts: Parts | None,
     bad: BadPictures,
 ) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
-    """The parts from each start, those that are done already and then those computed; what is too bad is not kept."""
+    """Yields the part of each start, from the checkpoint file or computed. Stops before it stores too many errors."""
     for start in starts:
         taken = None if parts is None else parts.take(what, start)
         rows, errors = compute(start) if taken is None else taken
@@ -225,7 +282,7 @@ def _prepared(one: Callable[[Any], np.ndarray], pictures: Sequence[Any], index: 
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """The parts as one array; each is let go of once it is copied, so that they are not all there twice."""
+    """Concatenates the parts; each is freed once it is copied, so that the rows are not in memory twice."""
     filled = [part for part in parts if len(part)]
     parts.clear()
     if not filled:
@@ -240,7 +297,13 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def key_of(clip: LoadedCLIP, source: Source, batch_size: int) -> str:
-    """A digest of what features depend on: the weights and config, the pictures' files and the captions, the batch."""
+    """Key of a `Parts` file: a digest of the weights, the config, the pictures' files, the captions and the batch size.
+
+    Args:
+        clip: the model.
+        source: the pictures and captions.
+        batch_size: of the pictures; another one changes the last bits of the features.
+    """
     digest = hashlib.blake2b(digest_size=16)
 
     def add(*words: Any) -> None:
@@ -253,7 +316,7 @@ def key_of(clip: LoadedCLIP, source: Source, batch_size: int) -> str:
         digest.update(array.reshape(-1).view(np.uint8).data)
     if source.names:
         add(clip.preprocess.config, clip.preprocess.size)
-    if source.captions:  # two texts tell tokenizers apart, and are not so long that they are cut off
+    if source.captions:  # two sample texts tell tokenizers apart, and are too short for truncation
         digest.update(np.ascontiguousarray(clip.tokenize(["a Cat!", "é 猫 8"])).tobytes())
     for i, name in enumerate(source.names):
         add(name, source.pictures.stamp(i))

@@ -1,4 +1,4 @@
-"""The classes of a command line: their names, from flags or a file; their prompts; labels of pictures as theirs."""
+"""Classes of a command line: reads their names and prompt templates, and matches the labels of pictures to them."""
 
 import os
 import re
@@ -15,19 +15,27 @@ from image_text.lines import words_of
 from image_text.source import Source
 
 _FILE = re.compile(r"\.(txt|csv|tsv|json|jsonl|names)$")
-LONGEST_NAME = 1000  # characters; what is longer is no name, and would be written once per picture
+LONGEST_NAME = 1000  # characters; `classify --out` writes the name once per picture
 
 
 def class_names(given: tuple[str, ...], source: Source) -> list[str]:
-    """The names of the classes: those given, or in the one file given, or else those of the pictures."""
+    """The names of the classes.
+
+    Args:
+        given: the names, or a single file that lists them; empty: the classes of the pictures.
+        source: the pictures.
+
+    Raises:
+        UserError: If there are no classes, a name is empty or too long, or the file cannot be read.
+    """
     names = [name for _, name in _given(given)] or source.classes
     if not names:
         raise UserError("the pictures have no classes of their own: name some by --classes")
     if not given and all(integer_of(name) is not None for name in names):
         warnings.warn(f"prompts are made of the numbers {some(names, 3)}: name the classes by --classes", stacklevel=2)
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice:  # as in OpenAI's names of ImageNet's classes
-        warnings.warn(f"{len(twice)} classes are there more than once: {some(twice, 3)}", stacklevel=2)
+    duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
+    if duplicates:  # a warning only, as OpenAI's names of ImageNet's classes have duplicates
+        warnings.warn(f"{len(duplicates)} classes are there more than once: {some(duplicates, 3)}", stacklevel=2)
     for name in names:
         if not name.strip():
             raise UserError("--classes: one of them is empty: name it, or leave it out")
@@ -37,20 +45,23 @@ def class_names(given: tuple[str, ...], source: Source) -> list[str]:
 
 
 def same_classes(source: Source, classes: list[str], given: tuple[str, ...] = ()) -> np.ndarray | None:
-    """The labels of the pictures as indices of `classes`; None when they have none, or all of other classes.
+    """The labels of the pictures as indices into `classes`.
 
-    Classes are the same if their names are, but for upper and lower case and `_` for a space. Labels that are integers
-    are indices of `classes`, unless these are integers too. A file of classes may name the label of each,
-    `LABEL<TAB>NAME`, as for the folders of ImageNet (`n01440764<TAB>tench`). That none is the same (pictures in folders
-    by year, say) is warned of.
+    Class names match regardless of case, and with `_` for a space. Labels that are integers are indices into `classes`,
+    unless these are integers too. A file of classes may give the label of each, `LABEL<TAB>NAME`, as for the folders of
+    ImageNet (`n01440764<TAB>tench`).
 
     Args:
         source: the pictures.
         classes: as `class_names` returns them.
-        given: what it was given, if there may be labels beside the names.
+        given: the argument of `class_names`, whose file may have labels next to the names.
+
+    Returns:
+        Indices [N]. None if the pictures have no labels; also, with a warning, if none of their labels matches a class
+        (pictures in folders by year, for example).
 
     Raises:
-        UserError: some classes of the pictures are none of `classes`, and others are; they are named.
+        UserError: If some labels match a class and others do not; the message names these.
     """
     if source.labels is None or source.classes is None:
         return None
@@ -60,28 +71,32 @@ def same_classes(source: Source, classes: list[str], given: tuple[str, ...] = ()
     unknown = [source.classes[i] for i in used if places[i] is None]
     if not unknown:
         return np.array([-1 if place is None else place for place in places])[source.labels]
-    what = (
+    mismatch = (
         f"the pictures' {some(unknown, 5)} are none of the {len(keys)} classes ({some(keys, 5)}); "
         "a file with LABEL<TAB>NAME in each line says which is which"
     )
     if len(unknown) < len(used):
-        raise UserError(f"--classes: {what}")
-    warnings.warn(f"no accuracy: {what}", stacklevel=2)
+        raise UserError(f"--classes: {mismatch}")
+    warnings.warn(f"no accuracy: {mismatch}", stacklevel=2)
     return None
 
 
 def _places(names: list[str], keys: list[str]) -> list[int | None]:
-    """Where each name is among the keys; an integer is where it says, if the keys are no integers."""
+    """Index of each name in `keys`, None without a match; integer names are indices if not all keys are integers."""
     numbers = [integer_of(name) for name in names]
     if None not in numbers and any(integer_of(key) is None for key in keys):
         return [n if n is not None and 0 <= n < len(keys) else None for n in numbers]
-    backwards = list(enumerate(keys))[::-1]  # of the same key twice, the first
+    backwards = list(enumerate(keys))[::-1]  # so that the first of equal keys wins
     exact, alike = {key: i for i, key in backwards}, {_plain(key): i for i, key in backwards}
     return [exact.get(name, alike.get(_plain(name))) for name in names]
 
 
 def templates(given: str) -> tuple[str, ...]:
-    """A set of prompts by its name, or those in a file, one per line."""
+    """The prompt templates of a named set, or of a file with one per line.
+
+    Raises:
+        UserError: If `given` is neither a set nor a file, or the file cannot be read.
+    """
     if given in TEMPLATES:
         return TEMPLATES[given]
     if Path(given).is_file():
@@ -90,7 +105,7 @@ def templates(given: str) -> tuple[str, ...]:
 
 
 def _given(given: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(label, name) of each class; they are the same but where a file says otherwise."""
+    """(label, name) of each class; the two are equal unless a file has `LABEL<TAB>NAME`."""
     if len(given) == 1 and not Path(given[0]).is_file() and (os.sep in given[0] or _FILE.search(given[0])):
         raise UserError(f"--classes: there is no file {given[0]}")
     if len(given) != 1 or not Path(given[0]).is_file():

@@ -1,4 +1,4 @@
-"""Many pictures or texts to unit-norm features, in batches of one compiled size."""
+"""Encodes many pictures or texts to unit-norm features, in batches of one size, so that one program is compiled."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ from clip_jax.pretrained import LoadedCLIP
 from clip_jax.tokenizer.base import as_texts
 from image_text.decode import is_one
 
-Progress = Callable[[int], Any]  # is told how many more are done
+Progress = Callable[[int], Any]  # called after each batch with its number of items
 
 
 @partial(jax.jit, static_argnums=0)
@@ -37,10 +37,18 @@ def image_features(
     threads: int = 8,
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "N D"]:
-    """Unit-norm float32 features of any number of pictures, read as they are needed; of one, if it is one.
+    """Unit-norm float32 features [N, D] of pictures.
+
+    Args:
+        clip: the model.
+        pictures: one picture or any iterable of them, which is read batch by batch.
+        batch_size: pictures per batch.
+        threads: pictures decoded in parallel.
+        progress: called after each batch with its number of pictures.
 
     Raises:
-        UserError: for what is not a picture.
+        UserError: If something is not a picture or cannot be decoded, the batch size is not an integer of at least 1,
+            or the model has no image tower.
     """
     encode = partial(_encode_image, clip.model, clip.variables)
     prepare = partial(clip.preprocess, threads=threads)
@@ -51,18 +59,32 @@ def image_features(
 def features_of_prepared(
     clip: LoadedCLIP, images: Float[np.ndarray, "B H W c"], batch_size: int
 ) -> Float[np.ndarray, "B D"]:
-    """Unit-norm float32 features of at most `batch_size` pictures as `clip.preprocess` gives them.
+    """Unit-norm float32 features of one batch of preprocessed pictures.
 
-    The batch is filled up to `batch_size`, so that one program serves all.
+    Args:
+        clip: the model.
+        images: 1 to `batch_size` pictures, as `clip.preprocess` returns them.
+        batch_size: the batch is padded to it, so that one compiled program serves all batches.
     """
-    filled = np.concatenate([images, np.repeat(images[-1:], batch_size - len(images), axis=0)])
-    return np.asarray(_encode_image(clip.model, clip.variables, filled))[: len(images)]
+    padded = np.concatenate([images, np.repeat(images[-1:], batch_size - len(images), axis=0)])
+    return np.asarray(_encode_image(clip.model, clip.variables, padded))[: len(images)]
 
 
 def text_features(
     clip: LoadedCLIP, texts: str | Iterable[str], *, batch_size: int | Any = 256, progress: Progress | None = None
 ) -> Float[np.ndarray, "N D"]:
-    """Unit-norm float32 features of any number of texts; a str is one text. Raises UserError for what is not text."""
+    """Unit-norm float32 features [N, D] of texts.
+
+    Args:
+        clip: the model.
+        texts: one text or an iterable of texts.
+        batch_size: texts per batch.
+        progress: called after each batch with its number of texts.
+
+    Raises:
+        UserError: If something is not text, the batch size is not an integer of at least 1, or the model has no text
+            tower or tokenizer.
+    """
     encode = partial(_encode_text, clip.model, clip.variables)
     return _in_batches(encode, clip.tokenize, as_texts(texts), batch_size, progress)
 
@@ -83,12 +105,12 @@ def _in_batches(
     rows: list[np.ndarray] = []
     for batch in _batched(items, int(batch_size)):
         inputs = prepare(batch)
-        # The last batch is filled up, so that one program serves them all.
+        # The last batch is padded, so that one compiled program serves all.
         inputs = np.concatenate([inputs, np.repeat(inputs[-1:], batch_size - len(batch), axis=0)])
         rows.append(np.asarray(encode(inputs))[: len(batch)])
         if progress is not None:
             progress(len(batch))
-    # Nothing has the shape that something would have.
+    # Without items the result is [0, D].
     return np.concatenate(rows) if rows else np.zeros(jax.eval_shape(encode, prepare([])).shape, np.float32)
 
 

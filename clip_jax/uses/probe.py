@@ -2,8 +2,8 @@
 
     minimise over W, b:   C · Σ_n CE(W x_n + b, y_n) + ½ ‖W‖²
 
-to convergence with L-BFGS, in float32. That is scikit-learn's `LogisticRegression(C=C)`, which OpenAI used; its example
-for CIFAR-100 has C = 0.316 and features that are not normalised.
+to convergence with L-BFGS, in float32. This is the objective of scikit-learn's `LogisticRegression(C=C)`, which OpenAI
+used; OpenAI's example for CIFAR-100 has C = 0.316 and features that are not normalised.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ MAX_ITERATIONS = 1000
 
 
 class Probe(NamedTuple):
-    """A linear classifier of features."""
+    """A linear classifier of features with K classes."""
 
     weights: Float[Array, "D K"]
     bias: Float[Array, " K"]
@@ -34,10 +34,10 @@ class Probe(NamedTuple):
         return jnp.asarray(features, jnp.float32) @ self.weights + self.bias[None]
 
     def accuracy(self, features: Float[AnyArray, "N D"], labels: Int[AnyArray, " N"]) -> float:
-        """How often the likeliest class is the right one, in [0, 1].
+        """Share of the features whose likeliest class is their label, in [0, 1].
 
         Raises:
-            UserError: for features that are not finite, or labels that are not one integer for each of them.
+            UserError: If features are not finite, or labels are not one integer for each row.
         """
         features = check_features("features", features)
         labels = check_labels("labels", labels, len(features))
@@ -53,18 +53,19 @@ def fit_probe(
     max_iterations: int = MAX_ITERATIONS,
     tolerance: float = 1e-6,
 ) -> Probe:
-    """The minimum of the objective above.
+    """Fits a linear probe: the minimum of the objective at the top of this module.
 
     Args:
         features: [N, D].
-        labels: the class of each, from 0.
-        C: the inverse of the weight of ‖W‖².
-        num_classes: None: as many as the labels reach.
-        tolerance: of the largest gradient of the objective over C · N; what float32 can hold.
+        labels: the class of each row, integers from 0.
+        C: inverse strength of the L2 penalty on W.
+        num_classes: K; None: the largest label + 1.
         max_iterations: of L-BFGS.
+        tolerance: L-BFGS stops when the largest component of the gradient of the objective / (C · N) is not above it.
+            The default is about what float32 can reach.
 
     Raises:
-        UserError: for labels that are not integers from 0, features that are not finite, or C not above 0.
+        UserError: If labels are not integers from 0 to num_classes − 1, features are not finite, or C is not above 0.
     """
     features, labels = np.asarray(features, np.float32), np.asarray(labels)
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
@@ -78,7 +79,7 @@ def fit_probe(
     classes = int(labels.max()) + 1 if num_classes is None else num_classes
     if labels.max() >= classes:
         raise UserError(f"there is a label {labels.max()}, but num_classes is {classes}")
-    # About its mean the problem is far better conditioned, and the same: the shift moves into the bias.
+    # Centred features make the problem far better conditioned; the solution is the same, with the mean in the bias.
     mean = features.mean(0)
     with jax.numpy_dtype_promotion("standard"):  # Optax's L-BFGS needs it where float64 is switched on
         weights, bias = _minimise(
@@ -119,30 +120,42 @@ def _minimise(
 
 
 def best_c(score: Callable[[float], float], *, steps_per_decade: int = 8) -> float:
-    """The C between 1e-6 and 1e6 with the best `score(C)`, say the accuracy on held-out examples.
+    """Hyperparameter search for C in [1e-6, 1e6], on a logarithmic grid (Radford et al. 2021, appendix A.3).
 
-    Seven values first, then ever finer about the best, down to 96 / 12 = 8 steps per decade (appendix A.3).
+    Seven values come first, two decades apart; then the step is halved around the best one until it is the finest.
+
+    Args:
+        score: of a probe with this C, higher is better: the accuracy on held-out examples, for example.
+        steps_per_decade: of the finest grid; 8 is the paper's 96 steps over 12 decades.
+
+    Returns:
+        The C with the best score of those that were tried.
     """
     scores: dict[int, float] = {}  # by position on the finest grid
 
-    def ask(position: int) -> float:
+    def score_at(position: int) -> float:
         if position not in scores:
             scores[position] = score(10 ** (position / steps_per_decade - 6))
         return scores[position]
 
     end, step = 12 * steps_per_decade, 2 * steps_per_decade
-    best = max(range(0, end + 1, step), key=ask)
+    best = max(range(0, end + 1, step), key=score_at)
     while step > 1:
         step //= 2
-        best = max((p for p in (best, best - step, best + step) if 0 <= p <= end), key=ask)
+        best = max((p for p in (best, best - step, best + step) if 0 <= p <= end), key=score_at)
     return 10 ** (best / steps_per_decade - 6)
 
 
 def few_shot(labels: Int[AnyArray, " N"], shots: int, seed: int = 0) -> Int[np.ndarray, " M"]:
-    """Indices of `shots` examples of each class, drawn at random, in ascending order.
+    """Few-shot subset: indices of `shots` random examples of each class, in ascending order.
+
+    Args:
+        labels: integers [N].
+        shots: examples per class.
+        seed: of the random choice.
 
     Raises:
-        UserError: a class has fewer.
+        UserError: If a class has fewer examples, or `shots` is not an integer of at least 1.
     """
     (shots,) = check_ks(shots, "shots")
     labels, rng = np.asarray(labels), np.random.default_rng(seed)

@@ -1,6 +1,6 @@
-"""Prompt templates as published: `TEMPLATES["imagenet"]` are the 80 of Radford et al. 2021, the others theirs as well.
+"""Prompt templates of zero-shot classification, as Radford et al. 2021 published them, by data set: `TEMPLATES`.
 
-`{}` stands for the name of the class. The datasets and their spelling ("a embroidered {}.") are those of
+`{}` stands for the name of the class. Data sets, templates and their spelling ("a embroidered {}.") are those of
 github.com/openai/CLIP, data/prompts.md and notebooks/Prompt_Engineering_for_ImageNet.ipynb (MIT licence).
 """
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 
 def _fill(patterns: Iterable[str], **choices: str) -> tuple[str, ...]:
-    """Every pattern with every choice for its `<word>`s, the last word varying slowest."""
-    found = tuple(patterns)
+    """Fills `<word>`s of the patterns with all combinations of their "|"-separated choices, the last word slowest."""
+    filled = tuple(patterns)
     for word, values in choices.items():
-        found = tuple(pattern.replace(f"<{word}>", value) for value in values.split("|") for pattern in found)
-    return tuple(dict.fromkeys(found))
+        filled = tuple(pattern.replace(f"<{word}>", value) for value in values.split("|") for pattern in filled)
+    return tuple(dict.fromkeys(filled))
 
 
 IMAGENET = (
@@ -38,7 +38,7 @@ IMAGENET = (
     "itap of my {}.", "a photo of a cool {}.", "a photo of a small {}.", "a tattoo of the {}.",
 )  # fmt: skip
 
-# The seven of the 80 that do as well together (the end of OpenAI's notebook).
+# Seven of the 80, whose ensemble is about as accurate (the end of OpenAI's notebook).
 IMAGENET_7 = (
     "itap of a {}.",
     "a bad photo of the {}.",

@@ -1,4 +1,4 @@
-"""What others measured with the published weights, for `python -m clip_jax verify` to compare with. In per cent."""
+"""Published accuracies and recalls, in per cent, that `clip-jax verify` compares with."""
 
 # Zero-shot top-1 on ImageNet's validation set, with OpenAI's class names and 80 templates
 # (open_clip docs/openclip_results.csv; SigLIP 2: big_vision README_siglip2).
@@ -12,7 +12,7 @@ IMAGENET = {
     "SigLIP2-B/16-224": 78.2, "EVA02-B/16": 74.72, "EVA02-L/14": 79.77, "EVA02-L/14-336": 80.39,
 }  # fmt: skip
 
-# R@1 of images by text and of texts by image (open_clip docs/openclip_retrieval_results.csv).
+# Recall@1, (text to image, image to text) (open_clip docs/openclip_retrieval_results.csv).
 RETRIEVAL = {
     "flickr30k": {"ViT-B/32": (58.8, 78.9), "ViT-L/14": (65.0, 85.2), "RN50": (57.4, 80.0)},
     "coco": {"ViT-B/32": (30.4, 50.1), "ViT-L/14": (36.5, 56.3), "RN50": (28.5, 48.8)},

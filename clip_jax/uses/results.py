@@ -1,4 +1,4 @@
-"""What the commands write: .npz or .parquet, a column per array, whole or not at all."""
+"""Writes the results of the commands to .npz or .parquet, atomically, and reads text columns back."""
 
 import os
 import shutil
@@ -14,12 +14,16 @@ from clip_jax.weights.native import atomic_path
 from image_text.optional import optional
 
 SUFFIXES = (".npz", ".parquet")
-PADDING = 8  # times the size of the texts that an array of equally wide ones may take
-SMALL = 2**24  # bytes at which it does not matter
+PADDING = 8  # largest size of a fixed-width array of texts, as a multiple of the texts' own size
+SMALL = 2**24  # bytes up to which any padding is accepted
 
 
 def check_output(path: Path) -> None:
-    """Refuses, before anything is computed, an --out that cannot be written. Nothing is left there."""
+    """Checks that the file of --out can be written, before anything is computed. It leaves no file behind.
+
+    Raises:
+        UserError: If the suffix is unknown, the directory is missing or not writable, or pyarrow is not installed.
+    """
     if path.suffix not in SUFFIXES:
         raise UserError(f"--out: {path} is neither {' nor '.join(SUFFIXES)}")
     parent = path.absolute().parent
@@ -37,7 +41,11 @@ def check_output(path: Path) -> None:
 
 
 def check_space(path: Path, size: int) -> None:
-    """Refuses an --out for which the disk has no room: `size` bytes, twice, as they are kept until all are there."""
+    """Checks that the disk has room for --out: twice `size` bytes, as OUT.part and the output exist at the same time.
+
+    Raises:
+        UserError: If less is free.
+    """
     free = shutil.disk_usage(path.absolute().parent).free
     if 2 * size > free:
         raise UserError(f"--out: {path} takes some {2 * size:,} bytes, and {free:,} are free in {path.parent}")
@@ -47,7 +55,7 @@ def pyarrow() -> Any:
     """The package `pyarrow`, with `pyarrow.parquet`.
 
     Raises:
-        UserError: it is not installed.
+        UserError: If it is not installed.
     """
     with optional("pyarrow", needed_by="--out: .parquet (.npz needs nothing)", extra="parquet"):
         import pyarrow.parquet
@@ -55,7 +63,16 @@ def pyarrow() -> Any:
 
 
 def write(path: Path, columns: Mapping[str, np.ndarray | list[str]]) -> None:
-    """One array per column, in parquet lists where it has several axes; lists are texts, see `text_arrays`."""
+    """Writes columns to a file, atomically.
+
+    Args:
+        path: with the suffix .npz or .parquet.
+        columns: arrays, or lists of texts. In .npz texts are stored as `text_arrays` says; in .parquet an array with
+            several axes is a column of lists.
+
+    Raises:
+        UserError: If pyarrow is needed and not installed.
+    """
     with atomic_path(path) as temporary:
         if path.suffix == ".parquet":
             arrow = pyarrow()
@@ -66,15 +83,20 @@ def write(path: Path, columns: Mapping[str, np.ndarray | list[str]]) -> None:
             for name, column in columns.items():
                 arrays |= text_arrays(name, column) if isinstance(column, list) else {name: column}
             with open(temporary, "wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type] # its first own argument is no column
+                np.savez(file, **arrays)  # type: ignore[arg-type] # mypy takes a column for its keyword `allow_pickle`
 
 
 def text_arrays(name: str, texts: list[str]) -> dict[str, np.ndarray]:
-    """Texts as arrays that are read without pickle: an array of str `name`, as wide as the longest of them.
+    """Texts as arrays that can be read without pickle; `read_texts` reads them back.
 
-    Where one is so long that this array would be more than eight times as large as the texts (and 16 MiB), they are
-    `name_utf8`, uint8, all texts as UTF-8 one after the other, and `name_ends`, int64 [N], where each ends.
-    `read_texts` reads both.
+    Args:
+        name: of the column.
+        texts: N of them.
+
+    Returns:
+        {name: array of str [N]}, of fixed width. If that would take more than 16 MiB and more than eight times the size
+        of the texts, instead {name_utf8: uint8, the UTF-8 of all texts concatenated; name_ends: int64 [N], the offset
+        of the end of each}.
     """
     encoded = [text.encode("utf-8", "backslashreplace") for text in texts]
     ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
@@ -85,7 +107,15 @@ def text_arrays(name: str, texts: list[str]) -> dict[str, np.ndarray]:
 
 
 def read_texts(path: str | os.PathLike, name: str) -> list[str]:
-    """The texts of the column `name` of an .npz that `embed` or `classify` wrote, however long they are."""
+    """The texts of a column of an .npz that `embed` or `classify` wrote, in either form of `text_arrays`.
+
+    Args:
+        path: the .npz file.
+        name: of the column.
+
+    Raises:
+        UserError: If there is no such column.
+    """
     with np.load(path) as file:
         if name in file:
             return file[name].tolist()

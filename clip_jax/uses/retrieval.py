@@ -1,6 +1,6 @@
 """Top-k retrieval: images by text and texts by image, and recall@k.
 
-Similarities are computed piece by piece: there is no Q × N matrix in memory.
+Similarities are computed in chunks: the Q × N matrix is never in memory.
 """
 
 from collections.abc import Sequence
@@ -30,14 +30,16 @@ def nearest(
     *,
     chunk: int = 4096,
 ) -> Nearest:
-    """The k candidates with the largest dot product for each query; of equal ones, the first.
+    """Top-k retrieval: the k candidates with the largest dot product for each query; ties go to the lower index.
 
-    Of fewer candidates than k it gives all.
-
-    At most `chunk` queries and `chunk` candidates are compared at once.
+    Args:
+        queries: features [Q, D].
+        candidates: features [N, D].
+        k: at most; of fewer candidates all are returned.
+        chunk: number of queries, and of candidates, that are compared at a time.
 
     Raises:
-        UserError: either is empty, their dimensions differ, k is below 1, or a row has NaN or Inf.
+        UserError: If either is empty, their dimensions differ, k or chunk is below 1, or a row has NaN or Inf.
     """
     queries, candidates = check_features("queries", queries), check_features("candidates", candidates)
     ((k,), (chunk,)) = check_ks(k, "k"), check_ks(chunk, "chunk")
@@ -61,14 +63,14 @@ def _merge(k: int, best: Array, index: Array, queries: Array, candidates: Array,
     queries, candidates = _alike(queries, candidates)
     similarity = jnp.einsum("qd,nd->qn", queries, candidates, preferred_element_type=jnp.float32)
     places = jnp.broadcast_to((start + jnp.arange(len(candidates), dtype=jnp.int32))[None], similarity.shape)
-    # Those from before come first: of equal ones `top_k` takes the first.
+    # The earlier candidates come first: `top_k` prefers the first of equal values.
     both, places = jnp.concatenate([best, similarity], 1), jnp.concatenate([index, places], 1)
     best, order = jax.lax.top_k(both, k)
     return best, jnp.take_along_axis(places, order, axis=1)
 
 
 def _alike(queries: Array, candidates: Array) -> tuple[Array, Array]:
-    """Both in their common dtype, which for anything but half precision is float32."""
+    """Both in bfloat16 or float16 if they share that dtype, else in float32."""
     dtype = queries.dtype if queries.dtype == candidates.dtype else jnp.dtype(jnp.float32)
     dtype = dtype if dtype in (jnp.bfloat16, jnp.float16) else jnp.dtype(jnp.float32)
     return queries.astype(dtype), candidates.astype(dtype)
@@ -82,29 +84,30 @@ def recall(
     *,
     chunk: int = 4096,
 ) -> dict[int, float]:
-    """recall@k: how often one of a query's relevant candidates is among its k most similar ones (in [0, 1]).
+    """recall@k: share of the queries that have a relevant candidate among their k most similar ones.
 
     Args:
         queries: features [Q, D].
         candidates: features [N, D].
-        ks: for each of which there is a recall.
-        chunk: how many rows are compared at once.
-        relevant: for each query the indices of its relevant candidates, or the index of the only one.
+        relevant: for each query the indices of its relevant candidates, or a single index.
+        ks: the values of k.
+        chunk: number of rows that are compared at a time.
+
+    Returns:
+        {k: recall in [0, 1]}.
 
     Raises:
-        UserError: as `nearest`, and for indices that belong to no candidate.
+        UserError: If `nearest` raises one, `relevant` has another length, or an index belongs to no candidate.
     """
     ks = check_ks(ks)
     if len(relevant) != len(queries):
         raise UserError(f"there are {len(queries)} queries, but relevant candidates for {len(relevant)}")
-    found = nearest(queries, candidates, max(ks), chunk=chunk).indices
-    wanted = [np.atleast_1d(np.asarray(one)) for one in relevant]
-    for i, one in enumerate(wanted):
-        if one.size and (not np.issubdtype(one.dtype, np.integer) or one.min() < 0 or one.max() >= len(candidates)):
-            raise UserError(
-                f"relevant: query {i} has {one.tolist()[:4]}, the candidates are 0 to {len(candidates) - 1}"
-            )
-    hits = np.stack([np.isin(row, one) for row, one in zip(found, wanted, strict=True)])
+    retrieved = nearest(queries, candidates, max(ks), chunk=chunk).indices
+    targets = [np.atleast_1d(np.asarray(indices)) for indices in relevant]
+    for i, t in enumerate(targets):
+        if t.size and (not np.issubdtype(t.dtype, np.integer) or t.min() < 0 or t.max() >= len(candidates)):
+            raise UserError(f"relevant: query {i} has {t.tolist()[:4]}, the candidates are 0 to {len(candidates) - 1}")
+    hits = np.stack([np.isin(row, t) for row, t in zip(retrieved, targets, strict=True)])
     return {k: float(hits[:, :k].any(1).mean()) for k in ks}
 
 
@@ -116,18 +119,30 @@ def both_directions(
     *,
     chunk: int = 4096,
 ) -> dict[str, dict[int, float]]:
-    """Recall of images by text and of texts by image, as for Flickr30k and COCO (five captions per image).
+    """recall@k of images by text and of texts by image, as for Flickr30k and COCO (five captions per image).
 
-    `image_of_text[t]` is the image that caption t belongs to; an image without captions asks nothing.
+    Args:
+        image_features: [I, D].
+        text_features: [T, D].
+        image_of_text: integers [T], the index of the image that each caption belongs to. An image without captions is
+            a candidate, but no query.
+        ks: the values of k.
+        chunk: number of rows that are compared at a time.
+
+    Returns:
+        {"text_to_image": {k: recall in [0, 1]}, "image_to_text": …}.
+
+    Raises:
+        UserError: If `nearest` raises one, or `image_of_text` is not one index of an image for each text.
     """
     image_features = check_features("image_features", image_features)
     image_of_text = check_labels("image_of_text", image_of_text, len(text_features))
     if len(image_of_text) and not 0 <= image_of_text.min() <= image_of_text.max() < len(image_features):
         raise UserError(f"image_of_text: there are {len(image_features)} images, but an index beyond them")
     order = np.argsort(image_of_text, kind="stable")
-    asking, starts = np.unique(image_of_text[order], return_index=True)
+    captioned, starts = np.unique(image_of_text[order], return_index=True)
     captions = np.split(order, starts[1:])
     return {
         "text_to_image": recall(text_features, image_features, image_of_text, ks, chunk=chunk),
-        "image_to_text": recall(image_features[asking], text_features, captions, ks, chunk=chunk),
+        "image_to_text": recall(image_features[captioned], text_features, captions, ks, chunk=chunk),
     }

@@ -1,4 +1,4 @@
-"""Classification by prompts, without training (Radford et al. 2021 §3.1)."""
+"""Zero-shot classification: the class whose prompts are most similar to the picture (Radford et al. 2021 §3.1)."""
 
 import numbers
 from collections.abc import Callable, Iterable, Sequence
@@ -21,11 +21,15 @@ ClassName = str | Sequence[str]  # several names of one class are averaged, as O
 
 
 def prompts(classes: Iterable[Any] | Any, templates: Iterable[Any]) -> list[list[str]]:
-    """The prompts of each class: every template with every name of it.
+    """The prompts of each class: every template filled with every name of the class.
+
+    Args:
+        classes: names, or lists of several names of one class.
+        templates: texts with "{}" for the name.
 
     Raises:
-        UserError: there is no class, a name is empty, or a template has no place for a name; also for one str in place
-            of a list, which would be a class, or a template, for each of its letters.
+        UserError: If there is no class or template, a name is empty, or a template has no "{}"; or if either argument
+            is a single str, whose letters would each be a class or a template.
     """
     for argument, value in (("classes", classes), ("templates", templates)):
         if isinstance(value, str | bytes):
@@ -65,25 +69,44 @@ def classifier_weights(
     classes: Iterable[ClassName],
     templates: Iterable[str] = TEMPLATES["plain"],
 ) -> Float[np.ndarray, "K D"]:
-    """One unit vector per class: each prompt normalised, averaged over the templates, normalised again.
+    """Prompt ensembling: one unit-norm vector per class, the mean of its normalised prompt embeddings.
 
-    `encode_text` gives the features of texts, as `partial(text_features, clip)` does.
-    (Prompt ensembling, Radford et al. 2021 §3.1.4.)
+    Source: Radford et al. 2021 §3.1.4.
+
+    Args:
+        encode_text: returns the features [P, D] of P texts, as `partial(text_features, clip)` does.
+        classes: names, or lists of several names of one class.
+        templates: texts with "{}" for the name.
+
+    Returns:
+        Weights of the zero-shot classifier, float32 [K, D].
+
+    Raises:
+        UserError: As `prompts`.
     """
-    asked = prompts(classes, templates)
-    features = unit_norm(jnp.asarray(encode_text([prompt for one in asked for prompt in one])))
-    ends = np.cumsum([len(one) for one in asked])
-    sums = np.add.reduceat(np.asarray(features), [0, *ends[:-1]], axis=0)  # a mean up to its length
+    prompts_of_classes = prompts(classes, templates)
+    features = unit_norm(jnp.asarray(encode_text([prompt for group in prompts_of_classes for prompt in group])))
+    ends = np.cumsum([len(group) for group in prompts_of_classes])
+    # Sums suffice in place of means, as they are normalised.
+    sums = np.add.reduceat(np.asarray(features), [0, *ends[:-1]], axis=0)
     return np.asarray(unit_norm(jnp.asarray(sums)))
 
 
 def top_k(
     image_features: Float[AnyArray, "B D"], weights: Float[AnyArray, "K D"], k: int = 1
 ) -> tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]]:
-    """Similarities and class indices of the k best classes for each image, best first.
+    """The k most similar classes of each image, best first.
+
+    Args:
+        image_features: [B, D].
+        weights: of the classes, [K, D], see `classifier_weights`.
+        k: at most K.
+
+    Returns:
+        (similarities, class indices), [B, k] each.
 
     Raises:
-        UserError: for features with NaN or Inf, dimensions that differ, or k below 1.
+        UserError: If features have NaN or Inf, dimensions differ, or k is below 1.
     """
     (k,) = check_ks(k, "k")
     image_features, weights = _comparable("image_features", image_features, weights)
@@ -116,19 +139,37 @@ def classify(
     templates: Iterable[str] = TEMPLATES["plain"],
     k: int = 5,
 ) -> Classified:
-    """The k likeliest classes of each picture and their probabilities.
+    """The k most probable classes of each picture.
 
-    They are those of a choice among the classes, or, for SigLIP, of each class being right for itself.
+    Args:
+        clip: the model.
+        pictures: B of them.
+        classes: names, or lists of several names of one class.
+        templates: prompt templates, with "{}" for the name.
+        k: at most the number of classes.
+
+    Returns:
+        Class indices and probabilities [B, k]: softmax over the classes; for SigLIP the sigmoid of each class.
 
     Raises:
-        UserError: for what is not a picture, and as `prompts` does.
+        UserError: If something is not a picture, or classes or templates do not fit (see `prompts`).
     """
     weights = classifier_weights(lambda texts: text_features(clip, texts), classes, templates)
     return rank(clip, image_features(clip, pictures), weights, k)
 
 
 def rank(clip: LoadedCLIP, features: Float[AnyArray, "B D"], weights: Float[AnyArray, "K D"], k: int = 5) -> Classified:
-    """`classify` for features and classes that are already encoded. Raises UserError as `top_k`."""
+    """`classify` for features and classes that are already encoded.
+
+    Args:
+        clip: the model, for its scale and bias.
+        features: of the images, [B, D].
+        weights: of the classes, [K, D].
+        k: at most K.
+
+    Raises:
+        UserError: As `top_k`.
+    """
     (k,) = check_ks(k, "k")
     features, weights = _comparable("features", features, weights)
     scale, bias = scale_and_bias(clip)
@@ -139,7 +180,7 @@ def rank(clip: LoadedCLIP, features: Float[AnyArray, "B D"], weights: Float[AnyA
 
 
 def scale_and_bias(clip: LoadedCLIP) -> tuple[float, float | None]:
-    """What similarities are multiplied with, and what is then added (None but for SigLIP)."""
+    """The factor exp(logit_scale) of a model, and its bias, which is None unless it is a SigLIP."""
     params, config = clip.variables["params"], clip.model.config
     bias = params.get("logit_bias")
     return float(np.exp(params.get("logit_scale", config.logit_scale_init))), None if bias is None else float(bias)
@@ -151,18 +192,27 @@ def accuracy(
     labels: Any,
     ks: Sequence[int] = (1, 5),
 ) -> dict[int, float]:
-    """Top-k accuracies in [0, 1] (with as many classes as there are, when k is more).
+    """Top-k accuracy for each k.
+
+    Args:
+        features: of the images, [N, D].
+        weights: of the classes, [K, D].
+        labels: class indices [N].
+        ks: the values of k; one above K counts as K.
+
+    Returns:
+        {k: accuracy in [0, 1]}.
 
     Raises:
-        UserError: for features with NaN or Inf, no rows, or labels that are not one integer for each row.
+        UserError: If there are no rows, features have NaN or Inf, or labels are not one class index for each row.
     """
     ks = check_ks(ks)
     labels = check_labels("labels", labels, len(features))
     if not len(features):
         raise UserError("features: there are no rows, so there is no accuracy")
-    if strange := sorted(set(labels[(labels < 0) | (labels >= len(weights))].tolist())):
+    if unknown := sorted(set(labels[(labels < 0) | (labels >= len(weights))].tolist())):
         raise UserError(
-            f"labels: {strange[0]} is none of the {len(weights)} classes, which are 0 to {len(weights) - 1}"
+            f"labels: {unknown[0]} is none of the {len(weights)} classes, which are 0 to {len(weights) - 1}"
         )
     _, best = top_k(features, weights, max(ks))
     hits = best == np.asarray(labels)[:, None]
