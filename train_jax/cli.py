@@ -1,12 +1,14 @@
 """Command-line helpers for training: presets with flags that override fields, compilation cache, CPU settings.
 
-def main(argv):
-    name, config = choose(PRESETS, argv, prog="train.py")
-    enable_compilation_cache()
-    ...
+    def main(argv):
+        name, config = choose(PRESETS, argv, prog="train.py")
+        enable_compilation_cache()
+        ...
 
-tune_cpu(training=True)
-run_main(main, name="train", explain=missing_device)        # of image_text.command_line
+    tune_cpu(training=True)
+    run_main(main, name="train", explain=missing_device)
+
+`run_main` is that of `image_text.command_line`.
 """
 
 import contextlib
