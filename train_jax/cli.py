@@ -103,7 +103,7 @@ def tune_cpu(*, training: bool) -> None:
     versions are merely slower. Flags that the user has set in the environment stay.
 
     Args:
-        training: make every core a device: 2, 4 or 8 devices, the largest number that the cores allow.
+        training: make every core a device: as many as the largest power of two that the cores allow, at most 8.
     """
     given = os.environ.get("XLA_FLAGS", "")
     major, minor = (int(part) for part in version("jaxlib").split(".")[:2])

@@ -15,14 +15,14 @@ Metrics = dict[str, jax.Array]
 
 
 class Task(Protocol):
-    """A model with its loss, as a structural type: packages that implement it do not import this one.
+    """A model with its loss, as a structural type: packages that implement it need not import this one.
 
     Both methods are traced under `jit`, so they must be pure.
 
     A task may have two more attributes, which `frozen_of` and `check_splits` read:
 
-        frozen: Mapping[str, PyTree] = {}    weights of frozen networks, by name: the loss reads them, no optimiser step
-                                             changes them, and checkpoints leave them out
+        frozen: Mapping[str, PyTree] = {}    freeze: weights of frozen networks, by name; the loss reads them, no
+                                             optimiser step changes them, and checkpoints leave them out
         splits: bool = True                  whether the loss of a batch is the mean of the losses of its microbatches
     """
 

@@ -110,7 +110,7 @@ def imports(source: str, module: str) -> Iterator[Import]:
 def wrong_arrows(module: str | None, source: str) -> list[str]:
     """The imports in `source`, the text of module `module` (None: a script), that the table forbids."""
     room = None if module is None else room_of(module)
-    return [f"line {one.line} imports {one.name}" for one in list(imports(source, module or "")) if not _may(room, one)]
+    return [f"line {one.line} imports {one.name}" for one in imports(source, module or "") if not _may(room, one)]
 
 
 def _may(room: str | None, one: Import) -> bool:
