@@ -111,15 +111,18 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[An
 
 
 def _harmless(changed: Mapping[str, list[Any]], identity: Mapping[str, Any], step: int) -> bool:
+    """Whether only the number of steps changed, the learning rate is constant, and `step` is not beyond the end."""
     constant = identity.get("optim", {}).get("schedule") == "constant"
     return constant and changed.keys() == {"num_steps"} and identity["num_steps"] >= step
 
 
 def _under(key: str, prefixes: Iterable[str]) -> bool:
+    """Whether a flat key is one of `prefixes` or below one."""
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def _listed(changed: Mapping[str, list[Any]]) -> str:
+    """The first changes as text for an error message."""
     lines = [_change(key, old, new) for key, (old, new) in changed.items()]
     more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     return f"{', '.join(lines[:SHOWN])}{more}"
@@ -132,6 +135,7 @@ def _change(key: str, old: Any, new: Any) -> str:
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(flat key, value) of every leaf of a nested mapping: ("optim.lr", 0.001)."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{prefix}.{key}" if prefix else key)

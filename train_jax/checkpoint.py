@@ -176,6 +176,7 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, placed: TrainState, names: Sequence[str]) -> TrainState:
+        """Restores the trees `names` of one checkpoint and verifies them; any exception but UserError means damage."""
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if meta["digest"] != _digest(meta) or meta["step"] != step:
             raise ValueError("its metadata has changed")
@@ -200,6 +201,7 @@ class Checkpoints:
         return placed._replace(**items, **counters)
 
     def _set_aside(self, step: int, error: Exception) -> None:
+        """Renames a damaged checkpoint to `damaged-STEP` (not if read-only) and logs a warning."""
         if self.read_only:
             log.warning("%s: this checkpoint is damaged (%s)", self.directory / str(step), _one_line(error))
             return
@@ -218,11 +220,13 @@ def _items(state: TrainState) -> dict[str, PyTree]:
 
 
 def _described(items: dict[str, PyTree]) -> dict[str, dict[str, Any]]:
+    """Path of every leaf -> its shape and dtype."""
     leaves = jax.tree_util.tree_leaves_with_path(items)
     return {leaf_path(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in leaves}
 
 
 def _meta(state: TrainState) -> dict[str, Any]:
+    """The item `meta` of a checkpoint: counters, shape, dtype and fingerprint of every leaf, and its own digest."""
     items = _items(state)
     leaves = _described(items)
     for name, fingerprint in fingerprints(items).items():
@@ -234,11 +238,14 @@ def _meta(state: TrainState) -> dict[str, Any]:
 
 
 def _digest(meta: dict[str, Any]) -> str:
+    """SHA-256 of `meta` without its field `digest`."""
     content = {key: value for key, value in meta.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _differences(saved: dict[str, Any], items: dict[str, PyTree]) -> list[str]:
+    """Lines for an error message: the leaves whose shape or dtype differs between checkpoint and model."""
+
     def line(leaf: dict[str, Any] | None) -> str:
         return f"{leaf['dtype']}{leaf['shape']}" if leaf else "nothing"
 

@@ -88,6 +88,7 @@ class Replacing:
         raise RunError(f"data: {TRIES} examples in a row cannot be read, the last: {_told(at, fault)}") from fault
 
     def _note(self, at: int, error: Exception) -> None:
+        """Counts damaged example `at` and names the first ones; raises RunError if there are too many."""
         with self._lock:
             new = at not in self.damaged
             self.damaged.add(at)
@@ -102,8 +103,8 @@ class Replacing:
 
 
 def _told(index: int, error: Exception) -> str:
-    what = " ".join(str(error).split()) or type(error).__name__
-    return f"example {index}: {what}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"example {index}: {text}"
 
 
 def check_share(max_damaged: float) -> float:
@@ -235,6 +236,7 @@ def prefetch(
 
 
 def _stack(examples: Sequence[Mapping[str, Any]]) -> HostBatch:
+    """A batch of examples with equal fields; it has the field `bad` only if one of them has."""
     names = [name for name in examples[0] if name != BAD]
     stacked = {name: np.stack([np.asarray(example[name]) for example in examples]) for name in names}
     if any(BAD in example for example in examples):

@@ -132,11 +132,13 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
+    """Seconds as "m:ss" or "h:mm:ss"."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
 
 
 def _truncate(path: Path, step: int) -> None:
+    """Removes the entries of a JSONL log after `step`, and damaged lines."""
     if not path.exists():
         return
     kept = []

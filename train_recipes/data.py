@@ -36,7 +36,7 @@ class Examples(ABC):
 
     Attributes:
         captions: caption of each example, N texts.
-        identity: what identifies the data in the config of a run, as JSON: a run goes on with equal data only.
+        identity: what identifies the data in the config of a run, as JSON; other data need `--extend`.
         prompts: captions for the contact sheet of a finished system.
         prompt: caption of the `sample.py` command that is suggested at the end of training.
         statistics: number of examples from which the statistics of a prior (mean and deviation, or PCA) are computed.
