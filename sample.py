@@ -1,4 +1,4 @@
-"""Draws pictures: `python sample.py "a prompt"`, or any other command of `unclip`. `--help` lists them."""
+"""Draws pictures: `python sample.py "a prompt"`. It is the `unclip` command; `--help` lists its subcommands."""
 
 from unclip_jax.commands.main import main
 

@@ -1,4 +1,4 @@
-"""Trains CLIP and unCLIP: `python train.py --help` lists what, `train_recipes/presets.py` with which numbers."""
+"""Trains CLIP and unCLIP. `python train.py --help` lists the presets; `train_recipes/presets.py` defines them."""
 
 from train_recipes.main import main
 

@@ -1,13 +1,13 @@
-"""What memory an upsampler needs at its full size, as the compiler plans it, and as it is when the program runs.
+"""Measures the memory of an upsampler at full resolution: as XLA plans it, and the peak when the program runs.
 
     python benchmarks/upsampler_memory.py                                     # a small one at 1024 pixels
-    python benchmarks/upsampler_memory.py --run                               # and draw: each row in its own process
+    python benchmarks/upsampler_memory.py --run                               # run, too: each row in its own process
     python benchmarks/upsampler_memory.py --model dalle2-upsampler-1024       # the paper's (minutes to compile)
 
-Drawing a batch of pictures all at once and one after the other (`lax.map`, as `sample.py --chunk 1` does), and a
-training step's gradient with and without `remat`. "Planned" is XLA's own plan of temporary memory for this backend
-(`compiled.memory_analysis()`), parameters and pictures not counted. With `--run` the peak of all memory of the process
-stands beside it, as the operating system counts it (of the host: on a GPU that says nothing).
+The rows: a forward pass of a batch at once and of one picture after the other (`lax.map`, as `sample.py --chunk 1`
+does), and the gradient of a training step with and without gradient checkpointing (`remat`). "planned" is the temporary
+memory of `compiled.memory_analysis()` for this backend, without parameters and pictures. With `--run`, "whole process"
+is the peak resident memory of the process on the host, which says nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is all it has
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
 from unclip_jax.conditioning import Cond
 from unclip_jax.models.unet import Level, LowRes, UNet, UNetConfig
 from unclip_jax.presets import preset
 
-# The paper's second upsampler, with a twelfth of its channels and one block per level.
+# The paper's second upsampler with a twelfth of its channels and one block per level.
 SMALL = UNetConfig(
     image_size=1024,
     levels=tuple(Level(width, 1) for width in (16, 16, 32, 32, 64, 64)),
@@ -39,18 +39,19 @@ SMALL = UNetConfig(
 
 
 def temporary_bytes(function, *arguments) -> int:
+    """The temporary memory that XLA plans for the compiled function, in bytes."""
     return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
 def peak_bytes(row: int) -> int:
-    """Peak memory of a process that runs this row alone."""
+    """Peak memory of a process that runs only this row, in bytes."""
     argv = [arg for arg in sys.argv[1:] if arg != "--run"]
     done = subprocess.run([sys.executable, __file__, *argv, "--row", str(row)], check=True, stdout=subprocess.PIPE)
     return int(done.stdout)
 
 
 def run(function, *arguments) -> int:
-    """Runs a program on zeros; the peak memory of this process in bytes."""
+    """Runs a function on zeros and returns the peak memory of this process in bytes."""
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), arguments)
     jax.block_until_ready(jax.jit(function)(*zeros))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

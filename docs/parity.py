@@ -1,8 +1,10 @@
-"""Writes docs/parity.md: how far each family is from its reference. Needs requirements-parity.txt.
+"""Writes docs/parity.md: the differences of each model family from its reference. Needs requirements-parity.txt.
 
-python docs/parity.py           # both parts: 20 minutes and 15 GB of memory, for the models of full size
-python docs/parity.py clip      # or one of them; the other stays as it is
-python docs/parity.py unclip
+    python docs/parity.py           # both parts: 20 minutes and 15 GB of memory, for the models of full size
+    python docs/parity.py clip      # one part; the other stays as it is in the file
+    python docs/parity.py unclip
+
+The exit status is 0 if every row is within its tolerance.
 """
 
 import subprocess
@@ -21,15 +23,16 @@ from tests.support.clip_parity import CASES, MAX_ABS, MAX_COSINE_ERROR, Case  # 
 FILE, SECOND = ROOT / "docs" / "parity.md", "## unCLIP"
 HEADER = f"""# Parity
 
-Each model of this package beside the one it stands for: the same random weights (norms, biases and running statistics
-too), the same inputs, float32 on a CPU with `jax_default_matmul_precision=highest`. Weights go through `clip_jax.load`
-where the family has files of its own. `max |Δ|` is the largest difference of any number, `largest` the largest number
-of the reference, `1 − cos` the worst angle between vectors. Allowed are {MAX_ABS:.0e} and {MAX_COSINE_ERROR:.0e}.
+Each model of this package compared with its reference implementation: the same random weights (norms, biases and
+running statistics too), the same inputs, float32 on a CPU with `jax_default_matmul_precision=highest`. Weights go
+through `clip_jax.load` where the family has files of its own. `max |Δ|` is the largest absolute difference, `largest`
+the largest value of the reference, `1 − cos` the worst cosine error of a vector. The tolerances are {MAX_ABS:.0e} for
+`max |Δ|` and {MAX_COSINE_ERROR:.0e} for `1 − cos`.
 
-The rows "golden" compare with outputs of the original projects' own code, the others with transformers
-{version("transformers")} and torch {version("torch").split("+")[0]}; OpenAI's ResNet of full size with the same
-network written in torch (`tests/support/torch_resnet.py`). jax {version("jax")}, flax {version("flax")}.
-`python docs/parity.py` writes this file, `pytest -m parity` holds every row to the tolerances.
+The rows "golden" compare with recorded outputs of the original projects' own code, the others with transformers
+{version("transformers")} and torch {version("torch").split("+")[0]}; OpenAI's ResNet of full size is compared with the
+same network written in torch (`tests/support/torch_resnet.py`). jax {version("jax")}, flax {version("flax")}.
+`python docs/parity.py` writes this file, `pytest -m parity` checks every row against the tolerances.
 
 | family | size | compared | max \\|Δ\\| | largest | 1 − cos |
 |---|---|---|---|---|---|
@@ -38,15 +41,15 @@ network written in torch (`tests/support/torch_resnet.py`). jax {version("jax")}
 
 UNCLIP_HEADER = f"""{SECOND}
 
-The networks and whole systems of diffusers {version("diffusers")}: random weights saved by `save_pretrained` and read
-by `unclip_jax.load`; for pictures, the noise that we draw is put into their schedulers, at the published settings
-(Karlo: 25 steps of the prior, 25 of the decoder with guidance 8, 6 + 1 of the upsampler; Kandinsky 2.2: 25 and 100);
-the last layers are smaller than random ones, see `damped` in `tests/support/unclip_parity.py`. Published systems have a
-schedule in float32 arithmetic (`Float32Schedule`), rounded as theirs is: with an exact one Karlo's pictures differ by
-4e-4 to 6e-3.
-Allowed are {unclip.MAX_ABS:.0e} for a network and {unclip.MAX_PIXEL:.0e} for pictures between 0 and 1.
-Rows of full width have Karlo's real widths and depths, one forward pass of each network (`python
-tests/support/full_width.py`), with the peak of memory of both copies together.
+The networks and whole systems of diffusers {version("diffusers")}, with random weights that `save_pretrained` saved and
+`unclip_jax.load` read. For pictures, diffusers' schedulers use the noise that this package draws, at the published
+settings (Karlo: 25 steps of the prior, 25 of the decoder with guidance 8, 6 + 1 of the upsampler; Kandinsky 2.2: 25 and
+100); the weights of the last layers are scaled down, see `damped` in `tests/support/unclip_parity.py`. Published
+systems use `Float32Schedule`, which repeats diffusers' float32 arithmetic: with an exact schedule Karlo's pictures
+differ by 4e-4 to 6e-3.
+The tolerances are {unclip.MAX_ABS:.0e} for a network and {unclip.MAX_PIXEL:.0e} for pictures between 0 and 1.
+Rows "full width" have Karlo's real widths and depths, one forward pass of each network (`python
+tests/support/full_width.py`); in brackets is the peak memory of reference and copy together.
 
 | system | size | compared | max \\|Δ\\| | largest |
 |---|---|---|---|---|
@@ -55,14 +58,16 @@ tests/support/full_width.py`), with the peak of memory of both copies together.
 ROUNDING_HEADER = """
 ### Pictures and rounding
 
-Without smaller last layers, Karlo's pictures at guidance 8 depend on the order of sums: diffusers draws others on one
-thread, without oneDNN, or with channels last. What they differ by from diffusers' own of before, and ours from the same
-(`python tests/support/rounding.py`):
+With last layers that are not scaled down, Karlo's pictures at guidance 8 depend on the order of floating-point sums:
+diffusers itself draws other pictures on one thread, without oneDNN, or with channels last. The table compares these
+pictures ("theirs"), and the pictures of this package ("ours"), with those that diffusers draws by default (`python
+tests/support/rounding.py`):
 
 """
 
 
 def timed(cases: Iterable[Case]):
+    """(case, difference) of every case, whose time is printed to stderr."""
     for case in cases:
         start = time.perf_counter()
         yield from ((case, d) for d in case.run())
@@ -70,6 +75,7 @@ def timed(cases: Iterable[Case]):
 
 
 def clip_part() -> tuple[str, int]:
+    """The first part of the page, and the number of rows beyond their tolerance."""
     rows, failed = [], 0
     for case, d in timed(CASES):
         ok = d.max_abs <= MAX_ABS and d.cosine_error <= MAX_COSINE_ERROR
@@ -82,6 +88,7 @@ def clip_part() -> tuple[str, int]:
 
 
 def unclip_part() -> tuple[str, int]:
+    """The second part of the page, and the number of rows beyond their tolerance."""
     rows, failed = [], 0
     for case, d in timed((*unclip.NETWORKS, *unclip.PICTURES)):
         ok = d.max_abs <= (unclip.MAX_PIXEL if d.what == "pictures" else unclip.MAX_ABS)
@@ -92,7 +99,7 @@ def unclip_part() -> tuple[str, int]:
         )
     full, rounding = (
         subprocess.run(
-            [sys.executable, str(ROOT / "tests" / "unclip" / script)], check=False, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(ROOT / "tests" / "support" / script)], check=False, stdout=subprocess.PIPE, text=True
         )
         for script in ("full_width.py", "rounding.py")
     )

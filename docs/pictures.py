@@ -1,8 +1,8 @@
-"""Draws the pictures of the documentation with the shipped weights: docs/shapes.png and docs/edits.png.
+"""Draws the pictures of the documentation, docs/shapes.png and docs/edits.png, with the shipped weights.
 
     python docs/pictures.py
 
-Every row is one call of sample.py, the first pictures of seed 0; nothing is chosen by hand.
+The rows are contact sheets of `sample.py`: the first pictures of seed 0, none chosen by hand.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STAR, CIRCLE = "a large purple star in the bottom right", "a large orange circle
 
 
 def sample(out: Path, *argv: object) -> None:
-    """One call of sample.py."""
+    """Runs `sample.py` with these arguments in this process; its files go to the folder `out`."""
     sys.argv = ["sample.py", *map(str, argv), "--out", str(out)]
     try:
         runpy.run_path(str(ROOT / "sample.py"), run_name="__main__")
@@ -42,7 +42,7 @@ def sample(out: Path, *argv: object) -> None:
 
 
 def stack(paths: list[Path]) -> Image.Image:
-    """Contact sheets one below the other."""
+    """One picture of the contact sheets, one below the other."""
     sheets = [Image.open(path) for path in paths]
     page = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), (255, 255, 255))
     top = 0
@@ -53,6 +53,7 @@ def stack(paths: list[Path]) -> Image.Image:
 
 
 def main() -> None:
+    """Draws both pictures and writes them to docs/."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         sample(work / "captions", *CAPTIONS, "--num", 6)

@@ -1,9 +1,9 @@
-"""The shapes world: a small synthetic world of coloured shapes with captions, and a checker that reads pictures back.
+"""The shapes world: a synthetic dataset of coloured shapes with captions, and a checker that reads the pictures.
 
     image, caption, labels = shapes_world.example("train", 0)        # uint8 [64, 64, 3], str, Labels
     shapes_world.exact_match(shapes_world.check(image[None]), [labels])    # array([True])
 
-Only numpy: it may be imported from everywhere.
+It depends on numpy only, so every package may import it.
 """
 
 from shapes_world.checker import MIN_IOU, Checked, check, exact_match

@@ -1,16 +1,17 @@
-"""The checker: reads size, colour, shape and position off a picture, with no learned part.
+"""The checker: reads size, colour, shape and position from a picture, without learned parts.
 
     checked = check(images)                    # uint8 [N, R, R, 3]
     exact_match(checked, labels)               # bool [N]: all four attributes right, and drawn well enough to count
 
-How: the background is the median of the border, the colour that of the pixels furthest from it. Projecting every pixel
-on the line from the one to the other gives back the coverage mask the renderer painted with. Its centre of mass is the
-position. Shape and size are those of the renderer's mask at that centre, over all sizes and rotations in small steps,
-with the best intersection over union (IoU).
+The method: the background colour is the median of the border, the object's colour the median of the pixels furthest
+from it. Projecting every pixel's colour on the line between the two recovers the coverage mask with which the renderer
+painted. The mask's centre of mass is the position. The mask is compared with templates at that centre: the renderer's
+masks of all shapes, sizes and rotations in small steps. Shape and size are those of the template with the best
+intersection over union (IoU).
 
-A picture shows nothing that belongs to this world where the best IoU is below `MIN_IOU` (a smear, two objects of one
-colour, plain grey), where pixels off that line cover more than `MAX_STRAY` (two colours), or where the background is
-not grey. Its labels are -1.
+A picture is rejected, with labels -1, if the best IoU is below `MIN_IOU` (a smear, two objects of one colour, plain
+grey), if pixels whose colour lies off the line cover more than `MAX_STRAY` of it (two colours), if the object's colour
+is none of the palette, or if the background is not grey.
 """
 
 import itertools
@@ -34,23 +35,25 @@ from shapes_world.world import (
 )
 
 MIN_IOU = 0.7
-MAX_BACKGROUND_DISTANCE = 25.0  # in RGB from the grey of the same mean
-MAX_STRAY_DISTANCE = 50.0  # in RGB from the line between background and colour; from each other's, the palette keeps 65
-MAX_STRAY = 0.006  # of the image: a third of the smallest object
+MAX_BACKGROUND_DISTANCE = 25.0  # RGB distance of the background from the grey of the same mean
+# RGB distance from the line between background and object colour above which a pixel is stray. Every palette colour is
+# at least 65 away from the line of any other.
+MAX_STRAY_DISTANCE = 50.0
+MAX_STRAY = 0.006  # share of the image that may be stray: a third of the smallest object
 MIN_CONTRAST = 30.0  # RGB distance from the background below which a picture is empty
 MAX_COLOUR_DISTANCE = 80.0  # no grey is this near to any palette colour
-CORE_AREA = 0.006  # of the image: a third of the smallest object, so these purest pixels are all inside it
-MASK_FLOOR = 0.25  # coverage below this is a generator's background noise, which would pull the centre of mass inwards
-SCALE_STEPS = 7  # templates over the size jitter, per shape and size
-ROTATION_STEPS = 7  # templates over the rotation jitter; a circle needs one
-PHASES = 4  # sub-pixel positions per axis
-CHUNK = 8  # images compared with all templates at once: bounds the memory, and keeps it in the cache
+CORE_AREA = 0.006  # share of the image whose purest pixels give the colour: a third of the smallest object, inside it
+MASK_FLOOR = 0.25  # lower coverage is taken for background noise, which would pull the centre of mass to the middle
+SCALE_STEPS = 7  # template scales over the size jitter, per shape and size
+ROTATION_STEPS = 7  # template angles over the rotation jitter; a circle needs one
+PHASES = 4  # sub-pixel positions of the templates per axis
+CHUNK = 8  # images compared with all templates at once: bounds the memory, which then fits the processor's cache
 
 
 class Checked(NamedTuple):
-    """What the checker reads off N pictures."""
+    """What the checker reads from N pictures."""
 
-    labels: np.ndarray  # int [N, 4], in the order of `Labels`; -1 where nothing was found
+    labels: np.ndarray  # int [N, 4], in the order of `Labels`; all -1 for a rejected picture
     iou: np.ndarray  # float [N], of the best template; 0 where nothing stands out from the background
     centre: np.ndarray  # float [N, 2], (x, y) of the centre of mass in unit coordinates; nan where nothing stands out
     extent: np.ndarray  # float [N], radius of the disc of the same area, in unit coordinates
@@ -58,6 +61,8 @@ class Checked(NamedTuple):
 
 
 class _Templates(NamedTuple):
+    """The masks to compare pictures with: K combinations of shape, size and rotation, at every sub-pixel phase."""
+
     masks: np.ndarray  # float32 [PHASES², K, window²]
     areas: np.ndarray  # float32 [PHASES², K], in pixels
     size: np.ndarray  # int [K]
@@ -66,10 +71,13 @@ class _Templates(NamedTuple):
 
 
 def check(images: np.ndarray) -> Checked:
-    """What the pictures show.
+    """Reads what the pictures show.
 
     Args:
         images: uint8 [N, R, R, 3], R >= 16.
+
+    Returns:
+        Labels, IoU, centre, extent and background of each picture.
 
     Raises:
         ValueError: the images are not of that type and shape.
@@ -91,7 +99,8 @@ def check(images: np.ndarray) -> Checked:
     area = mask.sum((1, 2))  # in pixels
     coordinates = (np.arange(resolution, dtype=np.float32) + 0.5) / resolution
     with np.errstate(invalid="ignore"):  # 0 / 0 where the mask is empty
-        moments = [(mask.sum(axis) * coordinates).sum(-1) for axis in (1, 2)]  # no matmul: BLAS rounds by the batch
+        # No matmul: BLAS may round a row differently in another batch.
+        moments = [(mask.sum(axis) * coordinates).sum(-1) for axis in (1, 2)]
         centre = np.stack(moments, axis=-1) / area[:, None]
     iou, size, shape = _best_templates(mask, area, centre)
     position = (centre[:, 1] > 0.5) * 2 + (centre[:, 0] > 0.5)  # the order of POSITIONS
@@ -101,19 +110,30 @@ def check(images: np.ndarray) -> Checked:
 
 
 def exact_match(checked: Checked, labels: np.ndarray | list[Labels]) -> np.ndarray:
-    """Whether all four attributes are those of `labels` (int [N, 4], none -1): bool [N].
+    """Whether the checker read exactly the expected labels.
+
+    Args:
+        checked: result of `check` for N pictures.
+        labels: expected labels, int [N, 4], none -1.
+
+    Returns:
+        bool [N]: all four attributes are equal.
 
     Raises:
         ValueError: there are not as many labels as pictures.
     """
-    wanted = np.asarray(labels)
-    if wanted.shape != checked.labels.shape:
-        raise ValueError(f"{list(checked.labels.shape)} labels were read; they cannot match {list(wanted.shape)}")
-    return (checked.labels == wanted).all(axis=-1)
+    expected = np.asarray(labels)
+    if expected.shape != checked.labels.shape:
+        raise ValueError(f"{list(checked.labels.shape)} labels were read; they cannot match {list(expected.shape)}")
+    return (checked.labels == expected).all(axis=-1)
 
 
 def _colours(pixels: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The object's palette index (-1: no such colour), its RGB as seen, and how far that is from the background."""
+    """The colour of each object.
+
+    Returns:
+        Palette index [N], -1 if no palette colour is near; RGB [N, 3]; RGB distance from the background [N].
+    """
     count, resolution = pixels.shape[:2]
     flat = pixels.reshape(count, resolution**2, 3)
     distance = np.linalg.norm(flat - background[:, None], axis=-1)
@@ -127,9 +147,10 @@ def _colours(pixels: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _masks(pixels: np.ndarray, background: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage of every pixel by the object, from how far its colour lies between background and `rgb`: [N, R, R].
+    """The coverage masks, recovered by projecting every pixel's colour on the line from the background to `rgb`.
 
-    And the share of each picture, [N], whose colour does not lie there at all.
+    Returns:
+        Coverage [N, R, R] in [0, 1], and the share of stray pixels [N], whose colour is far from that line.
     """
     offset, axis = pixels - background[:, None, None], (rgb - background)[:, None, None]
     mask = (offset * axis).sum(-1) / np.maximum((axis**2).sum(-1), 1)
@@ -142,7 +163,16 @@ def _masks(pixels: np.ndarray, background: np.ndarray, rgb: np.ndarray) -> tuple
 def _best_templates(
     mask: np.ndarray, area: np.ndarray, centre: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The IoU, size and shape of the template most like each mask, all [N]; IoU 0 where the mask is empty."""
+    """Compares each mask with all templates at its centre of mass.
+
+    Args:
+        mask: coverage [N, R, R].
+        area: sum of each mask, in pixels, [N].
+        centre: centre of mass (x, y) in unit coordinates, [N, 2].
+
+    Returns:
+        IoU, size and shape of the best template, each [N]; IoU is 0 for an empty mask.
+    """
     count, resolution = mask.shape[:2]
     templates = _templates(resolution)
     half = templates.window // 2
@@ -165,7 +195,7 @@ def _best_templates(
     return iou, templates.size[best], templates.shape[best]
 
 
-@lru_cache(maxsize=4)  # a pure function of the resolution, a second of work at 64 pixels
+@lru_cache(maxsize=4)  # takes a second at 64 pixels
 def _templates(resolution: int) -> _Templates:
     """Masks of every shape, size and rotation at every sub-pixel phase, as the renderer draws them at `resolution`."""
     scales = np.linspace(1 - SIZE_JITTER, 1 + SIZE_JITTER, SCALE_STEPS)
@@ -184,6 +214,6 @@ def _templates(resolution: int) -> _Templates:
             for _, shape, radius, rotation in looks
         ]
     ).reshape(PHASES**2, len(looks), window**2)
-    masks[masks < MASK_FLOOR] = 0  # as in the masks they are compared with
+    masks[masks < MASK_FLOOR] = 0  # as `_masks` does
     size, shape = (np.array(column) for column in list(zip(*looks, strict=True))[:2])
     return _Templates(masks, masks.sum(-1), size, shape, window)

@@ -1,7 +1,7 @@
-"""Drawing: a scene in unit coordinates becomes pixels, at any resolution the same picture.
+"""The renderer: draws a scene, given in unit coordinates, at any resolution.
 
-Coordinates run from 0 to 1 over the image, x to the right and y downwards. `radius` is that of the circumscribed circle
-and `centre` is every shape's centroid, which is what lets the checker find a shape by its centre of mass.
+Coordinates run from 0 to 1 over the image, x to the right and y downwards. `radius` is that of the circumscribed
+circle. `centre` is the centroid of every shape, so that the checker finds a shape by its centre of mass.
 """
 
 import math
@@ -9,12 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Samples per pixel side. Each is itself softened by its distance to the outline, so two are enough for sharp star tips.
+# Samples per pixel side. Each sample is antialiased by its distance to the outline, so two suffice for star tips.
 SUPERSAMPLING = 2
 
 
 class Polygon(NamedTuple):
-    """A polygon of `tips` equal tips: radius 1 at a tip, `waist` halfway between two; one tip is `turn` rad from up."""
+    """A regular polygon or star.
+
+    Attributes:
+        tips: number of tips, at radius 1.
+        waist: radius of the outline halfway between two tips.
+        turn: angle of the first tip from straight up, in radians, clockwise.
+    """
 
     tips: int
     waist: float
@@ -40,21 +46,27 @@ class Scene(NamedTuple):
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Distance to the outline of the shape of radius 1 around the origin, negative inside.
+    """Signed distance to the outline of a shape of radius 1 around the origin; negative inside.
 
-    Beyond a tip it is the distance to the line of the nearer edge: the tip is mitred, not rounded.
+    Beyond a tip it is the distance to the line through the nearer edge, so offsets of the outline have sharp tips.
 
     Args:
-        shape: "circle" or a key of `POLYGONS` (else KeyError).
-        x: to the right; broadcasts with `y`, and the result has their common shape.
-        y: downwards.
+        shape: "circle" or a key of `POLYGONS`.
+        x: coordinates to the right; broadcasts with `y`.
+        y: coordinates downwards.
+
+    Returns:
+        Distances of the broadcast shape of `x` and `y`.
+
+    Raises:
+        KeyError: there is no such shape.
     """
     r = np.hypot(x, y)
     if shape == "circle":
         return r - 1
     tips, waist, turn = POLYGONS[shape]
-    # All tips are alike and symmetric: fold the angle into the half wedge [0, π/tips] beside one of them. There the
-    # outline is one segment, from the tip (1, 0) to the waist, and the distance a projection on its outward normal.
+    # By symmetry, fold the angle into the half wedge [0, π/tips] beside one tip. There the outline is one segment, from
+    # the tip at (1, 0) to the waist, and the distance is the projection on its outward normal.
     half = math.pi / tips
     angle = np.abs((np.arctan2(x, -y) - turn + half) % (2 * half) - half)
     normal_x, normal_y = waist * math.sin(half), 1 - waist * math.cos(half)
@@ -63,10 +75,17 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def coverage(shape: str, centre: tuple[float, float], radius: float, rotation: float, resolution: int) -> np.ndarray:
-    """How much of each pixel the shape covers.
+    """The coverage mask: the share of each pixel that the shape covers.
+
+    Args:
+        shape: "circle" or a key of `POLYGONS`.
+        centre: (x, y) in unit coordinates.
+        radius: of the circumscribed circle, in unit coordinates.
+        rotation: in radians, clockwise.
+        resolution: side of the image in pixels, R.
 
     Returns:
-        float32 [R, R] in [0, 1]. What lies outside the image is cut off.
+        float32 [R, R] in [0, 1]; parts of the shape outside the image are cropped.
     """
     mask = np.zeros((resolution, resolution), np.float32)
     reach = radius + 1 / resolution
@@ -87,7 +106,7 @@ def coverage(shape: str, centre: tuple[float, float], radius: float, rotation: f
 
 
 def draw(scene: Scene, resolution: int = 64) -> np.ndarray:
-    """The scene as a picture: uint8 [R, R, 3]."""
+    """Draws the scene as uint8 [R, R, 3], R being `resolution`."""
     mask = coverage(scene.shape, scene.centre, scene.radius, scene.rotation, resolution)[..., None]
     pixels = scene.background + mask * (np.asarray(scene.rgb, np.float32) - np.float32(scene.background))
     return np.rint(pixels).astype(np.uint8)

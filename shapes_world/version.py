@@ -1,3 +1,3 @@
-"""The version of the distribution `unclip-jax`; every package of it has it as `__version__`."""
+"""The version of the distribution `unclip-jax`, which every package of it exports as `__version__`."""
 
 __version__ = "0.1.0"

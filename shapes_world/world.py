@@ -1,7 +1,7 @@
-"""The shapes world: one coloured shape on grey, a caption naming its four attributes, and pairs kept from training.
+"""The dataset: pictures of one coloured shape on grey, with captions that name its four attributes.
 
-An example is a pure function of (split, index, seed, resolution): nothing is downloaded, and the order in which
-examples are made does not matter. The resolution changes the sampling of the picture only, never what is in it.
+Some pairs of shape and colour are held out of training, to test composition. An example is a pure function of (split,
+index, seed, resolution); nothing is downloaded. The resolution does not change what the picture shows.
 """
 
 import itertools
@@ -25,7 +25,7 @@ COLOURS = tuple(COLOUR_RGB)
 SHAPES = ("circle", "square", "triangle", "star")
 POSITIONS = ("top left", "top right", "bottom left", "bottom right")
 
-# What the words mean, in units of the image's side. Radii are those of the circumscribed circle, chosen so that the
+# Sizes and positions, in units of the image's side. Radii are those of the circumscribed circle, chosen so that the
 # areas of the four shapes are comparable and the largest object at its outermost position still lies inside the image.
 LARGE_RADIUS = {"circle": 0.150, "square": 0.185, "triangle": 0.205, "star": 0.205}
 SIZE_SCALE = {"small": 0.65, "large": 1.0}
@@ -36,17 +36,17 @@ POSITION_CENTRE = {
     "bottom right": (0.73, 0.73),
 }
 
-# How far one example strays from another of the same labels; each is drawn uniformly between minus and plus this much.
+# How examples of the same labels differ: each quantity is jittered uniformly between minus and plus this much.
 CENTRE_JITTER = 0.04
 SIZE_JITTER = 0.10
 ROTATION_JITTER = {"circle": 10.0, "square": 8.0, "triangle": 10.0, "star": 10.0}  # degrees
 BACKGROUND_RANGE = (90.0, 215.0)  # grey level; every palette colour is more than 90 away (in RGB) from every grey
 
-# One pair per shape is never trained on; each of these shapes and colours is, in other company.
+# One pair per shape is held out of training; each of these shapes and colours is trained on in other pairs.
 HELD_OUT_PAIRS = frozenset({("star", "red"), ("circle", "green"), ("triangle", "blue"), ("square", "yellow")})
 SPLIT_SIZES = {"train": 20_000, "test": 2_000, "heldout": 1_000}
 
-# None puts an article before a colour or a shape that could be read as "a orange".
+# No template has an article directly before {colour}, which would give "a orange".
 TEMPLATES = (
     "a {size} {colour} {shape} in the {position}",
     "in the {position} there is a {size} {colour} {shape}",
@@ -60,7 +60,7 @@ TEMPLATES = (
 
 
 class Labels(NamedTuple):
-    """Which value each attribute has: indices into `SIZES`, `COLOURS`, `SHAPES`, `POSITIONS`."""
+    """The attributes of an object, as indices into `SIZES`, `COLOURS`, `SHAPES` and `POSITIONS`."""
 
     size: int
     colour: int
@@ -79,7 +79,7 @@ class Labels(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A picture, its caption and what it shows."""
+    """A picture, its caption and its labels."""
 
     image: np.ndarray  # uint8 [R, R, 3]
     caption: str
@@ -92,7 +92,7 @@ ALL_COMBINATIONS = tuple(
 
 
 def is_held_out(labels: Labels) -> bool:
-    """Whether the (shape, colour) pair of these labels is one of those never trained on."""
+    """Whether the (shape, colour) pair of these labels is held out of training."""
     return (SHAPES[labels.shape], COLOURS[labels.colour]) in HELD_OUT_PAIRS
 
 
@@ -101,7 +101,7 @@ HELD_OUT_COMBINATIONS = tuple(labels for labels in ALL_COMBINATIONS if is_held_o
 
 
 def combinations(split: str) -> tuple[Labels, ...]:
-    """The label combinations a split draws from: the 160 seen ones for "train" and "test", the other 32 for "heldout".
+    """The label combinations of a split: the 160 seen ones for "train" and "test", the 32 held-out ones for "heldout".
 
     Raises:
         ValueError: there is no such split.
@@ -111,14 +111,14 @@ def combinations(split: str) -> tuple[Labels, ...]:
 
 
 def caption(labels: Labels, template: int = 0) -> str:
-    """The caption of these labels in the words of `TEMPLATES[template]`; lower case, names all four attributes."""
+    """The caption of these labels by `TEMPLATES[template]`; it is lower case and names all four attributes."""
     return TEMPLATES[template].format(**labels.words)
 
 
 def scene(labels: Labels, rng: np.random.Generator) -> Scene:
-    """One way the labelled object can look.
+    """A random scene with these labels.
 
-    Draws background, x, y, size and rotation from `rng`, in this order, whatever the labels.
+    Background, x, y, size and rotation are drawn from `rng` in this order, whatever the labels.
     """
     words = labels.words
     u = rng.uniform(-1, 1, size=5)
@@ -135,14 +135,23 @@ def scene(labels: Labels, rng: np.random.Generator) -> Scene:
 
 
 def render(labels: Labels, rng: np.random.Generator, resolution: int = 64) -> np.ndarray:
-    """A picture of the labelled object, jittered by `rng`: uint8 [R, R, 3]."""
+    """Draws a random picture with these labels: uint8 [R, R, 3]."""
     return draw(scene(labels, rng), resolution)
 
 
 def example(split: str, index: int, *, seed: int = 0, resolution: int = 64) -> Example:
-    """Example `index` (>= 0) of a split; a pure function of its arguments.
+    """Example `index` of a split; a pure function of its arguments.
 
-    Splits go on for ever: `SPLIT_SIZES` says how many examples the dataset keeps, not how many there are.
+    Splits are infinite: `SPLIT_SIZES` says how many examples the prepared dataset contains.
+
+    Args:
+        split: "train", "test" or "heldout".
+        index: number of the example, >= 0.
+        seed: seed of the world, >= 0.
+        resolution: side of the picture in pixels, R.
+
+    Returns:
+        Image uint8 [R, R, 3], caption and labels.
 
     Raises:
         ValueError: there is no such split, or `index` or `seed` is negative.

@@ -1,7 +1,7 @@
-"""What holds for every test: eight CPU devices to shard over, the repository importable, one throw-away cache.
+"""Settings of all tests: eight CPU devices for sharding, the repository on `sys.path`, a temporary compilation cache.
 
-Single-device programs run on the first device and do not notice the others. Subprocesses do not inherit the eight: the
-number is set in this process's config, not in the environment.
+Programs for one device run on the first one. Subprocesses do not inherit the eight devices, since their number is set
+in JAX's config and not in the environment.
 """
 
 import os
@@ -14,10 +14,10 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare `pytest` does not add it
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_disable_most_optimizations", True)  # tests wait for compilation; commands they start have it all
+jax.config.update("jax_disable_most_optimizations", True)  # compiles faster; subprocesses of tests do optimise
 
-# Commands keep compiled programs in the user's cache. Here they and the tests share one, so that a program compiles
-# once however many tests build it anew, and nothing is left behind.
+# One temporary compilation cache for all tests and the commands that they start: a program compiles once, however many
+# tests build it, and the user's cache is not touched.
 _cache = tempfile.mkdtemp(prefix="unclip-jax-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -26,4 +26,5 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def pytest_unconfigure() -> None:
+    """Removes the cache at the end of the session."""
     shutil.rmtree(_cache, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""How anything is trained: mesh, data, state, step, checkpoints, metrics, loop. Knows no model.
+"""A training loop for any model: mesh, data, train state, step, checkpoints, metrics. It imports no model.
 
-Names are imported when first used, so that reading data does not load Orbax and parsing arguments does not load JAX.
+Names are imported on first use, so that reading data does not load Orbax and parsing arguments does not load JAX.
 """
 
 from importlib import import_module

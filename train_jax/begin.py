@@ -1,12 +1,14 @@
-"""How a run begins, and what of it may change when it goes on.
+"""How a run begins (resume, fine-tune, from scratch), and which changes of its config are allowed.
 
-1. Resume: its directory holds checkpoints, and it goes on from the newest. Its config is the one written there; with
-   `extend` another one takes its place, and weights, the optimiser's state and the step are kept.
-2. Resume elsewhere: `begin_from` another run, with `extend`: all of that run's state, in a directory of its own.
-3. Initialise: `begin_from` another run: its weights and their average; step 0 and a fresh optimiser.
+A run begins in the first of these ways that applies:
+
+1. Resume: its directory holds checkpoints; it goes on from the newest. Its config must equal the one in config.json;
+   with `extend` a changed config replaces it, and weights, optimiser state and step are kept.
+2. Resume a copy: `begin_from` another run, with `extend`: the whole state of that run, in a directory of its own.
+3. Fine-tune: `begin_from` another run: its weights and their EMA; step 0 and a fresh optimiser state.
 4. From scratch.
 
-What was done is written into config.json, under `begun` and `history`.
+config.json records ways 2 and 3 under `begun`, and the config changes of way 1 under `history`.
 """
 
 import json
@@ -25,46 +27,49 @@ __all__ = ["Begin", "Kept", "changes", "kept_config", "write_config"]
 log = logging.getLogger(__name__)
 
 ABSENT = "(absent)"
-SHOWN = 5  # changes that a refusal lists
-RECORDS = ("begun", "history")  # of config.json: what was done, not what identifies the run
+SHOWN = 5  # changes that an error message lists
+RECORDS = ("begun", "history")  # keys of config.json that record what was done and do not identify the run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Begin:
-    """How a run begins: fields for the config of a command.
+    """How a run begins: fields for the options of a command.
 
-    A run that is extended takes its rate from the schedule of its new number of steps.
+    The learning rate of an extended run follows the schedule of its new number of steps.
     """
 
     begin_from: Path | None = None
-    """Run directory whose weights to begin with; with --extend, its optimiser and step too."""
+    """Run directory to fine-tune from: its weights; with --extend, its optimiser state and step, too."""
     extend: bool = False
-    """Go on with other steps, rate, batch or data; weights, optimiser and step are kept."""
+    """Go on with a changed config (steps, rate, batch or data); weights, optimiser state and step are kept."""
 
 
 class Kept(NamedTuple):
-    """The config of a run that goes on."""
+    """What `kept_config` finds in the config of a run that goes on."""
 
-    changed: dict[str, list[Any]]  # flat key: [old, new]; what `extend` has let pass
-    records: dict[str, Any]  # of what was done before, RECORDS
+    changed: dict[str, list[Any]]  # flat key -> [old, new]: the allowed changes
+    records: dict[str, Any]  # the file's RECORDS
 
 
 def kept_config(
     path: Path, identity: Mapping[str, Any], *, step: int | None, extend: bool = False, fixed: Iterable[str] = ()
 ) -> Kept:
-    """What has changed between the config at `path` and `identity`; nothing if the run has not begun.
+    """Compares the config at `path` with `identity`, the config of the same run now.
 
-    More or fewer steps of a constant rate change nothing of the steps that were made, so they need no `extend`.
+    Another number of steps needs no `extend` if the learning rate is constant: the steps already made stay the same.
 
     Args:
         path: config.json of the run.
-        identity: what must stay, as JSON.
-        step: the newest step that is saved; None: the run has not begun.
-        extend: let other changes pass too.
-        fixed: the flat keys, or what they begin with up to a dot, that may not change even so.
+        identity: what must stay equal while the run goes on, as JSON.
+        step: step of the newest checkpoint; None: the run has not begun.
+        extend: allow other changes, too.
+        fixed: flat keys, such as "config.model", that may not change even with `extend`, nor the keys below them.
+
+    Returns:
+        The allowed changes and the records of the file; both empty if the run has not begun.
 
     Raises:
-        UserError: a change that may not be. The message lists the changed keys, old → new.
+        UserError: the file is damaged, or a change is not allowed; the message lists the changed keys, old → new.
     """
     if step is None or not path.exists():
         return Kept({}, {})
@@ -91,14 +96,14 @@ def kept_config(
 
 
 def write_config(path: Path, identity: Mapping[str, Any], records: Mapping[str, Any]) -> None:
-    """Write the config of a run and what was done, unless the file says so already."""
+    """Write `identity` and `records` to config.json, unless the file has this content already."""
     text = json.dumps({**identity, **records}, indent=2) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Flat key -> [old, new] of what differs."""
+    """The differences of two nested configs: flat key ("optim.lr") -> [old, new]; a missing value is "(absent)"."""
     before, after = dict(_flat(old)), dict(_flat(new))
     keys = sorted(before.keys() | after.keys())
     pairs = {key: [before.get(key, ABSENT), after.get(key, ABSENT)] for key in keys}
@@ -106,15 +111,18 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[An
 
 
 def _harmless(changed: Mapping[str, list[Any]], identity: Mapping[str, Any], step: int) -> bool:
+    """Whether only the number of steps changed, the learning rate is constant, and `step` is not beyond the end."""
     constant = identity.get("optim", {}).get("schedule") == "constant"
     return constant and changed.keys() == {"num_steps"} and identity["num_steps"] >= step
 
 
 def _under(key: str, prefixes: Iterable[str]) -> bool:
+    """Whether a flat key is one of `prefixes` or below one."""
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def _listed(changed: Mapping[str, list[Any]]) -> str:
+    """The first changes as text for an error message."""
     lines = [_change(key, old, new) for key, (old, new) in changed.items()]
     more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     return f"{', '.join(lines[:SHOWN])}{more}"
@@ -122,11 +130,12 @@ def _listed(changed: Mapping[str, list[Any]]) -> str:
 
 def _change(key: str, old: Any, new: Any) -> str:
     if all(isinstance(value, str) and re.fullmatch("[0-9a-f]{32,}", value) for value in (old, new)):
-        return f"{key} are others than before"  # digests would tell a reader nothing
+        return f"{key} are others than before"  # the digests themselves would tell the user nothing
     return f"{key} {old!r} → {new!r}"
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(flat key, value) of every leaf of a nested mapping: ("optim.lr", 0.001)."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{prefix}.{key}" if prefix else key)

@@ -1,12 +1,12 @@
-"""Checkpoints that are whole or absent, verified when read, and never replaced by something worse.
+"""Orbax checkpoints that are verified when read, with fallback to an older one if the newest is damaged.
 
-Orbax commits a step atomically, but it does not notice a changed bit, casts dtypes in silence and drops a save it does
-not want without a word. So every step carries a JSON item with the shape, dtype and fingerprint of every leaf; reading
-compares them, and a step that fails is set aside as `damaged-STEP`: the one before is the fallback.
+Orbax commits a step atomically, but it does not notice changed bits, casts dtypes silently, and may skip a save
+silently. So every checkpoint has a JSON item `meta` with the shape, dtype and fingerprint of every leaf. Reading
+compares them; a checkpoint that fails is renamed to `damaged-STEP`, and the one before it is the fallback.
 
     directory/<step>/{params, ema_params, opt_state, model_state, meta}
 
-Frozen networks are no part of it: who goes on brings the same (the config of a run says which, by their digests).
+Frozen networks are not saved: the caller provides the same ones again (the config of a run has their digests).
 """
 
 import hashlib
@@ -33,7 +33,7 @@ __all__ = ["WEIGHTS", "Checkpoints"]
 log = logging.getLogger(__name__)
 
 ITEMS = ("params", "ema_params", "opt_state", "model_state")
-COUNTERS = ("step", "skipped", "bad")  # absent from a checkpoint older than it, a counter is 0
+COUNTERS = ("step", "skipped", "bad")  # a counter that an older checkpoint lacks is read as 0
 WEIGHTS = ("params", "ema_params", "model_state")
 
 
@@ -41,12 +41,13 @@ class Checkpoints:
     """The checkpoints of one run. It owns threads: `close()` it, or use it in a `with`."""
 
     def __init__(self, directory: Path | str, *, keep: int = 3, read_only: bool = False):
-        """Open `directory`, creating it if need be and removing what a killed save left.
+        """Open `directory`, creating it if need be and removing the partial files of a killed save.
 
         Args:
-            directory: of the run's checkpoints.
-            keep: how many of the newest steps to keep.
-            read_only: touch nothing, for checkpoints of another run, which may be under way. The directory is there.
+            directory: directory of the run's checkpoints.
+            keep: number of newest checkpoints to keep.
+            read_only: change no file, for checkpoints of another run, which may be in progress. The directory must
+                exist.
         """
         self.directory = Path(directory).resolve()  # orbax refuses a relative path, and only in the background save
         self.read_only = read_only
@@ -66,18 +67,21 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Wait for the save under way and stop the threads."""
+        """Wait for the save in progress and stop the threads."""
         self._manager.close()
 
     def steps(self) -> list[int]:
-        """Committed steps, oldest first."""
+        """Steps of the committed checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def check_space(self, abstract: TrainState) -> None:
-        """Refuse a disk that could not hold two saves of this state: one to fall back to and one under way.
+        """Check that the disk has room for two checkpoints of this state: the fallback and the one being written.
+
+        Args:
+            abstract: the state as `jax.eval_shape` gives it; its frozen trees are not counted.
 
         Raises:
-            UserError: it could not.
+            UserError: the disk has too little space.
         """
         saved = jax.tree.leaves(abstract._replace(frozen={}))
         need = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in saved)
@@ -86,10 +90,11 @@ class Checkpoints:
             raise UserError(f"{self.directory}: {free >> 20} MiB are free and two checkpoints need {need >> 20} MiB")
 
     def save(self, state: TrainState) -> None:
-        """Begin to save `state` under its step; its arrays may be donated as soon as this returns.
+        """Start saving `state` under its step, in the background; its arrays may be donated once this returns.
 
         Raises:
-            RunError: the save before failed in the background, the state is not finite, or orbax would drop this one.
+            RunError: the previous save failed in the background, the state is not finite, its step is not newer than
+                the newest checkpoint, or Orbax refuses the save.
         """
         self.wait()
         step = int(state.step)
@@ -106,10 +111,10 @@ class Checkpoints:
             raise RunError(f"{self.directory}: step {step} was not saved, and orbax does not say why")
 
     def wait(self) -> None:
-        """Wait until everything is on disk.
+        """Wait until the save in progress is on disk.
 
         Raises:
-            RunError: the save under way failed.
+            RunError: it failed.
         """
         try:
             self._manager.wait_until_finished()
@@ -118,7 +123,7 @@ class Checkpoints:
             raise RunError(f"{self.directory}: the last save failed ({_one_line(error)})") from error
 
     def keep_aside(self, step: int, directory: Path) -> None:
-        """Keep `step` in `directory` too, where no later save removes it; links where the file system has them."""
+        """Copy the checkpoint of `step` to `directory`, where no later save removes it; with hard links if possible."""
 
         def link(source: str, copy: str) -> None:
             try:
@@ -134,19 +139,22 @@ class Checkpoints:
     def restore(
         self, abstract: TrainState, shardings: TrainState, *, items: Sequence[str] = ITEMS
     ) -> TrainState | None:
-        """The newest step that is intact, laid out as `shardings` says, or None if nothing was ever saved.
+        """Restore the newest intact checkpoint.
 
-        Newer steps that are damaged are renamed to `damaged-STEP`, with a warning each.
+        Damaged newer ones are renamed to `damaged-STEP`, with a warning each.
 
         Args:
             abstract: the state as `jax.eval_shape` gives it.
-            shardings: where its leaves are to lie.
-            items: what to read; of the rest the state that is returned has what `abstract` has, as of the frozen
-                trees. `WEIGHTS` leaves out the state of the optimiser.
+            shardings: the sharding of every leaf.
+            items: the trees to read; `WEIGHTS` leaves out the optimiser state. The other trees of the result, and the
+                frozen ones, are left as `jax.ShapeDtypeStruct`.
+
+        Returns:
+            The state with its arrays on the devices, or None if there are no checkpoints.
 
         Raises:
-            UserError: an intact step holds other leaves, shapes or dtypes than `abstract`.
-            RunError: there are steps and all of them are damaged; nothing was touched.
+            UserError: an intact checkpoint has other leaves, shapes or dtypes than `abstract`.
+            RunError: all checkpoints are damaged; no file was changed.
         """
         placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
         damaged: dict[int, Exception] = {}
@@ -168,23 +176,24 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, placed: TrainState, names: Sequence[str]) -> TrainState:
+        """Restores the trees `names` of one checkpoint and verifies them; any exception but UserError means damage."""
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if meta["digest"] != _digest(meta) or meta["step"] != step:
             raise ValueError("its metadata has changed")
-        wanted = {name: tree for name, tree in _items(placed).items() if name in names}
-        saved = {leaf: what for leaf, what in meta["leaves"].items() if leaf.partition("/")[0] in names}
-        if older := [name for name in placed.frozen if any(leaf.startswith(f"model_state/{name}/") for leaf in saved)]:
+        expected = {name: tree for name, tree in _items(placed).items() if name in names}
+        saved = {path: leaf for path, leaf in meta["leaves"].items() if path.partition("/")[0] in names}
+        if older := [name for name in placed.frozen if any(path.startswith(f"model_state/{name}/") for path in saved)]:
             raise UserError(
                 f"{self.directory / str(step)}: it holds the frozen {' and '.join(older)}, as checkpoints of older "
                 "versions do, and cannot go on; train in another directory"
             )
-        differences = _differences(saved, wanted)
+        differences = _differences(saved, expected)
         if differences:
             raise UserError(f"{self.directory / str(step)}: it does not fit: {'; '.join(differences[:3])}")
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in expected.items()}
         items = dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
-        for name, found in fingerprints(items).items():
-            if found.value != meta["leaves"][name]["fingerprint"]:
+        for name, fingerprint in fingerprints(items).items():
+            if fingerprint.value != meta["leaves"][name]["fingerprint"]:
                 raise ValueError(f"{name} has changed")
         counters = {
             name: jax.device_put(np.int32(meta.get(name, 0)), getattr(placed, name).sharding) for name in COUNTERS
@@ -192,6 +201,7 @@ class Checkpoints:
         return placed._replace(**items, **counters)
 
     def _set_aside(self, step: int, error: Exception) -> None:
+        """Renames a damaged checkpoint to `damaged-STEP` (not if read-only) and logs a warning."""
         if self.read_only:
             log.warning("%s: this checkpoint is damaged (%s)", self.directory / str(step), _one_line(error))
             return
@@ -205,37 +215,42 @@ class Checkpoints:
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
-    # Orbax refuses a tree without leaves. It needs no saving: its structure is all there is to it.
+    # Orbax refuses a tree without leaves. Such a tree need not be saved: `abstract` has its structure.
     return {name: tree for name in ITEMS if jax.tree.leaves(tree := getattr(state, name))}
 
 
 def _described(items: dict[str, PyTree]) -> dict[str, dict[str, Any]]:
+    """Path of every leaf -> its shape and dtype."""
     leaves = jax.tree_util.tree_leaves_with_path(items)
     return {leaf_path(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in leaves}
 
 
 def _meta(state: TrainState) -> dict[str, Any]:
+    """The item `meta` of a checkpoint: counters, shape, dtype and fingerprint of every leaf, and its own digest."""
     items = _items(state)
     leaves = _described(items)
-    for name, found in fingerprints(items).items():
-        if not found.finite:
+    for name, fingerprint in fingerprints(items).items():
+        if not fingerprint.finite:
             raise RunError(f"step {int(state.step)}: {name} is not finite, so the state is not saved")
-        leaves[name]["fingerprint"] = found.value
+        leaves[name]["fingerprint"] = fingerprint.value
     meta = {**{name: int(getattr(state, name)) for name in COUNTERS}, "leaves": leaves}
     return {**meta, "digest": _digest(meta)}
 
 
 def _digest(meta: dict[str, Any]) -> str:
+    """SHA-256 of `meta` without its field `digest`."""
     content = {key: value for key, value in meta.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _differences(saved: dict[str, Any], items: dict[str, PyTree]) -> list[str]:
+    """Lines for an error message: the leaves whose shape or dtype differs between checkpoint and model."""
+
     def line(leaf: dict[str, Any] | None) -> str:
         return f"{leaf['dtype']}{leaf['shape']}" if leaf else "nothing"
 
-    wanted = _described(items)
-    lines = {name: (line(saved.get(name)), line(wanted.get(name))) for name in sorted(saved.keys() | wanted.keys())}
+    expected = _described(items)
+    lines = {name: (line(saved.get(name)), line(expected.get(name))) for name in sorted(saved.keys() | expected.keys())}
     return [f"{name}: checkpoint has {old}, model wants {new}" for name, (old, new) in lines.items() if old != new]
 
 

@@ -1,12 +1,14 @@
-"""What a command that trains needs beside `image_text.command_line`: presets with overrides, and JAX's settings.
+"""Command-line helpers for training: presets with flags that override fields, compilation cache, CPU settings.
 
-def main(argv):
-    name, config = choose(PRESETS, argv, prog="train.py")
-    enable_compilation_cache()
-    ...
+    def main(argv):
+        name, config = choose(PRESETS, argv, prog="train.py")
+        enable_compilation_cache()
+        ...
 
-tune_cpu(training=True)
-run_main(main, name="train", explain=missing_device)        # of image_text.command_line
+    tune_cpu(training=True)
+    run_main(main, name="train", explain=missing_device)
+
+`run_main` is that of `image_text.command_line`.
 """
 
 import contextlib
@@ -31,19 +33,22 @@ T = TypeVar("T")
 def choose(
     presets: Mapping[str, tuple[str, T]], argv: Sequence[str], *, prog: str, description: str = ""
 ) -> tuple[str, T]:
-    """Reads `PRESET [--field value ...]`: the name chosen and its config with the fields given replaced.
+    """Parses `PRESET [--field value ...]`.
 
-    `--help` alone lists the presets; after a preset it lists that preset's fields with their values.
+    `--help` alone lists the presets; after a preset it lists that preset's fields with their defaults.
 
     Args:
-        presets: name -> (what it is in one line, a dataclass instance).
-        argv: the arguments after the program.
-        prog: what the help calls the program.
-        description: what the help says of the program.
+        presets: name -> (one-line description, dataclass instance with the defaults).
+        argv: the arguments without the program's name.
+        prog: name of the program in the help.
+        description: description of the program in the help.
+
+    Returns:
+        The name of the preset, and its dataclass instance with the given fields replaced.
 
     Raises:
-        UserError: there is no such preset, a flag came first, or one is unknown or has a value that cannot be.
-        SystemExit: 0 after help, 2 if there were no arguments at all.
+        UserError: there is no such preset, a flag precedes it, or a flag is unknown or has an invalid value.
+        SystemExit: 0 after the help, 2 without arguments.
     """
     first = next(iter(presets))
     if not argv or argv[0] in ("-h", "--help"):
@@ -64,17 +69,23 @@ def choose(
 
 
 def enable_compilation_cache(directory: Path | str | None = None) -> Path | None:
-    """Keeps compiled programs from one process to the next; returns where, or None if that cannot be written.
+    """Enables JAX's persistent compilation cache.
 
-    The directory is the one given, else what `JAX_COMPILATION_CACHE_DIR` says, else `unclip-jax` in the user's cache.
-    A user without a home, or with one that is read-only, has none: everything runs, and compiles anew each time.
+    Without a writable directory (no home, or a read-only one) there is no cache, and every process compiles anew.
+
+    Args:
+        directory: where to keep compiled programs; None: `JAX_COMPILATION_CACHE_DIR`, or else `unclip-jax` in the
+            user's cache directory.
+
+    Returns:
+        The directory, or None if it cannot be written.
     """
     try:
         path = Path(directory or os.environ.get("JAX_COMPILATION_CACHE_DIR") or _user_cache() / "unclip-jax")
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # RuntimeError: a uid without an entry in passwd, and no HOME
         return None
-    if not os.access(path, os.W_OK):  # JAX would warn of every program that it cannot write
+    if not os.access(path, os.W_OK):  # JAX would warn about every program that it cannot write
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -82,14 +93,17 @@ def enable_compilation_cache(directory: Path | str | None = None) -> Path | None
 
 
 def tune_cpu(*, training: bool) -> None:
-    """Sets what makes small networks faster on CPU; call before JAX uses a device. Accelerators are not affected.
+    """Sets XLA flags that make small networks faster on CPU; call it before JAX uses a device.
 
-    XLA's default fusion makes the gradient of a convolution 1.3 to 2 times slower. And small operations gain little
-    from being spread over cores: for `training`, every core is a device of its own with a share of the batch (1.5 times
-    faster on two cores), as many as the largest power of two that is there.
+    Accelerators are not affected. XLA's default fusion makes the gradient of a convolution 1.3 to 2 times slower. Small
+    operations gain little from multi-threading; for training it is 1.5 times faster on two cores to make every core a
+    device with a share of the batch.
 
-    XLA ends the process at a flag it does not know, so flags are set only for the versions they were tried with;
-    elsewhere everything is right, but slower. What the user has set in the environment stays.
+    XLA aborts at an unknown flag, so flags are set only for jaxlib 0.10 to 0.12, with which they were tested; other
+    versions are merely slower. Flags that the user has set in the environment stay.
+
+    Args:
+        training: make every core a device: as many as the largest power of two that the cores allow, at most 8.
     """
     given = os.environ.get("XLA_FLAGS", "")
     major, minor = (int(part) for part in version("jaxlib").split(".")[:2])
@@ -98,27 +112,33 @@ def tune_cpu(*, training: bool) -> None:
     flags = ["--xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce"]
     if training:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # XLA has a flag of its own for this, which JAX's setting would override.
+        # JAX's setting would override XLA's own flag for the number of devices.
         if "--xla_force_host_platform_device_count" not in given and "JAX_NUM_CPU_DEVICES" not in os.environ:
             with contextlib.suppress(RuntimeError):  # a device is in use already
                 jax.config.update("jax_num_cpu_devices", 2 ** (min(cores, 8).bit_length() - 1))
         flags.append("--xla_cpu_multi_thread_eigen=false")
-    wanted = [flag for flag in flags if flag.partition("=")[0] not in given]
-    os.environ["XLA_FLAGS"] = " ".join([given, *wanted]).strip()
+    missing = [flag for flag in flags if flag.partition("=")[0] not in given]
+    os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
 
 
 def missing_device(error: Exception) -> str | None:
-    """What is wrong with `JAX_PLATFORMS`, if anything is: the `explain` of a command that uses JAX.
+    """Explains an error that is due to `JAX_PLATFORMS`: the `explain` argument of `run_main`.
 
-    JAX itself fails in many ways at a platform that this machine does not have, by who asks first.
+    If this machine lacks the platform, JAX raises various unhelpful errors, depending on which call comes first.
+
+    Args:
+        error: the error that ended the command; it is not looked at.
+
+    Returns:
+        A one-line message, or None if the platform works or the variable is not set.
     """
-    wanted = os.environ.get("JAX_PLATFORMS")
-    if not wanted:
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if not platforms:
         return None
     try:
         jax.devices()
-    except Exception:  # an AssertionError without a word, or a RuntimeError
-        return f"JAX_PLATFORMS: no device of {wanted!r} can be used on this machine; unset it, or set it to cpu"
+    except Exception:  # an AssertionError without a message, or a RuntimeError
+        return f"JAX_PLATFORMS: no device of {platforms!r} can be used on this machine; unset it, or set it to cpu"
     return None
 
 

@@ -1,10 +1,10 @@
-"""Data addressed by the step: batch `s` is a pure function of (seed, s).
+"""Step-addressed training data: batch `s` is a pure function of (seed, s).
 
-So the step in a checkpoint is the whole data state: a resumed run reads `batches(step)` and goes on, whatever the
-number of threads. A *source* is anything with `len(source)` and `source[i] -> dict` (TFDS's `as_data_source`, a list).
+So the step in a checkpoint is the whole data state: a resumed run goes on with `batches(step)`, whatever the number of
+threads. A *source* is anything with `len(source)` and `source[i] -> dict`, such as TFDS's `as_data_source` or a list.
 
-A damaged example does not end a run: the next one stands in for it (`Replacing`), it is named once, and counted in the
-batch, again as a pure function of (seed, s).
+A damaged example does not end a run: the next one replaces it (`Replacing`). A warning names it once, and the batch
+counts it, again as a pure function of (seed, s).
 """
 
 import logging
@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 HostBatch = dict[str, np.ndarray]
 Batches = Callable[[int], HostBatch]
 
-BAD = "bad"  # in an example or a batch: how many damaged examples were passed over for it
-TRIES = 10  # examples in a row that are damaged: then it is no accident
-NAMED = 10  # damaged examples that are named; the others are only counted
-# What decoders raise at damaged data. A TypeError or a KeyError is a fault of the program, and ends it.
+BAD = "bad"  # field of an example or a batch: number of damaged examples that were skipped for it
+TRIES = 10  # examples tried in a row; if all are damaged, something is wrong with the whole source
+NAMED = 10  # damaged examples that a warning names; further ones are only counted
+# Exceptions of decoders at damaged data. Others, such as TypeError or KeyError, are bugs and end the run.
 UNREADABLE = (ValueError, OSError, EOFError, SyntaxError, RuntimeError, zlib.error, struct.error)
 
 
 class Source(Protocol):
-    """Examples by their index."""
+    """Random access to examples, each a mapping from field to value."""
 
     def __len__(self) -> int: ...
 
@@ -43,35 +43,36 @@ class Source(Protocol):
 
 
 class Replacing:
-    """A source in which the next example that can be read stands in for one that cannot.
+    """A source that replaces an unreadable example by the next readable one.
 
-    Such an example has a field `bad` more, the number of damaged ones passed over; which one it is depends on the index
-    alone. The first damaged examples are named in a warning each.
+    The replacement has an additional field `bad`, int32: the number of damaged examples skipped. Which example it is
+    depends on the index only. A warning names each of the first ten damaged examples.
     """
 
     def __init__(self, source: Source, *, max_damaged: float = 0.01):
         """Wrap `source`.
 
         Args:
-            source: of examples; its pictures are decoded when they are asked for.
-            max_damaged: the share of the examples, 0 to 1, that may be damaged. One always may, unless the share is 0.
+            source: source whose examples are decoded on access.
+            max_damaged: tolerated share of damaged examples, 0 to 1. Unless it is 0, one damaged example is tolerated
+                in a source of any size.
 
         Raises:
-            UserError: the share is none.
+            UserError: `max_damaged` is not between 0 and 1.
         """
         self.source, self.max_damaged = source, check_share(max_damaged)
         self.allowed = max(1, int(max_damaged * len(source))) if max_damaged else 0
         self.damaged: set[int] = set()
-        self._lock = threading.Lock()  # several threads read
+        self._lock = threading.Lock()  # the threads of `prefetch` read examples concurrently
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """Example `index`, or the next that can be read.
+        """Example `index`, or the next readable one after it, cyclically.
 
         Raises:
-            RunError: more examples are damaged than may be, or ten in a row.
+            RunError: more examples are damaged than `max_damaged` allows, or ten in a row.
         """
         for bad in range(TRIES):
             at = (index + bad) % len(self)
@@ -87,6 +88,7 @@ class Replacing:
         raise RunError(f"data: {TRIES} examples in a row cannot be read, the last: {_told(at, fault)}") from fault
 
     def _note(self, at: int, error: Exception) -> None:
+        """Counts damaged example `at` and names the first ones; raises RunError if there are too many."""
         with self._lock:
             new = at not in self.damaged
             self.damaged.add(at)
@@ -101,12 +103,12 @@ class Replacing:
 
 
 def _told(index: int, error: Exception) -> str:
-    what = " ".join(str(error).split()) or type(error).__name__
-    return f"example {index}: {what}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"example {index}: {text}"
 
 
 def check_share(max_damaged: float) -> float:
-    """The share of the examples that may be damaged, if it is one.
+    """Returns `max_damaged`, a tolerated share of damaged examples, if it is in range.
 
     Raises:
         UserError: it is not between 0 and 1.
@@ -117,20 +119,25 @@ def check_share(max_damaged: float) -> float:
 
 
 class InMemory:
-    """A source decoded once into one array per field: reading a batch becomes an index.
-
-    Give it a source (every example is read now, in order, and `Replacing` where it is damaged) or a mapping of arrays
-    that share their first axis.
-    """
+    """A source held in memory as one array [N, …] per field, so that a batch is read by indexing."""
 
     def __init__(self, source: Source | Mapping[str, np.ndarray]):
+        """Read all examples now.
+
+        Args:
+            source: a source, whose damaged examples are replaced as by `Replacing`; or arrays [N, …] by field.
+
+        Raises:
+            UserError: the source is empty, or its arrays differ in length.
+            RunError: too many examples are damaged.
+        """
         if not len(source):
             raise UserError("data: the source is empty")
         if isinstance(source, Mapping):
             arrays = source
         else:
-            whole = _replacing(source)
-            arrays = _stack([whole[i] for i in range(len(whole))])
+            readable = _replacing(source)
+            arrays = _stack([readable[i] for i in range(len(readable))])
             arrays.pop(BAD, None)
         self.arrays: HostBatch = {name: np.asarray(value) for name, value in arrays.items()}
         if len({len(array) for array in self.arrays.values()}) > 1:
@@ -144,7 +151,7 @@ class InMemory:
         return {name: array[index] for name, array in self.arrays.items()}
 
     def take(self, indices: np.ndarray) -> HostBatch:
-        """Examples [n] as one batch."""
+        """The examples at `indices` [B] as one batch, field -> array [B, …]."""
         return {name: array[indices] for name, array in self.arrays.items()}
 
 
@@ -156,16 +163,25 @@ def batches(
     transform: Callable[[HostBatch], HostBatch] | None = None,
     max_damaged: float = 0.01,
 ) -> Batches:
-    """The endless stream of batches of `source` as a function of the step.
+    """An endless sequence of batches of `source`, as a function step -> batch.
 
-    Examples come in a new order every epoch; an epoch runs on into the next, so every batch is full. `transform` sees
-    the stacked batch (tokenise all captions in one call) and must leave arrays of numbers only.
+    Examples are shuffled anew every epoch. A batch may span two epochs, so every batch is full.
 
-    Where examples stand in for damaged ones, the batch has `bad` int32 [B], how many for each; `fit` sums them. More
-    than the share `max_damaged` of the source is a `RunError` when a batch is read.
+    Args:
+        source: source of N examples, N >= `batch_size`.
+        batch_size: examples per batch, B.
+        seed: seed of the shuffling, 0 to 2**32 - 1.
+        transform: applied to every stacked batch, such as tokenising all captions in one call. It must leave arrays of
+            numbers only.
+        max_damaged: tolerated share of damaged examples, 0 to 1.
+
+    Returns:
+        Function from a step >= 0 to a batch, field -> array [B, …]. If damaged examples were replaced, the batch has
+        the field `bad`, int32 [B]: the number of examples skipped for each (see `Replacing`). The function raises
+        RunError if more than the tolerated share is damaged.
 
     Raises:
-        UserError: the source has fewer examples than a batch, or the seed or the share is out of range.
+        UserError: the source has fewer examples than a batch, or a number is out of range.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size} is not one or more")
@@ -173,8 +189,8 @@ def batches(
         raise UserError(f"data: it has {len(source)} examples, fewer than one batch of {batch_size}")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed: {seed} is not between 0 and 2**32 - 1")
-    # Grain permutes indices, not examples: the examples of a batch are then fetched together, and an in-memory source
-    # does that with a single index.
+    # Grain permutes indices, not examples, so that the examples of a batch can be read together: an in-memory source
+    # does that with a single indexing operation.
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size)
     reader = source if isinstance(source, InMemory) else _replacing(source, max_damaged)
 
@@ -197,9 +213,19 @@ def _replacing(source: Source, max_damaged: float = 0.01) -> Replacing:
 def prefetch(
     batches: Batches, start: int, stop: int, *, threads: int = 2, ahead: int = 4
 ) -> Iterator[Iterator[HostBatch]]:
-    """Iterate over the batches of steps `start` to `stop`, computed up to `ahead` steps early by `threads` threads.
+    """Context manager that reads batches in background threads.
 
-    The order and the batches are those of `batches` whatever the threads; 0 threads computes each when asked.
+    The batches and their order do not depend on the number of threads.
+
+    Args:
+        batches: step -> batch.
+        start: first step.
+        stop: step after the last.
+        threads: number of threads; with 0 every batch is computed when the iterator is advanced.
+        ahead: number of batches computed in advance.
+
+    Yields:
+        An iterator over the batches of steps `start` to `stop` − 1.
     """
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
     iterator = iter(grain.MapDataset.range(start, stop).map(batches).to_iter_dataset(options))
@@ -210,6 +236,7 @@ def prefetch(
 
 
 def _stack(examples: Sequence[Mapping[str, Any]]) -> HostBatch:
+    """A batch of examples with equal fields; it has the field `bad` only if one of them has."""
     names = [name for name in examples[0] if name != BAD]
     stacked = {name: np.stack([np.asarray(example[name]) for example in examples]) for name in names}
     if any(BAD in example for example in examples):

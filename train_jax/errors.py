@@ -1,7 +1,7 @@
-"""How a run ends before its last step: bad input, a fault on the way, or a signal.
+"""Exceptions that end a run before its last step: bad input, a fault during training, or a signal.
 
 Their text is one line, `culprit: what is wrong; what to do`. A command (`image_text.command_line.run_main`) prints it
-without a traceback and exits with 2, or with the `exit_status` of the exception: 1, or 128 + the signal's number.
+without a traceback. It exits with 2 after a UserError, else with the exception's `exit_status`.
 """
 
 import signal
@@ -12,22 +12,23 @@ __all__ = ["Preempted", "RunError", "UserError"]
 
 
 class RunError(RuntimeError):
-    """A fault while running (a full disk, a damaged checkpoint, a loss that is NaN for good).
+    """A fault during training: a full disk, damaged checkpoints, a loss that stays NaN. Exit status 1.
 
-    The good checkpoints on disk are untouched.
+    Intact checkpoints on disk are not changed.
     """
 
     exit_status = 1
 
 
 class Preempted(SystemExit):
-    """A signal asked the run to stop; the state of `step` is saved.
+    """SIGTERM or SIGINT stopped the run (preemption); the checkpoint of `step` is saved.
 
-    It is a `SystemExit`, so that an `except Exception` on the way up cannot swallow it and an unaware caller still
-    exits as the shell expects: 143 after SIGTERM, 130 after SIGINT.
+    It is a `SystemExit`, so that no `except Exception` swallows it, and a caller that does not catch it exits as the
+    shell expects: with 143 after SIGTERM, 130 after SIGINT.
     """
 
     def __init__(self, signum: int, step: int):
+        """Number of the signal, and the step that is saved."""
         super().__init__(128 + signum)
         self.signum, self.step, self.exit_status = signum, step, 128 + signum
 

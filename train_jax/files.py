@@ -1,4 +1,4 @@
-"""What a run directory needs of the file system: files that appear whole, and one writer at a time."""
+"""Atomic file writes, and a lock that lets one process at a time train in a run directory."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ __all__ = ["hold", "write_atomically"]
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader, or a rerun after kill -9, finds the old file or the new one and never a half."""
+    """Write `text` to `path` atomically: a reader, even after kill -9, finds the old file or the new one, whole."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -37,9 +37,9 @@ def _umask() -> int:
 
 @contextmanager
 def hold(directory: Path) -> Iterator[None]:
-    """Hold the directory's lock, creating the directory if need be.
+    """Context manager that holds the lock of a run directory, created if need be.
 
-    The kernel drops the lock with the process, so a killed run leaves nothing to clean up.
+    The kernel releases the lock when the process ends, so a killed run leaves no stale lock.
 
     Raises:
         UserError: another process holds it, or the path is a file.
@@ -53,6 +53,6 @@ def hold(directory: Path) -> Iterator[None]:
             held.enter_context(locked(directory / ".lock", wait=False))
         except BlockingIOError:
             raise UserError(f"{directory}: another process is training here; wait for it or choose another") from None
-        for leftover in directory.glob(".*.tmp"):  # a killed run was writing it
+        for leftover in directory.glob(".*.tmp"):  # of a `write_atomically` that was killed
             leftover.unlink(missing_ok=True)
         yield

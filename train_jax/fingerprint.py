@@ -1,7 +1,8 @@
-"""One number per array that any changed bit changes, the same on any devices.
+"""Fingerprints of arrays: a 32-bit checksum, computed on the devices and independent of their number.
 
-A sum of hashed integers: integer addition is exact in every order, so neither mesh nor reduction order matters, and the
-hash is a bijection of each element's bits, so a change of one element always shows. (Two changes cancel once in 2^32.)
+The checksum is a sum of hashed elements. Integer addition is exact in any order, so mesh and reduction order do not
+matter. The hash is a bijection of each element's bits, so a change of one element is always detected; several changes
+go unnoticed with probability 2^-32.
 """
 
 import math
@@ -17,15 +18,15 @@ __all__ = ["Print", "fingerprints"]
 
 
 class Print(NamedTuple):
-    """What is remembered of an array."""
+    """Fingerprint of an array, and whether all its values are finite."""
 
     value: int  # in [0, 2^32)
     finite: bool  # no NaN, no infinity
 
 
 def fingerprints(tree: PyTree) -> dict[str, Print]:
-    """The fingerprint of every leaf (of any shape and dtype, typed PRNG keys too), by its path."""
-    # One small program per shape. A single program over all leaves takes minutes to compile for a few hundred of them.
+    """The fingerprint of every leaf, by its path "a/b/c"; leaves may have any shape and dtype, typed PRNG keys too."""
+    # One small program per shape: a single program over several hundred leaves would take minutes to compile.
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = [leaf_path(path) for path, _ in leaves]
     prints = jax.device_get([_print(leaf) for _, leaf in leaves])

@@ -1,6 +1,6 @@
-"""`fit`: train a task from nothing, from another run, or from where it was, to its last step.
+"""The training loop: `fit` trains a task to its last step, from scratch, from another run or from a checkpoint.
 
-mesh → data → how it begins → step → log / evaluate / save → done
+mesh → data → initial or restored state → steps with logging, evaluation and checkpoints → final state
 """
 
 import logging
@@ -33,71 +33,83 @@ __all__ = ["Run", "fit"]
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # steps dispatched ahead of the device: enough to keep it busy, few enough to stop soon
-HOPELESS = 10  # steps skipped in a row after which going on cannot help
+HOPELESS = 10  # skipped steps (loss or gradient not finite) in a row that end the run
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything `fit` needs to know."""
+    """The argument of `fit`: a task, its data, its optimiser, and where and how to train it.
+
+    Raises:
+        UserError: a number is out of range.
+    """
 
     name: str
+    """Name of the run, in messages and in config.json."""
     task: Task
     batches: Batches
-    """Step → dict of host numpy arrays: a pure function, as `train_jax.data.batches` makes it."""
+    """Step → dict of host numpy arrays: a pure function, such as that of `train_jax.data.batches`."""
     optim: OptimConfig
     num_steps: int
+    """Total number of steps."""
     seed: int
+    """Seed of the initial parameters and of the loss, 0 to 2**32 - 1."""
     directory: Path | str
-    """Where checkpoints/, config.json, metrics.jsonl and tensorboard/ go; a directory for each run."""
+    """Run directory: checkpoints/, config.json, metrics.jsonl and tensorboard/; every run needs its own."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """What else identifies the run, as JSON: written to config.json; who continues the run must bring the same."""
+    """What else identifies the run, as JSON: written to config.json, and must be equal when the run goes on."""
     begin_from: Path | str | None = None
-    """Directory of another run, whose weights this one begins with; with `extend`, all of its state. Once this run has
-    checkpoints of its own they are what it goes on from."""
+    """Directory of another run, with whose weights this one begins; with `extend`, with its whole state. Once this run
+    has checkpoints of its own, it resumes from them."""
     extend: bool = False
-    """Go on though the config has changed; see `train_jax.begin`."""
+    """Go on with a changed config; see `train_jax.begin`."""
     fixed: tuple[str, ...] = ()
-    """Keys of the config, such as "config.model", that may not change even so."""
+    """Keys of the config, such as "config.model", that may not change even with `extend`."""
     log_every: int = 50
+    """Steps between log entries."""
     save_every: int = 1000
+    """Steps between checkpoints."""
     keep: int = 3
-    """Newest checkpoints kept, at least 3: a damaged one needs one before it."""
+    """Number of newest checkpoints kept, at least 3, so that a damaged one has a fallback."""
     rules: Rules = ()
-    """Where leaves lie on the mesh; a copy per device where none matches."""
+    """Sharding rules, see `train_jax.sharding`; a leaf that no rule matches is replicated."""
     devices: int | None = None
-    """Local devices to use; None uses all."""
+    """Number of local devices to use; None: all."""
     evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None
-    """Scalars and uint8 images [H, W, 3] to log. The next step consumes the state: keep no part of it."""
+    """State → scalars and uint8 images [H, W, 3] to log. It must not keep the state, which the next step donates."""
     evaluate_every: int = 0
-    """Steps between evaluations; there is always one at the end, and with 0 no other."""
+    """Steps between evaluations; 0: only one, after the last step, where there is always one."""
     on_log: Callable[[int, Mapping[str, float]], None] | None = None
     """Called with (step, metrics) whenever metrics are logged."""
     on_end: Callable[[TrainState], None] | None = None
-    """Called with the final state, and again each time a finished run is started: it must not mind."""
+    """Called with the final state, again whenever a finished run is started again: it must be idempotent."""
 
     def __post_init__(self) -> None:
         for name, least in (("num_steps", 1), ("log_every", 1), ("save_every", 1), ("evaluate_every", 0), ("keep", 3)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: {getattr(self, name)} is less than {least}")
-        if not 0 <= self.seed < 2**32:  # larger seeds would wrap around in silence and repeat another run
+        if not 0 <= self.seed < 2**32:  # a larger seed would silently wrap around and repeat another run
             raise UserError(f"seed: {self.seed} is not between 0 and 2**32 - 1")
 
     def identity(self) -> dict[str, Any]:
-        """What must stay the same from one part of a run to the next."""
+        """The config that must stay equal when the run is resumed, as written to config.json."""
         named = {name: getattr(self, name) for name in ("name", "seed", "num_steps")}
         return {**named, "optim": asdict(self.optim), "config": dict(self.config)}
 
 
 def fit(run: Run) -> TrainState:
-    """Train to `run.num_steps`, continuing what `run.directory` holds, and return the final state.
+    """Train to `run.num_steps`, resuming from the newest checkpoint in `run.directory`.
 
-    Killed at any moment and called again, it ends with the same final state, bit for bit (on the same machine and
-    number of devices). A finished run is read back, not trained.
+    A run that is killed at any moment and started again ends with the same final state, bit for bit, on the same
+    machine and number of devices. A finished run is restored, not trained.
+
+    Returns:
+        The final state.
 
     Raises:
-        UserError: bad input; nothing was compiled, and nothing of the run was changed.
-        RunError: a save failed, no checkpoint can be read, or the loss is not finite for good.
-        Preempted: SIGTERM or SIGINT came, and the state is saved.
+        UserError: bad input; nothing was compiled, and no file of the run was changed.
+        RunError: a save failed, all checkpoints are damaged, or the loss stays NaN or infinite.
+        Preempted: SIGTERM or SIGINT came; the state is saved.
     """
     check_splits(run.task, run.optim.accum)
     mesh = make_mesh(run.devices)
@@ -127,7 +139,7 @@ def fit(run: Run) -> TrainState:
         step_fn = make_train_step(run.task, tx, mesh, shardings, ema_decay=run.optim.ema_decay, accum=run.optim.accum)
         watch = Watch(run.name, skipped=int(state.skipped))
         window: list[dict] = []  # metrics since the last log, still on the device
-        none_bad = np.zeros(examples, np.int32)
+        none_bad = np.zeros(examples, np.int32)  # every batch has the field, so that the step compiles once
         with (
             MetricsLog(directory, start=start) as metrics_log,
             Progress(run.name, start=start, total=run.num_steps, batch_size=examples) as progress,
@@ -136,9 +148,9 @@ def fit(run: Run) -> TrainState:
             for step, batch in enumerate(stream, start + 1):
                 try:
                     state, metrics = step_fn(state, {BAD: none_bad, **batch}, key)
-                except FloatingPointError as error:  # JAX_DEBUG_NANS: whoever set it wants to stop at the first
-                    what = " ".join(str(error).split())[:120]
-                    raise RunError(f"{run.name}: step {step}: {what}; without JAX_DEBUG_NANS it is skipped") from error
+                except FloatingPointError as error:  # only under JAX_DEBUG_NANS, which asks to stop at the first NaN
+                    text = " ".join(str(error).split())[:120]
+                    raise RunError(f"{run.name}: step {step}: {text}; without JAX_DEBUG_NANS it is skipped") from error
                 progress.advance(step)
                 window.append(metrics)
                 watch.dispatched(metrics["skipped"])
@@ -179,7 +191,7 @@ def _first_state(
     shardings: TrainState,
     fresh: Callable[[], TrainState],
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state that the run goes on from, and what its config.json records of how; see `train_jax.begin`."""
+    """The state that the run begins or goes on with, and the records for config.json; see `train_jax.begin`."""
     records = dict(kept.records)
     other = None if run.begin_from is None else Path(run.begin_from).resolve()
     if other is not None and saved.steps() and records.get("begun", {}).get("from") != str(other):
@@ -189,7 +201,7 @@ def _first_state(
     state = saved.restore(abstract, shardings)
     if state is not None:
         step = int(state.step)
-        if kept.changed:  # later saves and exports replace what was there, so it is kept
+        if kept.changed:  # later saves will remove this checkpoint, so a copy of it and of its config is kept
             aside = saved.directory.parent / f"before-{step}"
             if not (aside / "checkpoints").exists():
                 saved.keep_aside(step, aside / "checkpoints")
@@ -208,7 +220,7 @@ def _first_state(
 
 
 def _of_another_run(run: Run, other: Path, abstract: TrainState, shardings: TrainState) -> TrainState:
-    """The newest state of the run in the directory `other`, of which nothing is touched; the weights at least."""
+    """The newest state of the run in `other` (only its weights without `run.extend`); no file there is changed."""
     if other == Path(run.directory).resolve():
         raise UserError(f"{other}: a run cannot begin from itself; without --begin-from it goes on")
     state = None
@@ -222,18 +234,22 @@ def _of_another_run(run: Run, other: Path, abstract: TrainState, shardings: Trai
 
 
 class Watch:
-    """Keeps the host a few steps ahead of the device, and stops a run whose steps are all skipped.
+    """Keeps the host at most `IN_FLIGHT` steps ahead of the device, and ends a run whose steps are all skipped.
 
-    It looks at each step a little late, when the device is done with it, so nothing waits for it.
+    Whether a step was skipped is read a few steps later, when the device has finished it, so the device never waits.
     """
 
     def __init__(self, name: str, *, skipped: int):
+        """Name of the run, and its number of skipped steps so far."""
         self.name, self.skipped = name, skipped
         self.in_a_row = 0
         self._in_flight: deque[jax.Array] = deque()
 
     def dispatched(self, skipped: jax.Array) -> None:
-        """A step is under way, after which `skipped` steps will have been skipped in all.
+        """Call this after dispatching a step.
+
+        Args:
+            skipped: total number of skipped steps after it, int32 scalar, still being computed.
 
         Raises:
             RunError: too many steps in a row were skipped.
@@ -245,7 +261,7 @@ class Watch:
             self.settle()
 
     def settle(self) -> None:
-        """Wait for the steps under way.
+        """Wait for all dispatched steps.
 
         Raises:
             RunError: too many steps in a row were skipped.

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: a JSONL file, TensorBoard, and one line or bar for the person watching."""
+"""Logging of a run: metrics to a JSONL file and TensorBoard, progress to stderr."""
 
 import json
 import math
@@ -17,13 +17,18 @@ from train_jax.files import write_atomically
 
 __all__ = ["MetricsLog", "Progress", "summary"]
 
-LATEST = ("lr", "skipped", "bad")  # a mean over steps would say little of these
+LATEST = ("lr", "skipped", "bad")  # metrics whose last value is logged, not their mean
 
 
 def summary(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """One number per metric for the steps of `window`: the mean over the steps where it is finite.
+    """Averages the metrics of several steps.
 
-    NaN where it never is. `lr`, `skipped` and `bad` are those of the last step.
+    Args:
+        window: metrics of one or more steps, name -> scalar, possibly still on the device.
+
+    Returns:
+        Name -> mean over the steps where the value is finite, NaN if it is finite nowhere. For `lr`, `skipped` and
+        `bad` it is the value of the last step.
     """
     fetched = jax.device_get(list(window))
     values = {name: np.asarray([metrics[name] for metrics in fetched], np.float64) for name in fetched[-1]}
@@ -33,10 +38,10 @@ def summary(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class MetricsLog:
-    """Scalars by step in `directory/metrics.jsonl`; scalars and images in `directory/tensorboard`."""
+    """Writes scalars to `directory/metrics.jsonl`, and scalars and images to `directory/tensorboard`."""
 
     def __init__(self, directory: Path, *, start: int = 0):
-        """Continue the log of `directory` from step `start`: what an interrupted run wrote beyond it is removed."""
+        """Continue the log in `directory` after step `start`: entries of an interrupted run beyond it are removed."""
         self.directory, self.start = directory, start
         self._board: Any = None
         _truncate(directory / "metrics.jsonl", start)
@@ -49,15 +54,15 @@ class MetricsLog:
         self.close()
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close the file and the TensorBoard writer."""
         self._file.close()
         if self._board is not None:
             self._board.close()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record `values` at `step`: numbers, or uint8 images [H, W, 3] (TensorBoard only).
+        """Log `values` at `step`: scalars, or uint8 images [H, W, 3], which go to TensorBoard only.
 
-        What is not finite becomes null in the file and is left out of TensorBoard.
+        A NaN or infinite scalar is null in the file and left out of TensorBoard.
         """
         if self._board is None:
             self._board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.start + 1)
@@ -69,7 +74,7 @@ class MetricsLog:
             else:
                 number = float(array)
                 scalars[name] = number if math.isfinite(number) else None
-                if math.isfinite(number):  # tensorboardX warns of the others and draws nothing
+                if math.isfinite(number):  # tensorboardX would warn and draw nothing
                     self._board.add_scalar(name, number, step)
         if scalars:
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
@@ -77,12 +82,13 @@ class MetricsLog:
 
 
 class Progress:
-    """How far a run is: a bar on a terminal, a line every `every` seconds elsewhere; both on stderr."""
+    """Shows the progress of a run on stderr: a bar on a terminal, otherwise a line every `every` seconds."""
 
     def __init__(self, name: str, *, start: int, total: int, batch_size: int, every: float = 15.0):
+        """Start at step `start` of `total`."""
         self.name, self.total, self.batch_size, self.every = name, total, batch_size, every
-        self._said = time.monotonic()
-        self._first: tuple[int, float] | None = None  # when the first step was under way: compilation is over
+        self._last_line = time.monotonic()
+        self._first: tuple[int, float] | None = None  # (step, time) of the first dispatched step, after compilation
         self._bar: Any = None
         if start:
             self._say(f"continues from step {start}" if start < total else f"finished at step {start} already")
@@ -98,14 +104,14 @@ class Progress:
             self._bar.close()
 
     def advance(self, step: int) -> None:
-        """`step` is under way."""
+        """Call this after dispatching `step`."""
         if self._first is None:
             self._first = step, time.monotonic()
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
     def rate(self, step: int) -> float:
-        """Examples a second since the first step of this session, compilation not counted; NaN at that step."""
+        """Examples per second since the first step of this process, without compilation; NaN at that step."""
         if self._first is None or step == self._first[0]:
             return math.nan
         return (step - self._first[0]) * self.batch_size / (time.monotonic() - self._first[1])
@@ -116,8 +122,8 @@ class Progress:
         shown = f"loss {loss:.4g}" + (f", {rate:.4g} images/s" if math.isfinite(rate) else "")
         if self._bar is not None:
             self._bar.set_postfix_str(shown)
-        elif step == self.total or time.monotonic() - self._said >= self.every:
-            self._said = time.monotonic()
+        elif step == self.total or time.monotonic() - self._last_line >= self.every:
+            self._last_line = time.monotonic()
             left = (self.total - step) * self.batch_size / rate
             self._say(f"step {step}/{self.total}, {shown}" + (f", {_duration(left)} left" if left > 0 else ""))
 
@@ -126,11 +132,13 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
+    """Seconds as "m:ss" or "h:mm:ss"."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
 
 
 def _truncate(path: Path, step: int) -> None:
+    """Removes the entries of a JSONL log after `step`, and damaged lines."""
     if not path.exists():
         return
     kept = []
@@ -138,6 +146,6 @@ def _truncate(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):  # the line that a killed run was writing
+        except (ValueError, KeyError, TypeError):  # an incomplete line of a killed run
             continue
     write_atomically(path, "".join(kept))

@@ -1,4 +1,4 @@
-"""AdamW or Muon with warm-up, decay and clipping: the optimiser as a config and one function of it."""
+"""The optimiser: AdamW or Muon with warm-up, learning-rate schedule, weight decay and gradient clipping."""
 
 import contextlib
 import math
@@ -18,32 +18,32 @@ __all__ = ["OptimConfig", "decays", "learning_rate", "make_optimizer", "usual_pr
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How parameters move. Refuses nonsense on construction, naming the field (`UserError`)."""
+    """Optimiser, schedule, gradient clipping, EMA and gradient accumulation."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """Muon turns the momentum of every kernel into an orthogonal matrix, and leaves the rest to AdamW."""
+    """Muon orthogonalises the momentum of every kernel; AdamW updates the other parameters."""
     lr: float = 1e-3
-    """Peak learning rate, reached after the warm-up. Muon's steps have AdamW's size, so that one rate serves both."""
+    """Peak learning rate, after the warm-up. Muon's updates have AdamW's size, so one rate suits both."""
     warmup_steps: int = 100
     """Steps of linear warm-up from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """What follows the warm-up: a half cosine down to `final_lr_fraction * lr` at the last step, or nothing."""
+    """Learning rate after the warm-up: half a cosine down to `final_lr_fraction * lr`, or constant."""
     final_lr_fraction: float = 0.0
-    """Where the cosine ends, as a fraction of `lr`."""
+    """Final learning rate of the cosine, as a fraction of `lr`."""
     b1: float = 0.9
-    """Decay of the first moment (AdamW's; Muon's momentum is 0.95)."""
+    """AdamW's decay of the first moment (Muon's momentum is 0.95)."""
     b2: float = 0.99
     """Decay of the second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.0
-    """Decoupled (AdamW) decay, times the learning rate; matrices and kernels only, see `decays`."""
+    """Decoupled weight decay (AdamW), times the learning rate; not of biases and scales."""
     clip_norm: float = 1.0
-    """Largest global gradient norm; 0 never clips."""
+    """Largest global gradient norm; 0: no clipping."""
     ema_decay: float = 0.999
-    """Decay of the averaged parameters; 0 makes them the latest."""
+    """Decay of the EMA of the parameters; 0: no averaging."""
     accum: int = 1
-    """Microbatches per step: the batch is split, gradients are averaged, memory falls."""
+    """Gradient accumulation: microbatches per step."""
 
     def __post_init__(self) -> None:
         def need(ok: bool, field: str, wanted: str) -> None:
@@ -68,7 +68,11 @@ class OptimConfig:
 
 
 def learning_rate(config: OptimConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate of each update, as a function of the number of updates made before it.
+    """The learning-rate schedule: number of updates already made -> learning rate of the next one.
+
+    Args:
+        config: peak rate, warm-up and shape of the schedule.
+        num_steps: number of steps of the run, at which a cosine ends.
 
     Raises:
         UserError: the warm-up is longer than the run.
@@ -83,32 +87,37 @@ def learning_rate(config: OptimConfig, num_steps: int) -> optax.Schedule:
     )
     if config.warmup_steps == 0:
         return after
-    # The first update uses lr/warmup_steps, not 0: a step that moves nothing would be wasted.
+    # The first update uses lr/warmup_steps: with a rate of 0 the step would be wasted.
     start = config.lr / config.warmup_steps
     warmup = optax.linear_schedule(start, config.lr, max(config.warmup_steps - 1, 1))
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
 def decays(params: PyTree) -> PyTree:
-    """Which leaves weight decay pulls to zero: those that multiply activations (kernels, of two axes or more).
+    """The mask of weight decay: True for leaves of two axes or more (kernels, embeddings), except scales and biases.
 
-    Scales and biases of any rank are spared: a norm's scale pulled to zero silences the layer, a bias has no
-    product to regularise.
+    A norm's scale decayed to zero would silence its layer, and a bias multiplies nothing.
+
+    Returns:
+        A tree of bool with the structure of `params`.
     """
-    spared = ("bias", "scale")
+    excluded = ("bias", "scale")
 
     def decayed(path, leaf) -> bool:
         name = jax.tree_util.keystr(path[-1:], simple=True) if path else ""
-        return leaf.ndim >= 2 and not name.endswith(spared)
+        return leaf.ndim >= 2 and not name.endswith(excluded)
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clip by global norm → Adam or Muon → decoupled weight decay → scheduled learning rate.
+    """The optax optimiser: clip by global norm → Adam or Muon → decoupled weight decay → scheduled learning rate.
 
-    The learning rate last used lies in the optimiser's state as `learning_rate`, where the train step finds it for the
-    metrics.
+    Its state has a field `learning_rate`, the rate last used, which the train step logs.
+
+    Args:
+        config: the optimiser's options.
+        num_steps: number of steps of the run.
 
     Raises:
         UserError: the warm-up is longer than the run.
@@ -124,13 +133,16 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
 
 @contextlib.contextmanager
 def usual_promotion() -> Iterator[None]:
-    """What optax counts on. Under JAX's strict promotion it cannot raise a decay to the power of its count."""
+    """Context manager for calls of optax: JAX's standard dtype and rank promotion.
+
+    Under strict promotion, optax cannot compute its bias correction (float decay to the power of an integer count).
+    """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def _promoting(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same under whatever promotion the user has set."""
+    """`tx` with `usual_promotion`, whatever promotion the user has set."""
 
     def init(params: PyTree) -> optax.OptState:
         with usual_promotion():
@@ -148,9 +160,9 @@ def _adam(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def _muon(config: OptimConfig) -> optax.GradientTransformation:
-    """Muon (Jordan 2024), its updates scaled to AdamW's root mean square of 0.2 (Liu et al. 2025, §2.2).
+    """Muon (Jordan 2024), with updates scaled to AdamW's usual root mean square, 0.2 (Liu et al. 2025, §2.2).
 
-    The rate of −1 undoes optax's sign: the schedule that follows has its own.
+    The learning rate −1 cancels optax's minus sign, since `_scheduled` applies its own.
     """
     return optax.contrib.muon(
         learning_rate=-1.0,
@@ -166,7 +178,7 @@ KINDS = {"adamw": _adam, "muon": _muon}
 
 
 def _matrices(params: PyTree) -> PyTree:
-    """How Muon reads each kernel as a matrix: all axes but the last are its inputs. None is left to Adam."""
+    """How Muon reads each kernel as a matrix: all axes but the last are inputs. Leaves with None are left to AdamW."""
 
     def matrix(path, leaf):
         name = jax.tree_util.keystr(path[-1:], simple=True)
@@ -177,14 +189,14 @@ def _matrices(params: PyTree) -> PyTree:
 
 
 class ScheduledState(NamedTuple):
-    """How many updates were made and the learning rate of the last."""
+    """State of `_scheduled`: the number of updates made, and the learning rate of the last one."""
 
     num_updates: jax.Array  # int32 scalar
     learning_rate: jax.Array  # float32 scalar
 
 
 def _scheduled(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Scale by minus the scheduled learning rate, and keep it in sight (optax's own keeps only the count)."""
+    """Scale by minus the scheduled learning rate and keep that rate in the state, which optax's own does not."""
 
     def init(params: PyTree) -> ScheduledState:
         return ScheduledState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))

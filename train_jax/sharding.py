@@ -1,8 +1,8 @@
-"""Where arrays lie: a mesh over the local devices and rules that place each leaf on it.
+"""Sharding: a mesh over the local devices, and rules that place every leaf of the train state on it.
 
-Rules are data: a tuple of `(regex, PartitionSpec)`, matched against a leaf's path (`params/dense/kernel`,
-`opt_state/1/mu/dense/kernel`); the first that matches wins and no match means a copy on every device. The models know
-nothing of any of this.
+Rules are a tuple of `(regex, PartitionSpec)`, searched in a leaf's path (`params/dense/kernel`,
+`opt_state/1/mu/dense/kernel`). The first match wins; a leaf without a match is replicated on all devices. Models
+contain no sharding annotations.
 """
 
 import re
@@ -21,10 +21,14 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 
 
 def make_mesh(devices: int | None = None, *, model: int = 1) -> Mesh:
-    """A mesh of `devices` local devices (None: all of them) with axes ("data", "model"), `model` devices on the latter.
+    """A mesh of local devices with the axes ("data", "model").
+
+    Args:
+        devices: number of devices; None: all local ones.
+        model: size of the axis "model".
 
     Raises:
-        UserError: more devices than there are, or `model` does not divide them.
+        UserError: there are fewer devices, `model` does not divide their number, or JAX runs in several processes.
     """
     if jax.process_count() > 1:
         raise UserError("devices: several processes are not supported yet; start one")
@@ -39,15 +43,23 @@ def make_mesh(devices: int | None = None, *, model: int = 1) -> Mesh:
 
 
 def leaf_path(path) -> str:
-    """A leaf's key path as `a/b/c`."""
+    """A leaf's key path (of `jax.tree_util`) as text, "a/b/c"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def state_shardings(abstract: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
-    """The sharding of every leaf of an abstract tree (as `jax.eval_shape` gives it).
+    """The sharding of every leaf.
+
+    Args:
+        abstract: tree of `jax.ShapeDtypeStruct`, from `jax.eval_shape`.
+        mesh: the devices.
+        rules: see the module.
+
+    Returns:
+        A tree of `NamedSharding` with the structure of `abstract`.
 
     Raises:
-        UserError: a rule asks for an axis that a leaf does not have or that the mesh does not divide.
+        UserError: a rule shards an axis that a leaf does not have, or whose size the mesh does not divide.
     """
 
     def place(path, leaf) -> NamedSharding:
@@ -64,20 +76,21 @@ def state_shardings(abstract: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches are split over "data" along their first axis."""
+    """The sharding of a batch: its first axis is split over "data"."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def batch_size(batch: Batch, mesh: Mesh, accum: int = 1) -> int:
-    """Leading axis shared by every array of the batch.
+    """The number of examples of a batch, the first axis that all its arrays share.
 
     Raises:
-        UserError: arrays disagree, are not numbers, or cannot be split over the devices and microbatches.
+        UserError: the arrays differ in their first axis, are not numeric, or cannot be divided over the devices and
+            the `accum` microbatches.
     """
     if not batch:
         raise UserError("batch: it is empty")
     for name, value in batch.items():
-        if np.asarray(value).dtype.kind not in "biufcV":  # V: bfloat16 and its kin
+        if np.asarray(value).dtype.kind not in "biufcV":  # V: bfloat16 and the other dtypes of ml_dtypes
             raise UserError(f"batch[{name!r}]: {np.asarray(value).dtype} cannot go to a device; drop it or encode it")
     sizes = {name: np.shape(value)[0] if np.ndim(value) else 0 for name, value in batch.items()}
     size = min(sizes.values())

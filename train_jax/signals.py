@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a flag that the loop looks at between steps."""
+"""Catches SIGTERM and SIGINT as a flag that the training loop checks between steps."""
 
 import os
 import signal
@@ -12,9 +12,12 @@ __all__ = ["Interrupts"]
 
 
 class Interrupts:
-    """While entered, the first SIGTERM or SIGINT only sets `signum`; a second SIGINT stops at once (KeyboardInterrupt).
+    """Context manager: the first SIGTERM or SIGINT sets `signum`; a SIGINT after that raises KeyboardInterrupt.
 
-    Python allows handlers in the main thread only; elsewhere (a notebook's helper thread) nothing is caught.
+    Python allows signal handlers in the main thread only; in another thread (as in some notebooks) nothing is caught.
+
+    Attributes:
+        signum: number of the signal that came, or None.
     """
 
     def __init__(self) -> None:
@@ -30,10 +33,14 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self.signum is not None and kind is None:
-            signal.raise_signal(self.signum)  # it came after the last look: whoever is outside must still hear of it
+            signal.raise_signal(self.signum)  # it came after the loop's last check: pass it to the outer handler
 
     def stop(self, step: int) -> None:
-        """Raise `Preempted` if a signal came; call it once `step` is saved."""
+        """Call this once `step` is saved.
+
+        Raises:
+            Preempted: a signal came.
+        """
         if self.signum is not None:
             raise Preempted(self.signum, step)
 
@@ -42,5 +49,5 @@ class Interrupts:
             raise KeyboardInterrupt
         self.signum = signum
         if signum == signal.SIGINT:
-            # print() may be what was interrupted, and it cannot be entered twice.
+            # Not print(): the signal may have interrupted a print(), which is not reentrant.
             os.write(2, b"\nfinishing the step and saving; press Ctrl-C again to stop at once\n")

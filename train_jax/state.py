@@ -1,4 +1,4 @@
-"""Everything a run needs to go on: the train state, how it begins, and the EMA (moving average) of its parameters."""
+"""The train state: everything that a run needs to go on, with the EMA (moving average) of the parameters."""
 
 from typing import NamedTuple
 
@@ -13,37 +13,47 @@ __all__ = ["TrainState", "ema_update", "init_state"]
 
 
 class TrainState(NamedTuple):
-    """The whole of a run at one step. Data position and randomness are functions of `step`, so neither is stored."""
+    """The state of a run after a step. Data position and random keys are functions of `step`, so neither is stored."""
 
     step: jax.Array  # int32 scalar: batches consumed
     params: PyTree
-    ema_params: PyTree  # running average of params, same structure
+    ema_params: PyTree  # EMA of params, same structure
     opt_state: optax.OptState
-    model_state: PyTree  # what travels with the model without being trained
+    model_state: PyTree  # other variables of the model, such as running statistics, by collection
     skipped: jax.Array  # int32 scalar: steps whose loss or gradient was not finite
-    bad: jax.Array | np.int32 = np.int32(0)  # int32 scalar: damaged examples passed over
-    frozen: PyTree = {}  # noqa: RUF012 - an empty tree. What the loss reads and nobody trains; never in a checkpoint
+    bad: jax.Array | np.int32 = np.int32(0)  # int32 scalar: damaged examples that were replaced
+    frozen: PyTree = {}  # noqa: RUF012 - an empty tree. Frozen networks that the loss reads; never in a checkpoint
 
 
 def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """The state before the first step. Pure, so it can be evaluated abstractly or jitted onto a mesh.
+    """The state before the first step; a pure function, for `jax.eval_shape` and `jit`.
 
-    Under `jit` the frozen trees would become constants of the program: leave them out there (`frozen={}`), and place
-    them as they are.
+    Under `jit` the frozen trees would become constants of the program: drop them there (`frozen={}`) and place them on
+    the devices separately.
+
+    Args:
+        task: gives `params`, `model_state` and the frozen trees.
+        tx: the optimiser.
+        key: random key of the initial parameters.
     """
-    # Python scalars would enter as weakly typed arrays and come back from a checkpoint strongly typed: two programs.
+    # A Python scalar would be weakly typed here and strongly typed after a restore: the step would compile twice.
     params, model_state, frozen = jax.tree.map(_strong, (*task.init(key), frozen_of(task)))
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, params, tx.init(params), model_state, zero, zero, frozen)
 
 
 def ema_update(ema: PyTree, params: PyTree, decay: float, step: jax.Array) -> PyTree:
-    """One update of an EMA (exponential moving average): move `ema` towards `params`.
+    """One update of an EMA (exponential moving average): d·ema + (1 - d)·params.
 
-    The decay warms up as (1 + step) / (10 + step), so that the start is soon forgotten.
+    The decay d is min(decay, (1 + step) / (10 + step)): smaller in early steps, so that the EMA forgets the initial
+    parameters. The sum is computed as ema + (1 - d)·(params - ema), which keeps a parameter that does not change equal
+    to the last bit.
 
-    Written as ema + (1 - d)(p - ema): what does not move stays the same to the last bit, which d·ema + (1 - d)·p does
-    not promise. A decay of 0 is no average at all.
+    Args:
+        ema: EMA before the update.
+        params: parameters after the optimiser's update, same structure.
+        decay: decay in [0, 1); with 0 the result is `params`.
+        step: number of steps before this one, int32 scalar.
     """
     if not decay:
         return params

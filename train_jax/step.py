@@ -1,4 +1,4 @@
-"""One training step, compiled once: gradients, update, average, and the refusal of what is not finite."""
+"""The train step, compiled once: gradients, optimiser update, EMA, and skipping of steps that are not finite."""
 
 from collections.abc import Callable
 
@@ -27,27 +27,36 @@ def make_train_step(
     ema_decay: float = 0.0,
     accum: int = 1,
 ) -> TrainStep:
-    """Compile `(state, batch, key) -> (state, metrics)` over `mesh`; the state given is consumed (donated).
+    """Make the jitted train step `(state, batch, key) -> (state, metrics)` over `mesh`.
 
-    All but `state.frozen`, which the task's loss finds in its `model_state`: it is handed on as it is, never copied.
+    The step donates the buffers of the state it is given, except `state.frozen`, which it passes on without a copy; the
+    task's loss finds the frozen trees in its `model_state`.
 
-    `key` is the same at every step: the step folds `state.step` into it, so a resumed run draws what the undisturbed
-    one drew. `batch` holds arrays whose first axis is a multiple of data devices x `accum`.
+    `key` is the same at every step: the step folds `state.step` into it, so a resumed run draws the same random numbers
+    as an uninterrupted one. `batch` holds arrays whose first axis is a multiple of data devices x `accum`.
 
-    Gradient accumulation: with `accum` > 1 the batch is worked through in that many microbatches, and gradients, loss
-    and metrics are averaged: the same as one big batch for losses that are means over examples. Others
-    (`splits = False`) are refused.
+    Gradient accumulation: with `accum` > 1 the batch is processed in that many microbatches, and gradients, loss and
+    metrics are averaged. For losses that are means over examples the result is that of the whole batch.
 
-    A step whose loss or gradient norm is not finite leaves the state as it was, bit for bit, but for `step` and
-    `skipped`, which count on.
+    A step whose loss or gradient norm is not finite is skipped: the state stays the same, bit for bit, except that
+    `step` and `skipped` increase.
 
-    The task does not see the field `bad` [B] of a batch, the damaged examples that were passed over: it is added up.
+    The field `bad` [B] of a batch, the number of damaged examples skipped for each example, is not passed to the task
+    but added to `state.bad`.
 
     Metrics (scalars): `loss`, `grad_norm` (before clipping), `lr`, `skipped` (so far), `bad` (so far, if the batch has
-    it), and whatever the task returns.
+    it), and those of the task.
+
+    Args:
+        task: its loss is minimised.
+        tx: the optimiser, as `make_optimizer` makes it.
+        mesh: the devices.
+        shardings: sharding of every leaf of the state.
+        ema_decay: decay of the EMA, in [0, 1); 0: no averaging.
+        accum: number of microbatches.
 
     Raises:
-        UserError: `accum` is more than 1, and the task's loss cannot be split.
+        UserError: `accum` is more than 1, and the task has `splits = False`.
     """
     check_splits(task, accum)
 
@@ -61,7 +70,7 @@ def make_train_step(
 
     def accumulated(params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: jax.Array):
         def microbatches(x: jax.Array) -> jax.Array:
-            # Microbatch i takes rows i, i + accum, …: each device then splits its own rows and none travel.
+            # Microbatch i takes rows i, i + accum, …: so each device splits its own rows, without communication.
             return jnp.moveaxis(x.reshape(-1, accum, *x.shape[1:]), 1, 0)
 
         def add(carry, microbatch):

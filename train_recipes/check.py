@@ -1,7 +1,7 @@
-"""What of a recipe can be seen to be wrong before its first step: every stage is built and traced without computing.
+"""Checks before the first training step: flags, then every stage traced with `jax.eval_shape`, without computing.
 
-All is known before: shapes from the configs, devices, the number of examples. So a mistake in the last stage is told in
-seconds, and not when the stages before it have been trained for hours.
+Shapes follow from the configs; the devices and the number of examples are known, too. So a mistake in the last stage is
+reported in seconds, and not after the stages before it have been trained for hours.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 
 def check_run(options: RunOptions, stages: list[str]) -> None:
-    """Refuses numbers that cannot be, directories that are none, and what there is nothing to begin from.
+    """Checks the flags of a run: ranges of numbers, directories, data options and checkpoints to begin from.
 
     Args:
-        options: of the run.
-        stages: names of what it trains.
+        options: options of the run.
+        stages: names of the stages that it trains.
 
     Raises:
-        UserError: the line begins with the flag.
+        UserError: a flag has a value that cannot be used; the message names the flag or the path.
     """
     check_settings({options.prefix(name): options.training(name) for name in stages}, options.seed)
     for directory in (options.run, *options.data.directories):
@@ -44,7 +44,11 @@ def check_run(options: RunOptions, stages: list[str]) -> None:
 
 
 def check_settings(trainings: Mapping[str, StageTraining], seed: int) -> None:
-    """Refuses numbers that cannot be, whatever the data and the networks: of every stage, by the prefix of its flags.
+    """Checks the numbers of every stage that can be checked without data or networks.
+
+    Args:
+        trainings: how each stage is trained, by the prefix of its flags: "decoder.", or "" for a run of one stage.
+        seed: seed of the run.
 
     Raises:
         UserError: a count is less than 1, a warm-up longer than its run, a batch that these devices cannot share, or
@@ -74,7 +78,11 @@ def check_settings(trainings: Mapping[str, StageTraining], seed: int) -> None:
 
 
 def check_examples(options: RunOptions, stages: list[str]) -> None:
-    """Refuses batches larger than the data. Raises UserError."""
+    """Checks that the data fill at least one batch of every stage.
+
+    Raises:
+        UserError: a stage's batch is larger than the number of examples.
+    """
     examples = options.data.count()
     for name in stages:
         size = options.training(name).batch_size
@@ -83,7 +91,11 @@ def check_examples(options: RunOptions, stages: list[str]) -> None:
 
 
 def check_average(clip: CLIPConfig, training: StageTraining, prefix: str = "") -> None:
-    """Refuses averaged weights for a CLIP with batch norms. Raises UserError."""
+    """Refuses an EMA of the weights for a CLIP with batch norms, whose running statistics are not averaged.
+
+    Raises:
+        UserError: the image tower has batch norms and `ema_decay` is not 0.
+    """
     average = training.optim.ema_decay
     if average and isinstance(clip.vision, ResNetConfig | PlainResNetConfig):
         raise UserError(
@@ -95,17 +107,18 @@ def check_average(clip: CLIPConfig, training: StageTraining, prefix: str = "") -
 def trace(
     prefix: str, training: StageTraining, make: Callable[[Any], Task], weights: Any, batch: Mapping[str, Any]
 ) -> None:
-    """Builds a stage's state and the loss of one batch, shapes only: nothing is computed, and no weight allocated.
+    """Traces a stage's initial state and the loss of one batch with `jax.eval_shape`: no computation, no allocation.
 
     Args:
-        prefix: what comes before the flags of the stage in an error line.
-        training: of the stage.
-        make: the weights of the network that it is trained against -> the task.
-        weights: those, as one tree of arrays or of what `jax.eval_shape` gives of them.
-        batch: the fields of one example, each with `shape` and `dtype`.
+        prefix: prefix of the stage's flags, put before error messages.
+        training: how the stage is trained.
+        make: function of `weights` that returns the task.
+        weights: frozen weights that the task is built on (those of the CLIP, or of the teacher), as one tree of arrays
+            or of `jax.ShapeDtypeStruct`.
+        batch: fields of one example, each with `shape` and `dtype`.
 
     Raises:
-        UserError: the parts of the stage do not fit each other.
+        UserError: the network, the optimiser and the data of the stage do not fit each other.
     """
     tx = make_optimizer(training.optim, training.num_steps)
     rows = {
@@ -130,11 +143,14 @@ def trace(
 
 
 def example(pictures: Mapping[str, tuple[int, int]], context_length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Fields of one example by their shape and dtype, as `trace` takes them.
+    """Shapes and dtypes of one example, for the `batch` of `trace`.
 
     Args:
         pictures: (side, channels) of each picture, by the name of its field.
-        context_length: tokens of a caption.
+        context_length: number of tokens of a caption, L.
+
+    Returns:
+        Each picture as uint8 [side, side, channels], and "tokens" as int32 [L].
     """
     fields = {
         name: jax.ShapeDtypeStruct((side, side, channels), "uint8") for name, (side, channels) in pictures.items()
@@ -143,7 +159,7 @@ def example(pictures: Mapping[str, tuple[int, int]], context_length: int) -> dic
 
 
 def with_prefix(prefix: str, do: Callable[[], T]) -> T:
-    """`do()`, with the flags that are meant put before the line of its UserError."""
+    """Returns `do()`; if it raises a UserError, puts `prefix` (of the flags concerned) before the message."""
     try:
         return do()
     except UserError as error:

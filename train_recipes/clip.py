@@ -1,7 +1,7 @@
-"""Every CLIP that is trained here: of the shapes world, of Fashion-MNIST, of pictures with captions of one's own.
+"""The recipe that trains a CLIP: on the shapes world, on Fashion-MNIST or on your own captioned pictures.
 
-They differ in how their text tower gets its tokens: by byte pairs that are learned from the captions, by bytes, or by
-the vocabulary of a BERT.
+The three builders (`CLIPPart.build`) differ in the tokenizer: BPE learned from the captions, ASCII characters, or
+BERT's WordPiece.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ from train_recipes.options import OneBertCLIP, RunOptions, StageTraining
 from train_recipes.parts import Built, CLIPPart, Evaluation, Preset, Recipe
 from train_recipes.pictures import Seen, clip_preprocess
 
-# The three kinds
+# The three builders
 
 
 def with_learned_tokens(options: RunOptions, training: StageTraining, prefix: str) -> Built:
-    """A CLIP whose byte pairs are learned from the captions."""
+    """A CLIP whose BPE tokenizer is learned from the captions.
+
+    Raises:
+        UserError: there is no such model preset, or it is no CLIP of two towers with a BPE tokenizer.
+    """
     clip = with_prefix(f"{prefix}model: ", lambda: clip_jax.preset(training.model))
     text = clip.text
     if not clip.two_towers or text is None or text.tokenizer != "clip":
@@ -41,12 +45,15 @@ def with_learned_tokens(options: RunOptions, training: StageTraining, prefix: st
 
 
 def of_grey_pictures(options: RunOptions, training: StageTraining, prefix: str) -> Built:
-    """A CLIP of 65,452 parameters on Fashion-MNIST, the program of a tutorial ("CLIP from scratch") as it was meant.
+    """A CLIP of grey 28 × 28 pictures and ASCII captions: the tutorial "CLIP from scratch", with its bugs fixed.
 
-    Architecture, captions and hyper-parameters are the tutorial's to the letter: Adam at 10⁻³ without warm-up, decay or
-    clipping, batches of 128, 12 epochs. Its faults are not: it shows garments and not digits, the temperature is
-    limited, both towers end in a norm, the captions are encoded once per evaluation, and what is written is the last
-    step.
+    Architecture, captions and hyperparameters of preset `mini-fashion` are the tutorial's: 65,452 parameters; Adam at
+    10⁻³ without warm-up, weight decay or clipping; batches of 128; 12 epochs. Fixed are: the pictures are garments, not
+    digits; the temperature is limited; both towers end in a norm; the captions are encoded once per evaluation; and the
+    weights that are exported are those of the last step.
+
+    Raises:
+        UserError: there is no such model preset, or it does not read 28 × 28 grey pictures and ASCII.
     """
     clip = with_prefix(f"{prefix}model: ", lambda: clip_jax.preset(training.model))
     vision, text = clip.vision, clip.text
@@ -59,10 +66,14 @@ def of_grey_pictures(options: RunOptions, training: StageTraining, prefix: str) 
 
 
 def with_bert(options: OneBertCLIP, training: StageTraining, prefix: str) -> Built:
-    """A CLIP of a plain ResNet and a BERT, from scratch or from towers that were trained alone.
+    """A CLIP of a plain ResNet and a BERT, randomly initialised or from separately pretrained towers.
 
-    Loss in both directions between features of unit norm, at the temperature 0.07, which can be learned. The batch
-    norms' running statistics are part of the state and are written with the weights.
+    The loss is the contrastive one, in both directions, between features of unit norm. The temperature is 0.07, fixed
+    unless `--learned-temperature` is given. The running statistics of the batch norms are part of the model state and
+    are exported with the weights.
+
+    Raises:
+        UserError: the vocabulary, the model, the context length or a file of tower weights does not fit.
     """
     tokenize = word_pieces(options)
     clip = clip_jax.preset(training.model)
@@ -82,7 +93,11 @@ def with_bert(options: OneBertCLIP, training: StageTraining, prefix: str) -> Bui
 
 
 def word_pieces(options: OneBertCLIP) -> Tokenizer:
-    """The WordPiece of the vocabulary; a .txt is one whatever its name. Raises UserError where it is none."""
+    """The WordPiece tokenizer of `options.vocab`: a vocabulary (any .txt file) or a tokenizer.json.
+
+    Raises:
+        UserError: no vocabulary is named, or the file is none.
+    """
     if options.vocab is None:
         raise UserError("vocab: none was given; name BERT's vocab.txt")
     if options.vocab.suffix == ".txt":
@@ -90,14 +105,14 @@ def word_pieces(options: OneBertCLIP) -> Tokenizer:
     return load_tokenizer(options.vocab, context_length=options.context_length, kind="bert")
 
 
-# What is the same for all
+# The recipe
 
 
 def build(part: CLIPPart, options: RunOptions) -> Built:
-    """The CLIP of a run.
+    """The CLIP of a run: `part.build`, with the EMA setting checked.
 
     Raises:
-        UserError: it cannot be trained so, or its weights cannot be averaged.
+        UserError: the model does not fit the recipe, or it has batch norms and `ema_decay` is not 0.
     """
     training, prefix = options.training(part.name), options.prefix(part.name)
     built = part.build(options, training, prefix)
@@ -106,13 +121,17 @@ def build(part: CLIPPart, options: RunOptions) -> Built:
 
 
 def task_of(built: Built) -> Task:
-    """Contrastive training, from the weights there are."""
+    """The contrastive task of a CLIP, started from `built.start` if it holds pretrained weights."""
     task = CLIPTask(built.config)
     return StartedTask(task, built.start) if built.start else task
 
 
 def check_clip(part: CLIPPart, options: RunOptions, built: Built) -> None:
-    """Builds the CLIP, shapes only. Raises UserError where it does not fit its data."""
+    """Traces the training of a CLIP, shapes only.
+
+    Raises:
+        UserError: the CLIP does not fit its data.
+    """
     training, seen = options.training(part.name), Seen(None, clip_preprocess(built.config))
     options.data.check_fits(seen, training.model)
     length = built.identity.get("context_length", built.config.text.context_length)
@@ -126,7 +145,11 @@ def check_clip(part: CLIPPart, options: RunOptions, built: Built) -> None:
 
 
 def train_clip(part: CLIPPart, options: RunOptions, examples: Examples) -> tuple[TrainState, Evaluation | None]:
-    """Trains a CLIP to its end and writes its averaged weights into the run directory."""
+    """Trains a CLIP to its last step and exports its EMA weights to RUN/`part.folder`.
+
+    Returns:
+        The final state, and the part's evaluation (None if it has none).
+    """
     training, built = options.training(part.name), build(part, options)
     tokenize = built.tokenizer(examples.captions)
     source = examples.with_tokens(tokens_of(tokenize, examples.captions), Seen(None, clip_preprocess(built.config)))
@@ -148,7 +171,11 @@ def train_clip(part: CLIPPart, options: RunOptions, examples: Examples) -> tuple
 
 
 def check(name: str, preset: Preset, options: RunOptions) -> None:
-    """Refuses what can be seen to be wrong before anything is prepared or written."""
+    """Checks a run before any data are prepared or files written.
+
+    Raises:
+        UserError: a flag, the data or the model does not fit.
+    """
     assert preset.clip is not None
     check_run(options, preset.names)
     built = build(preset.clip, options)
@@ -157,7 +184,7 @@ def check(name: str, preset: Preset, options: RunOptions) -> None:
 
 
 def train(name: str, preset: Preset, options: RunOptions) -> None:
-    """Trains it, and says how good it is or how to find out."""
+    """Trains the CLIP; prints its final metrics, the folder of its weights and a command to measure it, if any."""
     assert preset.clip is not None
     state, evaluation = train_clip(preset.clip, options, options.data.open())
     if evaluation is not None and evaluation.report is not None:

@@ -1,6 +1,7 @@
-"""A decoder or upsampler of few steps, distilled round by round from a trained system.
+"""The recipe of progressive distillation: a decoder or upsampler that samples in few steps, without guidance.
 
-The new run directory is a whole system: what is not distilled is copied from the teacher's.
+Each round halves the number of sampling steps; the student of one round is the teacher of the next. The new run
+directory holds a whole system: the networks that are not distilled are copied from the teacher's run directory.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ from unclip_jax.tasks import DecoderTask, UpsamplerTask
 
 
 def check(name: str, preset: Preset, options: Distillation) -> None:
-    """Refuses what can be seen to be wrong before anything is prepared or written, in any of the rounds."""
+    """Checks all rounds before any data are prepared or files written.
+
+    Raises:
+        UserError: a flag, the data or the teacher does not fit.
+    """
     if not options.rounds:
         raise UserError("rounds: none was given; name the steps of each student, as in --rounds 8 4")
     for before, after in itertools.pairwise(options.rounds):
@@ -57,20 +62,24 @@ def check(name: str, preset: Preset, options: Distillation) -> None:
 
 
 def check_rounds(options: Distillation, loaded: LoadedUnCLIP) -> None:
-    """Builds every round, shapes only. Raises UserError where its parts do not fit."""
+    """Traces the training of every round, shapes only.
+
+    Raises:
+        UserError: the teacher cannot be distilled to these steps, or does not fit the data.
+    """
     teacher, variables = stages_of(loaded.unclip)[options.model], loaded.params[options.model]
     seen = seen_by(teacher, loaded)
     options.data.check_fits(seen, options.model)
     fields = example(options.data.fields(seen), loaded.unclip.clip.text.context_length)
     for num_steps in options.rounds:
         student = with_prefix("rounds: ", partial(student_of, teacher, num_steps))
-        of = teacher_task(options, loaded, teacher)
-        trace("", options, partial(DistillTask, of, teacher, num_steps=num_steps), variables, fields)
+        inner = teacher_task(options, loaded, teacher)
+        trace("", options, partial(DistillTask, inner, teacher, num_steps=num_steps), variables, fields)
         teacher, variables = student, student_variables(variables)
 
 
 def train(name: str, preset: Preset, options: Distillation) -> None:
-    """Trains the students one after the other and draws a sheet of pictures with the last."""
+    """Trains the students one after the other and draws a contact sheet with the last."""
     directory = teacher_directory(options)
     loaded = pipeline.load(directory)
     stages = stages_of(loaded.unclip)
@@ -80,45 +89,45 @@ def train(name: str, preset: Preset, options: Distillation) -> None:
 
     examples = options.data.open()
     source = examples.with_tokens(tokens_of(loaded.tokenize, examples.captions), seen_by(teacher, loaded))
-    of_step = batches(source, batch_size=options.batch_size, seed=options.seed)
+    batch_of = batches(source, batch_size=options.batch_size, seed=options.seed)
     identity = examples.identity | {"drop_text": options.drop_text, "teacher": digest(directory / options.model)}
     for num_steps in options.rounds:
         task = DistillTask(teacher_task(options, loaded, teacher), teacher, variables, num_steps)
         measure = shown(task.student, options, examples.drawn(source, SHOWN, options.seed))
         plan = Plan(task, architecture(task.student), exporter(task.student, options), measure)
-        state = train_stage(round_name(options, num_steps), options, plan, of_step, options, data=identity)
+        state = train_stage(round_name(options, num_steps), options, plan, batch_of, options, data=identity)
         teacher, variables = task.student, jax.device_get(variables_of(state))
     print(f"pictures: {draw_sheet(options.run, examples.prompts)}")
     print(f'more: python sample.py "{examples.prompt}" --run {options.run}')
 
 
 def teacher_directory(options: Distillation) -> Path:
-    """Where the teacher is."""
+    """Run directory of the teacher: `--teacher`, else the shipped weights."""
     return pipeline.SHIPPED if options.teacher is None else options.teacher
 
 
 def networks_in(directory: Path) -> set[str]:
-    """The folders of a run directory whose networks can be distilled."""
+    """Names of the folders in a run directory that hold a decoder or an upsampler."""
     return {path.name for pattern in ("decoder", "upsampler_*") for path in directory.glob(pattern) if path.is_dir()}
 
 
 def round_name(options: Distillation, num_steps: int) -> str:
-    """The directory of a round, under RUN/train."""
+    """Name of a round, such as "decoder-4"; its checkpoints are in RUN/train/NAME."""
     return f"{options.model}-{num_steps}"
 
 
 def stages_of(unclip: UnCLIP) -> dict[str, Stage]:
-    """Decoder and upsamplers, in the order in which they draw."""
+    """Decoder and upsamplers by the names of their folders, in sampling order."""
     return {"decoder": unclip.decoder} | {f"upsampler_{i}": stage for i, stage in enumerate(unclip.upsamplers)}
 
 
 def seen_by(teacher: Stage, loaded: LoadedUnCLIP) -> Seen:
-    """Which pictures it is given."""
+    """Which pictures the teacher reads in training, and so does its student."""
     return kind_of(teacher).seen(teacher, clip_preprocess(loaded.unclip.clip))
 
 
 def teacher_task(options: Distillation, loaded: LoadedUnCLIP, teacher: Stage) -> DecoderTask | UpsamplerTask:
-    """What the teacher was trained for: says what of a batch it is given."""
+    """A training task of the teacher's kind: it turns a batch into x0 and the conditioning."""
     unclip = loaded.unclip
     if kind_of(teacher) is DECODER:
         return DecoderTask(teacher, unclip.clip, loaded.params["clip"], drop_image=0.0, drop_text=options.drop_text)
@@ -129,7 +138,7 @@ def teacher_task(options: Distillation, loaded: LoadedUnCLIP, teacher: Stage) ->
 
 
 def exporter(student: Stage, options: Distillation) -> Callable[[TrainState], None]:
-    """State -> nothing: writes the student into the run directory."""
+    """Returns a function of the final state that exports the student to the run directory."""
 
     def export(state: TrainState) -> None:
         clip = options.run / "clip" if kind_of(student) is DECODER else None
@@ -139,7 +148,7 @@ def exporter(student: Stage, options: Distillation) -> Callable[[TrainState], No
 
 
 def shown(student: Stage, options: Distillation, examples: HostBatch) -> Measure | None:
-    """What is looked at while a decoder is distilled."""
+    """The evaluation of a student decoder: `examples` decoded from their own embeddings. None for an upsampler."""
     if kind_of(student) is not DECODER:
         return None
     clip = clip_jax.load(teacher_directory(options) / "clip")

@@ -1,4 +1,4 @@
-"""Which examples of a source something is measured on: a seeded draw over all of it, for a table may be sorted."""
+"""Seeded random subsets of a source, to measure something on: the first rows of a sorted table would be biased."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from train_jax.data import Source
 
 
 def drawn_indices(total: int, limit: int, seed: int) -> np.ndarray:
-    """`limit` of the indices 0 … total − 1, each at most once, in ascending order; all of them if there are no more.
+    """Draws `limit` of the indices 0 … `total` − 1 without replacement; all of them if `total` <= `limit`.
 
-    The draw depends on the three numbers alone.
+    A pure function of its arguments.
+
+    Returns:
+        Indices [min(limit, total)], int64, in ascending order.
     """
     if total <= limit:
         return np.arange(total)
@@ -18,7 +21,11 @@ def drawn_indices(total: int, limit: int, seed: int) -> np.ndarray:
 
 
 def drawn_examples(source: Source, limit: int, seed: int) -> dict[str, np.ndarray]:
-    """The examples of `drawn_indices`, field by field: arrays of as many rows. What only some have is left out."""
+    """The examples at `drawn_indices` as one batch.
+
+    Returns:
+        Field -> array [min(limit, len(source)), …]. A field that only some examples have, such as `bad`, is left out.
+    """
     examples = [source[int(i)] for i in drawn_indices(len(source), limit, seed)]
-    shared = [name for name in examples[0] if all(name in one for one in examples)]
-    return {name: np.stack([np.asarray(one[name]) for one in examples]) for name in shared}
+    shared = [name for name in examples[0] if all(name in example for example in examples)]
+    return {name: np.stack([np.asarray(example[name]) for example in examples]) for name in shared}

@@ -1,4 +1,4 @@
-"""What all recipes share: how one stage is trained to its end, and what its run directory knows of it."""
+"""Trains one stage to its last step, and reads what a run directory holds: checkpoints, digests of weights."""
 
 from __future__ import annotations
 
@@ -19,35 +19,45 @@ from unclip_jax.priors import Prior
 from unclip_jax.stage_configs import to_json
 from unclip_jax.stage_files import WEIGHTS
 
-# What a run cannot change when it goes on: its network, and the networks that it was trained against.
+# Config keys that `--extend` cannot change: the stage, its network, the networks it was trained against, the optimiser.
 FIXED = ("name", "config.model", "config.data.clip", "config.data.teacher", "optim.kind")
 
 
 class Plan(NamedTuple):
-    """What is special about training one stage."""
+    """What a recipe gives `train_stage` to train one stage.
+
+    Attributes:
+        task: initial parameters and loss.
+        model: config of the network as JSON, part of the run's identity.
+        export: writes the EMA weights of the final state to the run directory.
+        evaluate: metrics and pictures to log during training; None for none.
+    """
 
     task: Task
-    model: Mapping[str, Any]  # its architecture, part of the run's identity
-    export: Callable[[TrainState], None]  # writes the averaged weights for use
+    model: Mapping[str, Any]
+    export: Callable[[TrainState], None]
     evaluate: Measure | None = None
 
 
 def train_stage(
     name: str, training: StageTraining, plan: Plan, batches: Batches, options: RunOptions, *, data: Mapping[str, Any]
 ) -> TrainState:
-    """Train one stage to its end, from where it was, write its weights into the run directory, return its state.
+    """Trains one stage to its last step, resuming from its newest checkpoint if there is one, and exports its weights.
 
     Args:
-        name: of its directory, RUN/train/NAME.
-        training: its steps, batch and optimiser.
-        plan: what is trained and what becomes of it.
+        name: name of its directory, RUN/train/NAME.
+        training: number of steps, batch size and optimiser.
+        plan: task, export and evaluation.
         batches: step -> batch.
-        options: of the run: its directory, its seed, and how it begins or may change.
-        data: what of the data identifies the run, as JSON; digests of the networks it is trained against, too.
+        options: options of the run: directory, seed, and how it begins or may change.
+        data: what identifies the data, as JSON, with the digests of the networks that the stage is trained against.
+
+    Returns:
+        The final state.
 
     Raises:
-        UserError: what is there is of another run.
-        RunError: a fault on the way.
+        UserError: the directory holds a run with another config.
+        RunError: a fault during training, such as a full disk or a loss that stays NaN.
     """
     return fit(
         Run(
@@ -72,12 +82,15 @@ def train_stage(
 
 
 def variables_of(state: TrainState) -> dict[str, Any]:
-    """The averaged weights of a trained network, with what was measured, as the Flax variables that are exported."""
+    """Flax variables to export: the EMA parameters, with the collections of the model state (measured statistics)."""
     return {"params": state.ema_params, **state.model_state}
 
 
 def architecture(stage: Prior) -> dict[str, Any]:
-    """The config of a stage as part of a run's identity, as it always was: what it starts from belongs to the data."""
+    """The config of a stage as recorded in its run's identity, as JSON.
+
+    The input size of an upsampler is left out: it is recorded with the data (`low_res_size`) where it can be chosen.
+    """
     data = to_json(stage)
     if data["model"].get("low_res"):
         data["model"]["low_res"].pop("size")
@@ -85,22 +98,31 @@ def architecture(stage: Prior) -> dict[str, Any]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of the weights in the folder of a network: who was trained against them goes on with no others."""
+    """SHA-256 of the weights file in a network's folder; a stage trained against it goes on with the same one only."""
     return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 
 def stage_directory(run: Path, name: str) -> Path:
-    """Where a run directory keeps the checkpoints of a stage; a directory that holds checkpoints itself is one."""
+    """Directory of a stage in a run directory, RUN/train/NAME; or `run` itself, if it directly holds checkpoints."""
     return run if (run / "checkpoints").is_dir() else run / "train" / name
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """The steps that are saved in the directory of a stage."""
+    """Steps of the checkpoints in a stage's directory, unordered."""
     return [int(path.name) for path in directory.glob("checkpoints/*") if path.name.isdecimal()]
 
 
 def check_begin(begin: Begin, run: Path, stages: Sequence[str]) -> None:
-    """Raises UserError where a stage has nothing to begin from, or none of them anything to go on from."""
+    """Checks that there are checkpoints for `--begin-from` and `--extend`.
+
+    Args:
+        begin: how the run begins.
+        run: its directory.
+        stages: names of the stages that it trains.
+
+    Raises:
+        UserError: `begin_from` is not another run with checkpoints of every stage, or `extend` finds no checkpoint.
+    """
     other = begin.begin_from
     if other is None:
         if begin.extend and not any(saved_steps(run / "train" / name) for name in stages):

@@ -1,4 +1,4 @@
-"""What is measured of a stage while it is trained: retrieval, zero-shot accuracy, decoded pictures."""
+"""Evaluations during training: retrieval, zero-shot accuracy, decoded pictures."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ from unclip_jax.evaluation.shapes import retrieval
 from unclip_jax.stage import Stage
 from unclip_jax.tasks import encode, to_uint8
 
-PICTURES = 200  # of each split of the shapes world that a CLIP is measured on
+PICTURES = 200  # evaluated per split of the shapes world
 
 
 def shapes_retrieval(clip: CLIPConfig, tokenize: Tokenizer, options: RunOptions) -> Evaluation:
-    """How often a CLIP finds the caption of a picture of the shapes world, seen and held out."""
+    """Retrieval on the shapes world: the share of pictures whose caption a CLIP finds among all 192.
+
+    Logged as "retrieval/test" (combinations seen in training) and "retrieval/heldout".
+    """
 
     def measure(state: TrainState) -> dict[str, float]:
         weights, splits = joined(variables_of(state)), ("test", "heldout")
@@ -42,11 +45,11 @@ def shapes_retrieval(clip: CLIPConfig, tokenize: Tokenizer, options: RunOptions)
 
 
 def fashion_accuracy(clip: CLIPConfig, tokenize: Tokenizer, options: RunOptions) -> Evaluation:
-    """Loss, its floor and zero-shot accuracy on the test split of Fashion-MNIST.
+    """Contrastive loss, its lower bound ("floor") and zero-shot accuracy on the test split of Fashion-MNIST.
 
-    The loss and its floor are those of batches as in training, as both depend on how many captions a batch repeats:
-    with ten captions a batch of 128 holds each about thirteen times, so the loss cannot fall below 2.585 nats, the
-    entropy of which of the equal captions belongs to an image. A loss that stays at 2.6 is success.
+    Both losses are means over batches of the training size, since they depend on how often a batch repeats a caption:
+    with ten captions, a batch of 128 holds each about 13 times, so the loss cannot fall below 2.585 nats, the entropy
+    of which of the equal captions belongs to an image. A loss of 2.6 is therefore nearly perfect.
     """
     data = options.data
     assert isinstance(data, FashionData)
@@ -63,18 +66,18 @@ def fashion_accuracy(clip: CLIPConfig, tokenize: Tokenizer, options: RunOptions)
     def measure(state: TrainState) -> dict[str, float]:
         params = jax.device_get(state.ema_params)
         loaded = LoadedCLIP(CLIP(clip), {"params": params}, tokenize, preprocess)
-        found = [loss(params, batch(i)) for i in range(len(source) // batch_size)]
+        losses = [loss(params, batch(i)) for i in range(len(source) // batch_size)]
         features = image_features(loaded, list(test.images), batch_size=1000)
         right = accuracy(features, text_features(loaded, captions), test.labels, ks=(1,))[1]
-        means = {f"test/{name}": float(np.mean([one[name] for one in found])) for name in ("loss", "loss_floor")}
+        means = {f"test/{name}": float(np.mean([one[name] for one in losses])) for name in ("loss", "loss_floor")}
         return {**means, "test/accuracy": right}
 
     def report(state: TrainState) -> str:
-        found = measure(state)
-        above = found["test/loss"] - found["test/loss_floor"]
+        metrics = measure(state)
+        above = metrics["test/loss"] - metrics["test/loss_floor"]
         return (
-            f"test: loss {found['test/loss']:.3f}, {above:.3f} above its floor of {found['test/loss_floor']:.3f}; "
-            f"zero-shot accuracy {100 * found['test/accuracy']:.2f} % of {len(test.labels)} images, "
+            f"test: loss {metrics['test/loss']:.3f}, {above:.3f} above its floor of {metrics['test/loss_floor']:.3f}; "
+            f"zero-shot accuracy {100 * metrics['test/accuracy']:.2f} % of {len(test.labels)} images, "
             f"{len(captions)} captions"
         )
 
@@ -82,13 +85,13 @@ def fashion_accuracy(clip: CLIPConfig, tokenize: Tokenizer, options: RunOptions)
 
 
 def decoded_examples(stage: Stage, clip: LoadedCLIP, examples: HostBatch) -> Evaluation:
-    """A few training examples decoded from their own embeddings: a grid, real above decoded.
+    """Draws a few training examples from their own CLIP embeddings: a grid, originals above, decoded pictures below.
 
     Args:
         stage: the decoder.
-        clip: what it is conditioned by.
-        examples: fields "tokens", "image", uint8 [N, H, W, 3], H a multiple of the decoder's size, and "clip_image" if
-            CLIP sees others.
+        clip: the CLIP that conditions it.
+        examples: fields "tokens", int32 [N, L]; "image", uint8 [N, H, H, 3], H a multiple of the decoder's image size;
+            and "clip_image", uint8, if CLIP reads pictures of another size.
     """
     images, size = examples["image"], stage.sample_shape[0]
     seen = jnp.asarray(examples.get("clip_image", images))

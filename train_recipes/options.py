@@ -1,4 +1,4 @@
-"""What can be said on the command line of `train.py`: a preset is a value of one of these classes, a field a flag."""
+"""Option dataclasses of `train.py`: a preset holds an instance; every field is a flag, its docstring the help text."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ class StageTraining:
     """How one stage is trained."""
 
     model: str
-    """Row of the preset table."""
+    """Model preset: of clip_jax for a CLIP, of unclip_jax for other stages."""
     num_steps: int
+    """Number of training steps."""
     batch_size: int
+    """Examples per step, over all devices."""
     optim: OptimConfig
     log_every: int = 20
+    """Steps between log entries."""
     save_every: int = 500
+    """Steps between checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Begin):
-    """What every run has: where it goes, its seed, how it begins, and what it is trained on."""
+    """Options of every run: directory, seed, data, and how it begins."""
 
     run: Path
     """Run directory: every stage's weights, checkpoints and logs."""
     seed: int = 0
+    """Seed of initial weights, order of examples and noise; 0 to 2**32 - 1."""
     data: Data
 
     def training(self, stage: str) -> StageTraining:
@@ -38,49 +43,49 @@ class RunOptions(Begin):
         return getattr(self, stage)
 
     def prefix(self, stage: str) -> str:
-        """What comes before the flags of this stage in an error line: "decoder.", or nothing where it is alone."""
+        """Prefix of the stage's flags, such as "decoder."; "" in a run of one stage."""
         return f"{stage}."
 
     @property
     def stored_as(self) -> str | None:
-        """The dtype of the weights that are written; None for that of the training."""
+        """The dtype of the exported weights; None: the dtype of training."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SystemOptions(RunOptions):
-    """A run whose networks are stored for `sample.py`."""
+    """A run that exports networks for `sample.py`."""
 
     weights: Literal["float32", "float16"] = "float32"
-    """How the finished weights are stored; float16 halves the files."""
+    """dtype of the exported weights; float16 halves the files."""
 
     @property
     def stored_as(self) -> str | None:
-        """As the flag says."""
+        """The dtype of the exported weights, `weights`."""
         return self.weights
 
 
 @dataclass(frozen=True)
 class Alone(StageTraining):
-    """The flags of a run of one stage are those of its training."""
+    """A run of one stage: the stage's training options are flags without a prefix."""
 
     def training(self, stage: str) -> Any:
-        """This one, for there is no other."""
+        """These options themselves, whatever the name of the stage."""
         return self
 
     def prefix(self, stage: str) -> str:
-        """Nothing: there is no other stage to tell it from."""
+        """The empty prefix."""
         return ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverCLIP:
-    """What is built over a CLIP that is trained already."""
+    """Options of stages over a CLIP that is trained already."""
 
     clip: str = ""
-    """The CLIP it is built on: a directory, file or name that clip_jax.load takes; kept in the run directory."""
+    """The pretrained CLIP: a directory, file or name for clip_jax.load. It is copied into the run directory."""
     factor: int = 4
-    """Of an upsampler: how much larger its pictures are than what it starts from."""
+    """Upsampling factor: side of an upsampler's output divided by that of its input. Other stages ignore it."""
 
 
 # Runs of one stage
@@ -108,21 +113,21 @@ class OneBertCLIP(OneCLIP):
     vocab: Path | None = None
     """WordPiece vocabulary: BERT's vocab.txt or tokenizer.json."""
     context_length: int = 64
-    """Tokens of a caption, start and end included; BERT has positions for 512, but long rows cost time."""
+    """Tokens per caption, start and end tokens included; BERT allows 512, but long captions cost time."""
     learned_temperature: bool = False
-    """Whether the temperature is learned, from 0.07."""
+    """Learn the temperature, starting from 0.07; otherwise it is fixed there."""
     image_weights: Path | None = None
-    """Start of the image tower: a file of torchvision's resnet50."""
+    """Pretrained weights of the image tower: a file of torchvision's resnet50."""
     text_weights: Path | None = None
-    """Start of the text tower: a file of Hugging Face's bert-base-uncased."""
+    """Pretrained weights of the text tower: a file of Hugging Face's bert-base-uncased."""
 
 
-# Whole systems: their stages are fields, in the order in which they need each other
+# Whole systems: their stages are fields, in training order
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeSystem(SystemOptions):
-    """CLIP, prior, decoder and upsampler, each trained with those before it."""
+    """CLIP, prior, decoder and upsampler; all are trained, one after the other."""
 
     clip: StageTraining
     prior: StageTraining
@@ -141,13 +146,13 @@ class Cascade(OverCLIP, SystemOptions):
 
 @dataclass(frozen=True)
 class Distillation(Alone, SystemOptions):
-    """Rounds of progressive distillation, each trained alike."""
+    """Rounds of progressive distillation, all with the same training options."""
 
     model: str
-    """What is distilled: decoder, upsampler_0, …"""
+    """Stage to distil: decoder, upsampler_0, …"""
     teacher: Path | None = None
     """Run directory of the trained system; None: the weights that come with the package."""
     rounds: tuple[int, ...] = (8, 4)
-    """Steps of the students, each half of the one before; the teacher of the first takes twice as many, guided."""
+    """Sampling steps of the students, each half of the one before; the first teacher takes twice as many, guided."""
     drop_text: float = 0.2
-    """How often the decoder is taught to draw from the image embedding alone."""
+    """Probability of dropping the caption, so that the decoder learns to draw from the image embedding alone."""

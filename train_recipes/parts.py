@@ -1,4 +1,4 @@
-"""What a row of `presets.PRESETS` is made of: a preset has parts, each a stage that is trained, beside its options."""
+"""The types that a preset is made of: its parts (each a stage that is trained), its recipe and its evaluations."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ from train_recipes.options import RunOptions, StageTraining
 from train_recipes.pictures import Seen
 from unclip_jax.degrade import BSRConfig, DegradeConfig
 
-Measure = Callable[[TrainState], Mapping[str, Any]]  # scalars and pictures to log
+Measure = Callable[[TrainState], Mapping[str, Any]]  # name -> scalar or uint8 image [H, W, 3] to log
 Weights = Mapping[str, Any]
 
 
 class Evaluation(NamedTuple):
-    """What is measured of a stage, now and then while it is trained, and said of it at its end."""
+    """How a stage is evaluated.
+
+    Attributes:
+        measure: metrics and pictures to log during training and at its end.
+        report: a line to print at the end of training; None for none.
+    """
 
     measure: Measure
     report: Callable[[TrainState], str] | None = None
@@ -32,11 +37,11 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """One stage of a recipe, beside how it is trained.
+    """One stage of a preset; how it is trained is in the preset's options.
 
     Attributes:
-        name: of its directory under RUN/train, and of the field of its training in a whole system.
-        folder: where its finished weights go, under the run directory.
+        name: name of its directory RUN/train/NAME, and of the field of a whole system's options that trains it.
+        folder: folder of the run directory that its exported weights go to.
     """
 
     name: str
@@ -44,13 +49,13 @@ class Part:
 
 
 class Built(NamedTuple):
-    """A CLIP that is to be trained.
+    """A CLIP to train.
 
     Attributes:
         config: its architecture.
-        tokenizer: captions of the training split -> its tokenizer.
-        start: flat variables that it starts from, where it does not start from drawn ones.
-        identity: what of its options identifies a run, as JSON.
+        tokenizer: captions of the training split -> tokenizer.
+        start: pretrained variables, flat (path -> array); the others are randomly initialised.
+        identity: the options that identify a run beside the config, as JSON.
     """
 
     config: CLIPConfig
@@ -64,9 +69,9 @@ class CLIPPart(Part):
     """A CLIP as a part of a recipe.
 
     Attributes:
-        build: (options of the run, its own training, the prefix of its flags) -> the CLIP. Raises UserError for a model
-            that cannot be trained so.
-        evaluate: (config, tokenizer, options of the run) -> what is measured of it.
+        build: (options of the run, training options of the CLIP, prefix of its flags) -> the CLIP. It raises UserError
+            if the model does not fit the recipe.
+        evaluate: (config, tokenizer, options of the run) -> its evaluation.
     """
 
     build: Callable[[Any, StageTraining, str], Built]
@@ -75,17 +80,17 @@ class CLIPPart(Part):
 
 @dataclass(frozen=True)
 class Kind:
-    """What a network of unCLIP is for, and how one like it is trained.
+    """A kind of unCLIP stage (a kind of prior, the decoder or an upsampler), and how stages of this kind are trained.
 
     Attributes:
-        called: in an error line.
-        holds: whether a preset of `unclip_jax.presets` is of this kind.
-        seen: (stage, how CLIP is shown pictures) -> which pictures it is given.
-        task: (part, stage, the CLIP's config and weights, examples to take statistics from; None for shapes alone) ->
-            what is trained.
-        statistics: whether the task takes statistics of the training data.
-        draws: whether it draws pictures.
-        low_res: whether it draws them from smaller ones.
+        called: its name in error messages, with article.
+        holds: stage -> whether it is of this kind.
+        seen: (stage, preprocessing of CLIP) -> which pictures the stage reads.
+        task: (part, stage, config of the CLIP, weights of the CLIP, examples for statistics) -> the task. With None
+            for the examples the statistics are blank, which is enough for tracing.
+        statistics: whether the task needs statistics of the training data.
+        draws: whether the stage draws pictures.
+        low_res: whether it upsamples a low-resolution picture.
     """
 
     called: str
@@ -102,11 +107,11 @@ class StagePart(Part):
     """A stage of unCLIP as a part of a recipe.
 
     Attributes:
-        kind: what it is for.
-        needs: folders of the run directory whose networks it is trained against; their digests identify its run.
-        factor: of an upsampler: how much larger its pictures are than what it starts from; None: as `--factor` says.
-        degrade: how the pictures that an upsampler starts from are spoilt.
-        evaluate: (stage, CLIP, a few examples) -> what is measured of it.
+        kind: prior, decoder or upsampler.
+        needs: folders of the run directory with the networks it is trained against; their digests identify its run.
+        factor: upsampling factor of an upsampler; None: the flag `--factor`.
+        degrade: degradation of the low-resolution input of an upsampler in training.
+        evaluate: (stage, CLIP, a few examples) -> its evaluation.
     """
 
     kind: Kind
@@ -117,7 +122,12 @@ class StagePart(Part):
 
 
 class Recipe(NamedTuple):
-    """How the presets of one family are checked and trained: both take a preset's name, itself and its options."""
+    """How presets of one family are checked and trained.
+
+    Attributes:
+        check: (name of the preset, preset, options) -> None; raises UserError before anything is written.
+        train: (name of the preset, preset, options) -> None.
+    """
 
     check: Callable[[str, Preset, Any], None]
     train: Callable[[str, Preset, Any], None]
@@ -128,12 +138,12 @@ class Preset:
     """A row of the table.
 
     Attributes:
-        recipe: of its family.
-        about: what it is, in a line.
-        options: the values of its flags.
-        clip: the CLIP that is trained, first where there are other stages; None for none.
-        stages: the other stages that are trained, one after the other.
-        after: the preset that trains what these stages need, if no flag names that.
+        recipe: how it is checked and trained.
+        about: its description in `train.py --help`, one line.
+        options: its flags with their defaults.
+        clip: the CLIP that is trained before the other stages; None for none.
+        stages: the other stages that are trained, in this order.
+        after: preset to train first, which the message for a missing CLIP names; "" where `--clip` gives the CLIP.
     """
 
     recipe: Recipe
@@ -145,5 +155,5 @@ class Preset:
 
     @property
     def names(self) -> list[str]:
-        """Of all parts, in the order in which they are trained."""
+        """Names of all parts, in training order."""
         return [part.name for part in ([self.clip] if self.clip else []) + list(self.stages)]

@@ -1,4 +1,4 @@
-"""Pictures with their captions' tokens, as a random-access source that is trained on."""
+"""Which pictures a stage reads in training, and a random-access source of them with the tokens of their captions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from clip_jax.images import Preprocess, open_image
 
 
 class Seen(NamedTuple):
-    """Which pictures a stage is given.
+    """Which pictures a stage reads in training.
 
     Attributes:
-        size: side of the pictures that it draws; None for a stage that draws none.
-        preprocess: what CLIP makes of a picture; None for a stage that CLIP tells nothing about.
+        size: side in pixels of the pictures that the stage learns to draw; None for a CLIP or a prior.
+        preprocess: preprocessing of the CLIP that the stage is, or is conditioned by; None for an upsampler.
     """
 
     size: int | None
@@ -28,23 +28,23 @@ class Seen(NamedTuple):
     def sides(self) -> dict[str, tuple[int, int]]:
         """(side, channels) of the pictures of an example, by the name of their field.
 
-        "image" is what the stage draws, with "clip_image", what CLIP sees, beside it; or, where it draws nothing, what
-        CLIP sees.
+        For a decoder, "image" is the picture it draws and "clip_image" the same picture as CLIP reads it. An upsampler
+        has "image" only. For a CLIP or a prior, "image" is the picture as CLIP reads it.
         """
-        found: dict[str, tuple[int, int]] = {}
+        fields: dict[str, tuple[int, int]] = {}
         if self.preprocess is not None:
             name = "image" if self.size is None else "clip_image"
-            found[name] = (self.preprocess.size, len(self.preprocess.config.mean))
+            fields[name] = (self.preprocess.size, len(self.preprocess.config.mean))
         if self.size is not None:
-            found["image"] = (self.size, 3)
-        return found
+            fields["image"] = (self.size, 3)
+        return fields
 
 
 class Pictures:
-    """Pictures and tokens as a random-access source; a picture is opened and resized when it is asked for."""
+    """A random-access source of pictures and tokens; a picture is opened and resized on access."""
 
     def __init__(self, pictures: Sequence[Any], tokens: Int[np.ndarray, "N L"], seen: Seen):
-        """The source of N pictures, each as `open_image` takes it, and of the tokens of their captions."""
+        """Makes a source of N pictures, each an argument of `open_image`, and the tokens of their captions [N, L]."""
         self.pictures, self.tokens, self.seen = pictures, tokens, seen
 
     def __len__(self) -> int:
@@ -55,11 +55,12 @@ class Pictures:
 
         Returns:
             tokens: int32 [L].
-            image: uint8 [size, size, 3], the square in the middle of the picture; or what CLIP sees, without a size.
-            clip_image: uint8, what CLIP sees, where there is a size too.
+            image: uint8 [size, size, 3], the central square of the picture, resized; if `seen.size` is None, the
+                picture as CLIP reads it, uint8, before normalisation.
+            clip_image: the picture as CLIP reads it, uint8; only if `seen` has both a size and a preprocessing.
 
         Raises:
-            UserError: the picture cannot be read; the line begins with its name.
+            UserError: the picture cannot be read; the message begins with its name.
         """
         picture = open_image(self.pictures[index])
         example: dict[str, Any] = {"tokens": self.tokens[index]}
@@ -73,7 +74,11 @@ class Pictures:
 
 
 def clip_preprocess(clip: CLIPConfig) -> Preprocess:
-    """How a CLIP wants to be shown pictures. Raises UserError for one without an image tower."""
+    """The image preprocessing of a CLIP.
+
+    Raises:
+        UserError: the CLIP has no image tower.
+    """
     if clip.vision is None:
         raise UserError("this CLIP has no image tower, and sees no pictures")
     return Preprocess(clip.preprocess, clip.vision.image_size)

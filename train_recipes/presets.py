@@ -1,7 +1,8 @@
-"""Everything that `train.py` trains: `PRESETS`, a row for each name.
+"""The preset table of `train.py`: `PRESETS`, one row per name.
 
-A row says which recipe trains it, what it is in a line, the values of its flags, and its parts, one after the other.
-The numbers of a stage stand once, in the rows of `StageTraining`, for a stage alone and as a part of a whole system.
+A row names the recipe, a description for `--help`, the defaults of the flags, and the stages in training order. The
+hyperparameters of a stage stand once, in a `StageTraining`, which the preset of the stage alone and the preset of the
+whole system share.
 """
 
 # ruff: noqa: E501 - a row is a line
@@ -32,16 +33,16 @@ from unclip_jax.degrade import BSRConfig, DegradeConfig
 
 
 def small(lr: float, **rest: Any) -> OptimConfig:
-    """Of the shapes world's networks: AdamW, or Muon where the row says so."""
+    """For the networks of the shapes world: AdamW, or Muon with `kind="muon"`."""
     common = {"ema_decay": 0.995, "warmup_steps": 50, "weight_decay": 0.01, "final_lr_fraction": 0.02}
     return OptimConfig(lr=lr, **(common | rest))
 
 
 def table3(lr: float, b2: float, eps: float, weight_decay: float = 0.0) -> OptimConfig:
-    """AdamW as in Table 3 of Ramesh et al. 2022, with β1 = 0.9 and an average of 0.9999.
+    """AdamW as in Table 3 of Ramesh et al. 2022, with β1 = 0.9 and an EMA decay of 0.9999.
 
-    The table says nothing of a warm-up, a decay of the rate or a limit on the gradient: the rate is constant after 5000
-    steps of warm-up, and the limit is this project's usual 1.
+    The table gives no warm-up, learning-rate schedule or gradient clipping. Here the learning rate is constant after a
+    warm-up of 5000 steps, and gradients are clipped at `OptimConfig`'s default, a global norm of 1.
     """
     return OptimConfig(
         lr=lr, b2=b2, eps=eps, ema_decay=0.9999, weight_decay=weight_decay, schedule="constant", warmup_steps=5000
@@ -49,12 +50,15 @@ def table3(lr: float, b2: float, eps: float, weight_decay: float = 0.0) -> Optim
 
 
 def smaller(lr: float, **rest: Any) -> OptimConfig:
-    """Of the paper's networks, made small enough for one accelerator."""
+    """For the networks of small-64: the paper's, made small enough for one accelerator."""
     return OptimConfig(lr=lr, **({"b2": 0.999, "ema_decay": 0.9999, "warmup_steps": 1000} | rest))
 
 
 def bert(lr: float, warmup_steps: int) -> OptimConfig:
-    """Warmed up, since a whole BERT is trained. Not averaged: running statistics are those of the latest weights."""
+    """For a CLIP with a BERT and batch norms: with warm-up, and without EMA.
+
+    An EMA of the weights would not fit the running statistics of the batch norms, which belong to the latest weights.
+    """
     return OptimConfig(lr=lr, warmup_steps=warmup_steps, b2=0.999, ema_decay=0.0)
 
 
@@ -63,12 +67,12 @@ ADAM = OptimConfig(lr=1e-3, warmup_steps=0, schedule="constant", b2=0.999, clip_
 # How each stage is trained
 
 # fmt: off
-# Few dimensions and much decay are what makes CLIP's embeddings add up: in 64, or with a decay of 0.1, a pair that was
-# never seen lies further off the sum of its colour and its shape, and the decoder takes it for one that it knows. Decay
-# helps the decoder with unseen pairs in the same way; with 1.0 it learns no shapes. Without so much of it the
-# autoregressive prior learns the pairs by heart: CLIP then reads 100 / 71 % (seen / held-out) of its embeddings right
-# after 1500 steps.
-#                                    network                      steps batch optimiser
+# A joint space of few dimensions (16) and strong weight decay make CLIP's embeddings additive: with 64 dimensions, or a
+# weight decay of 0.1, the embedding of an unseen pair of colour and shape lies further from the sum of the two, and the
+# decoder draws a pair seen in training instead (docs/decisions/006). Weight decay helps the decoder with unseen pairs,
+# too; with 1.0 it learns no shapes. With less weight decay the autoregressive prior memorises the seen pairs: after
+# 1500 steps CLIP reads 100 / 71 % (seen / held-out) of its embeddings correctly.
+#                                    model preset                 steps batch optimiser
 SHAPES_CLIP           = StageTraining("shapes-narrow",             1000,   64, small(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=3.0))
 SHAPES_PRIOR          = StageTraining("shapes-prior",               800,   64, small(2e-3, kind="muon"))
 SHAPES_AR_PRIOR       = StageTraining("shapes-ar-prior",            800,   64, small(1e-3, weight_decay=3.0))
@@ -77,8 +81,8 @@ SHAPES_DECODER        = StageTraining("shapes-decoder",            1800,   16, s
 SHAPES_UPSAMPLER      = StageTraining("shapes-upsampler",           600,   32, small(2e-3))
 SHAPES_UPSAMPLER_1    = StageTraining("shapes-upsampler_1",         600,   16, small(2e-3))
 
-# With time enough the decoder composes anyway, and the narrow CLIP becomes too good: in 2400 steps its text embeddings
-# come to lie so near to the images' that in their place they are drawn as well, and the prior has nothing left to do.
+# With enough steps the decoder draws unseen pairs anyway. And after 2400 steps the text embeddings of the narrow CLIP lie
+# so close to its image embeddings that the decoder draws from them equally well, which leaves the prior nothing to do.
 LONG_CLIP             = StageTraining("shapes",                    2400,   64, small(1.2e-3, ema_decay=0.99, b2=0.98, weight_decay=0.1))
 LONG_PRIOR            = StageTraining("shapes-prior",              4000,   64, small(2e-3, kind="muon"))
 LONG_DECODER          = StageTraining("shapes-decoder-guided",     5000,   16, small(4e-3, kind="muon"))
@@ -106,8 +110,8 @@ CAPTIONS_PRIOR        = StageTraining("tiny-captions-prior",          4,    8, s
 CAPTIONS_DECODER      = StageTraining("tiny-captions-decoder",        4,    8, smaller(1e-3, warmup_steps=2, ema_decay=0.9), log_every=2, save_every=2)
 CAPTIONS_UPSAMPLER_0  = StageTraining("tiny-captions-upsampler",      4,    8, smaller(1e-3, warmup_steps=2, ema_decay=0.9), log_every=2, save_every=2)
 
-# What the parts of a run are
-#                               RUN/train/…       RUN/…             kind
+# Parts: stages with the folders of their checkpoints and of their exported weights
+#                               RUN/train/…       RUN/…             builder or kind
 CLIP                 = CLIPPart("clip",           "clip",           clip.with_learned_tokens, evaluate=shapes_retrieval)
 FASHION_CLIP         = CLIPPart("clip",           "clip",           clip.of_grey_pictures, evaluate=fashion_accuracy)
 BERT_CLIP            = CLIPPart("clip",           "clip",           clip.with_bert)
@@ -125,18 +129,18 @@ SHAPES_DOUBLES_1    = StagePart("upsampler_1",    "upsampler_1",    unclip.UPSAM
 
 
 def in_shapes(training: StageTraining, data: ShapesData = ShapesData()) -> OneStage:  # noqa: B008 - a frozen value
-    """One stage for the system in runs/shapes."""
+    """Options to train one stage of the system in runs/shapes."""
     return OneStage(**vars(training), run=Path("runs/shapes"), data=data)
 
 
 def in_tiny(training: StageTraining, resolution: int = 32) -> OneStage:
-    """One stage for the system in runs/tiny."""
+    """Options to train one stage of the system in runs/tiny."""
     data = ShapesData(resolution=resolution, train_examples=64)
     return OneStage(**vars(training), run=Path("runs/tiny"), data=data)
 
 
 def over_clip(training: StageTraining, run: str) -> OneStageOverCLIP:
-    """One stage for a system on captions, over a CLIP that is trained already."""
+    """Options to train one stage on your own captioned pictures, over a pretrained CLIP."""
     return OneStageOverCLIP(**vars(training), run=Path(run), data=CaptionData())
 
 
@@ -150,45 +154,45 @@ PRESETS: dict[str, Preset] = {
     ),
     "shapes-long": Preset(
         unclip.RECIPE,
-        "the same with more steps, most of them the decoder's",
+        "shapes with more steps, most of them for the decoder",
         WholeSystem(clip=LONG_CLIP, prior=LONG_PRIOR, decoder=LONG_DECODER, upsampler=LONG_UPSAMPLER, run=Path("runs/shapes-long"), data=ShapesData(), weights="float16"),
         CLIP, (PRIOR, SHAPES_DECODES, SHAPES_DOUBLES),
     ),
     "tiny": Preset(
         unclip.RECIPE,
-        "the same in a minute or two, to see that it runs: the pictures are noise",
+        "smoke test of shapes in a minute or two, with tiny networks: the pictures are noise",
         WholeSystem(clip=TINY_CLIP, prior=TINY_PRIOR, decoder=TINY_DECODER, upsampler=TINY_UPSAMPLER, run=Path("runs/tiny"), data=ShapesData(resolution=32, train_examples=64)),
         CLIP, (PRIOR, SHAPES_DECODES, SHAPES_DOUBLES),
     ),
-    #                               recipe         what it is                                             flags                             parts
+    #                               recipe         description                                            flags                             parts
     "shapes-clip":           Preset(clip.RECIPE,   "the clip stage of shapes alone",                      in_shapes(SHAPES_CLIP),           CLIP),
     "shapes-prior":          Preset(unclip.RECIPE, "the prior stage of shapes alone",                     in_shapes(SHAPES_PRIOR),          stages=(PRIOR,),            after="shapes-clip"),
     "shapes-decoder":        Preset(unclip.RECIPE, "the decoder stage of shapes alone",                   in_shapes(SHAPES_DECODER),        stages=(SHAPES_DECODES,),   after="shapes-clip"),
     "shapes-upsampler":      Preset(unclip.RECIPE, "the upsampler stage of shapes alone",                 in_shapes(SHAPES_UPSAMPLER),      stages=(SHAPES_DOUBLES,),   after="shapes-clip"),
-    "shapes-ar-prior":       Preset(unclip.RECIPE, "an autoregressive prior for a run of shapes, beside its own", in_shapes(SHAPES_AR_PRIOR), stages=(AR_PRIOR,),       after="shapes-clip"),
-    "shapes-one-step-prior": Preset(unclip.RECIPE, "a prior of one forward pass (ECLIPSE), likewise",     in_shapes(SHAPES_ONE_STEP_PRIOR), stages=(ONE_STEP_PRIOR,),   after="shapes-clip"),
+    "shapes-ar-prior":       Preset(unclip.RECIPE, "an autoregressive prior for a run of shapes, beside its own diffusion prior", in_shapes(SHAPES_AR_PRIOR), stages=(AR_PRIOR,),       after="shapes-clip"),
+    "shapes-one-step-prior": Preset(unclip.RECIPE, "a one-step prior (ECLIPSE) for a run of shapes, beside its own diffusion prior", in_shapes(SHAPES_ONE_STEP_PRIOR), stages=(ONE_STEP_PRIOR,),   after="shapes-clip"),
     "shapes-upsampler_1":    Preset(unclip.RECIPE, "a second upsampler for shapes, to 128 pixels",        in_shapes(SHAPES_UPSAMPLER_1, ShapesData(resolution=128, train_examples=4000)), stages=(SHAPES_DOUBLES_1,), after="shapes-clip"),
     "tiny-clip":             Preset(clip.RECIPE,   "the clip stage of tiny alone",                        in_tiny(TINY_CLIP),               CLIP),
     "tiny-prior":            Preset(unclip.RECIPE, "the prior stage of tiny alone",                       in_tiny(TINY_PRIOR),              stages=(PRIOR,),            after="tiny-clip"),
     "tiny-decoder":          Preset(unclip.RECIPE, "the decoder stage of tiny alone",                     in_tiny(TINY_DECODER),            stages=(SHAPES_DECODES,),   after="tiny-clip"),
     "tiny-upsampler":        Preset(unclip.RECIPE, "the upsampler stage of tiny alone",                   in_tiny(TINY_UPSAMPLER),          stages=(SHAPES_DOUBLES,),   after="tiny-clip"),
-    "tiny-ar-prior":         Preset(unclip.RECIPE, "the ar-prior of tiny alone",                          in_tiny(TINY_AR_PRIOR),           stages=(AR_PRIOR,),         after="tiny-clip"),
-    "tiny-one-step-prior":   Preset(unclip.RECIPE, "the one-step-prior of tiny alone",                    in_tiny(TINY_ONE_STEP_PRIOR),     stages=(ONE_STEP_PRIOR,),   after="tiny-clip"),
+    "tiny-ar-prior":         Preset(unclip.RECIPE, "an autoregressive prior for a run of tiny",           in_tiny(TINY_AR_PRIOR),           stages=(AR_PRIOR,),         after="tiny-clip"),
+    "tiny-one-step-prior":   Preset(unclip.RECIPE, "a one-step prior (ECLIPSE) for a run of tiny",        in_tiny(TINY_ONE_STEP_PRIOR),     stages=(ONE_STEP_PRIOR,),   after="tiny-clip"),
     "tiny-upsampler_1":      Preset(unclip.RECIPE, "a second upsampler for tiny, to 64 pixels",           in_tiny(TINY_UPSAMPLER_1, resolution=64), stages=(SHAPES_DOUBLES_1,), after="tiny-clip"),
 
-    # Fewer steps. The student starts as its teacher, so its rate is lower than the teacher's was.
+    # Progressive distillation. The student starts from the teacher's weights, so its learning rate is lower.
     "shapes-distill": Preset(
         distill.RECIPE,
-        "a decoder of 4 steps without guidance, taught by that of shapes",
+        "the decoder of a shapes system distilled to 4 steps without guidance",
         Distillation("decoder", 400, 16, small(1e-3, kind="muon"), run=Path("runs/shapes-distill"), data=ShapesData()),
     ),
     "tiny-distill": Preset(
         distill.RECIPE,
-        "the same of tiny, to see that it runs",
+        "smoke test of shapes-distill, on a run of tiny",
         Distillation("decoder", 4, 8, small(1e-3, warmup_steps=2), log_every=2, save_every=2, run=Path("runs/tiny-distill"), teacher=Path("runs/tiny"), data=ShapesData(resolution=32, train_examples=64)),
     ),
 
-    # unCLIP on captions of one's own
+    # unCLIP on your own captioned pictures
     "small-64": Preset(
         unclip.RECIPE,
         "prior, decoder of 64 pixels and upsampler to 256 on captions of your own, for one accelerator",
@@ -197,15 +201,15 @@ PRESETS: dict[str, Preset] = {
     ),
     "tiny-captions": Preset(
         unclip.RECIPE,
-        "the same with tiny networks and 4 steps each, to see that it runs",
+        "smoke test of small-64: tiny networks, 4 steps per stage",
         Cascade(prior=CAPTIONS_PRIOR, decoder=CAPTIONS_DECODER, upsampler_0=CAPTIONS_UPSAMPLER_0, factor=2, run=Path("runs/tiny-captions"), data=CaptionData()),
         stages=(PRIOR, DECODER, UPSAMPLER_0),
     ),
-    #                            recipe         what it is                          flags                                            parts
-    "dalle2-prior":       Preset(unclip.RECIPE, "the prior stage of the paper",       over_clip(DALLE2_PRIOR, "runs/dalle2"),        stages=(PRIOR,)),
-    "dalle2-decoder":     Preset(unclip.RECIPE, "the decoder stage of the paper",     over_clip(DALLE2_DECODER, "runs/dalle2"),      stages=(DECODER,)),
-    "dalle2-upsampler_0": Preset(unclip.RECIPE, "the upsampler_0 stage of the paper", over_clip(DALLE2_UPSAMPLER_0, "runs/dalle2"),  stages=(UPSAMPLER_0,)),
-    "dalle2-upsampler_1": Preset(unclip.RECIPE, "the upsampler_1 stage of the paper", over_clip(DALLE2_UPSAMPLER_1, "runs/dalle2"),  stages=(UPSAMPLER_1,)),
+    #                            recipe         description                            flags                                         parts
+    "dalle2-prior":       Preset(unclip.RECIPE, "the prior stage of DALL-E 2",        over_clip(DALLE2_PRIOR, "runs/dalle2"),        stages=(PRIOR,)),
+    "dalle2-decoder":     Preset(unclip.RECIPE, "the decoder stage of DALL-E 2",      over_clip(DALLE2_DECODER, "runs/dalle2"),      stages=(DECODER,)),
+    "dalle2-upsampler_0": Preset(unclip.RECIPE, "the upsampler_0 stage of DALL-E 2",  over_clip(DALLE2_UPSAMPLER_0, "runs/dalle2"),  stages=(UPSAMPLER_0,)),
+    "dalle2-upsampler_1": Preset(unclip.RECIPE, "the upsampler_1 stage of DALL-E 2",  over_clip(DALLE2_UPSAMPLER_1, "runs/dalle2"),  stages=(UPSAMPLER_1,)),
     "small-prior":        Preset(unclip.RECIPE, "the prior stage of small-64",        over_clip(SMALL_PRIOR, "runs/small-64"),       stages=(PRIOR,)),
     "small-decoder":      Preset(unclip.RECIPE, "the decoder stage of small-64",      over_clip(SMALL_DECODER, "runs/small-64"),     stages=(DECODER,)),
     "small-upsampler_0":  Preset(unclip.RECIPE, "the upsampler_0 stage of small-64",  over_clip(SMALL_UPSAMPLER_0, "runs/small-64"), stages=(UPSAMPLER_0,)),
@@ -219,13 +223,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "resnet50-bert": Preset(
         clip.RECIPE,
-        "ResNet-50 and BERT-base on pictures with captions of your own (an accelerator's work)",
+        "ResNet-50 and BERT-base on pictures with captions of your own (needs an accelerator)",
         OneBertCLIP("resnet50_bert_base", 10_000, 32, bert(1e-4, 1000), run=Path("runs/resnet50-bert"), data=CaptionData()),
         BERT_CLIP,
     ),
     "tiny-resnet-bert": Preset(
         clip.RECIPE,
-        "the same with towers of a few thousand parameters, to see that it runs",
+        "smoke test of resnet50-bert: towers of a few thousand parameters",
         OneBertCLIP("tiny_resnet_bert", 8, 8, bert(1e-3, 2), log_every=2, save_every=4, context_length=32, run=Path("runs/tiny-resnet-bert"), data=CaptionData()),
         BERT_CLIP,
     ),

@@ -1,4 +1,4 @@
-"""A sheet of pictures that a finished system draws, for people to look at."""
+"""The contact sheet of pictures that a system draws at the end of its training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from unclip_jax.diffusion.keys import sample_keys
 from unclip_jax.pictures import contact_sheet, save_png
 from unclip_jax.tasks import to_uint8
 
-FOR_EACH = 4  # pictures of a prompt
+FOR_EACH = 4  # pictures per prompt
 
 
 def draw_sheet(run: Path, prompts: Sequence[str]) -> Path:
-    """Four pictures for each prompt, by the system in the run directory: `run/samples.png`."""
+    """Draws four pictures per prompt with the system in a run directory, and saves them as RUN/samples.png.
+
+    Returns:
+        The path of the contact sheet.
+    """
     loaded = pipeline.load(run)
     captions = [prompt for prompt in prompts for _ in range(FOR_EACH)]
     keys = sample_keys(jax.random.key(0), jnp.arange(len(captions)))

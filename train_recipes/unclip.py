@@ -1,7 +1,8 @@
-"""unCLIP: prior, decoder and upsamplers over a CLIP, each trained by itself, in any order, from any kind of source.
+"""The recipe of unCLIP: trains prior, decoder and upsamplers over a CLIP, each by itself and in any order.
 
-A run directory is filled stage by stage; with CLIP, prior and decoder in it, `sample.py --run` draws from it. The CLIP
-is trained first (the shapes world), or is there already, or is named (`--clip`) and copied into the run directory.
+Every stage exports its weights to a folder of the run directory. Once the directory holds a CLIP, a prior and a
+decoder, `sample.py --run` draws from it. The CLIP is trained first (presets of whole systems of the shapes world), or
+is in the run directory already, or is a pretrained one (`--clip`) that is copied into it.
 """
 
 from __future__ import annotations
@@ -41,34 +42,40 @@ from unclip_jax.seams import cascade_with, check_seams, drawn, starting_from, st
 from unclip_jax.stage import Stage
 from unclip_jax.variables import Variables
 
-MEASURED = 256  # examples that the error of a finished prior is measured on, for its analytic variance
-SHOWN = 16  # examples that are looked at while a stage is trained
+MEASURED = 256  # examples on which the x0 error of a trained prior is measured, for its analytic variance
+SHOWN = 16  # examples that an evaluation draws during training
 
 
-# The kinds
+# The kinds of stages and their tasks (`Kind.task`)
 
 
 def prior_task(part: StagePart, stage: Stage, clip: CLIPConfig, weights: Weights, examples: HostBatch | None) -> Task:
-    """Denoising of standardised embeddings. Without examples the statistics are blank."""
+    """The task of a diffusion prior: denoising standardised image embeddings. Statistics are blank without examples."""
     return tasks.PriorTask(stage, clip, weights, *embedding_statistics(clip, weights, examples))
 
 
 def one_step_task(
     part: StagePart, stage: OneStepStage, clip: CLIPConfig, weights: Weights, examples: HostBatch | None
 ) -> Task:
-    """Standardised embeddings in one forward pass. Without examples the statistics are blank."""
+    """The task of a one-step prior: standardised image embeddings in one forward pass (ECLIPSE).
+
+    Without examples the statistics are blank.
+    """
     return tasks.OneStepPriorTask(stage, clip, weights, *embedding_statistics(clip, weights, examples))
 
 
 def embedding_statistics(clip: CLIPConfig, weights: Weights, examples: HostBatch | None) -> Any:
-    """Mean and deviation of the embeddings of the examples; blank ones without."""
+    """Mean and standard deviation of the image embeddings of `examples`; blank ones if it is None."""
     if examples is None:
         return tasks.blank_statistics(clip)
     return tasks.embedding_statistics(clip, weights, examples["image"])
 
 
 def ar_task(part: StagePart, stage: ARStage, clip: CLIPConfig, weights: Weights, examples: HostBatch | None) -> Task:
-    """Prediction of the tokens of embeddings. Without examples the quantiser is blank."""
+    """The task of an autoregressive prior: next-token prediction of quantised image embeddings.
+
+    Without examples the quantiser is blank.
+    """
     if examples is None:
         return tasks.ARPriorTask(stage, clip, weights, tasks.blank_quantiser(stage))
     pairs = tasks.embedding_pairs(clip, weights, examples["image"], examples["tokens"])
@@ -76,30 +83,33 @@ def ar_task(part: StagePart, stage: ARStage, clip: CLIPConfig, weights: Weights,
 
 
 def decoder_task(part: StagePart, stage: Stage, clip: CLIPConfig, weights: Weights, examples: HostBatch | None) -> Task:
-    """Denoising of pictures, given their embeddings and captions."""
+    """The task of a decoder: denoising pictures, given their image embeddings and captions."""
     return tasks.DecoderTask(stage, clip, weights)
 
 
 def upsampler_task(
     part: StagePart, stage: Stage, clip: CLIPConfig, weights: Weights, examples: HostBatch | None
 ) -> Task:
-    """Denoising of windows of a quarter of the area, given a spoilt smaller picture (Ramesh et al. 2022, §2.1)."""
+    """The task of an upsampler: denoising pictures, given a degraded low-resolution one (Ramesh et al. 2022, §2.1).
+
+    Trained on crops of half the side, a quarter of the area.
+    """
     size = starts_from(stage)
     return tasks.UpsamplerTask(stage, low_res_size=size, crop_size=stage.sample_shape[0] // 2, degrade=part.degrade)
 
 
 def seen_by_clip(stage: Prior, preprocess: Preprocess) -> Seen:
-    """A prior draws nothing: it is given what CLIP sees."""
+    """A prior reads pictures as CLIP reads them, to compute their embeddings."""
     return Seen(None, preprocess)
 
 
 def seen_with_clip(stage: Stage, preprocess: Preprocess) -> Seen:
-    """A decoder is given its pictures, and what CLIP sees of them."""
+    """A decoder reads pictures of its own size, and the same pictures as CLIP reads them."""
     return Seen(stage.sample_shape[0], preprocess)
 
 
 def seen_alone(stage: Stage, preprocess: Preprocess) -> Seen:
-    """An upsampler is given its pictures; CLIP tells it nothing."""
+    """An upsampler reads pictures of its own size only: CLIP does not condition it."""
     return Seen(stage.sample_shape[0], None)
 
 
@@ -127,20 +137,24 @@ KINDS = (PRIOR, AR_PRIOR, ONE_STEP_PRIOR, DECODER, UPSAMPLER)
 
 
 def kind_of(stage: Prior) -> Kind:
-    """What a stage is for."""
+    """The kind of a stage."""
     return next(kind for kind in KINDS if kind.holds(stage))
 
 
 def fitted(stage: Any, clip: CLIPConfig) -> Any:
-    """A stage with the widths of this CLIP's config; an upsampler has none of them."""
+    """The stage with the embedding and text widths of this CLIP in its config; an upsampler stays as it is."""
     return dataclasses.replace(stage, model=stage.model.fitted(clip))
 
 
-# What is refused
+# Checks before the first step
 
 
 def check(name: str, preset: Preset, options: SystemOptions) -> None:
-    """Refuses what can be seen to be wrong before anything is prepared or written, in any of the stages."""
+    """Checks all stages before any data are prepared or files written.
+
+    Raises:
+        UserError: a flag, the data, the CLIP or a network does not fit.
+    """
     check_run(options, preset.names)
     check_clip_is_there(name, preset, options)
     if isinstance(options, OverCLIP) and options.factor < 2:
@@ -162,7 +176,11 @@ def check(name: str, preset: Preset, options: SystemOptions) -> None:
 
 
 def check_clip_is_there(name: str, preset: Preset, options: SystemOptions) -> None:
-    """Refuses a run that neither trains a CLIP nor has one nor is given one. Raises UserError."""
+    """Checks that the run trains a CLIP, has one in its directory, or is given one with `--clip`.
+
+    Raises:
+        UserError: it has no CLIP.
+    """
     named = isinstance(options, OverCLIP) and options.clip
     if preset.clip is not None or named or (options.run / "clip").is_dir():
         return
@@ -173,7 +191,11 @@ def check_clip_is_there(name: str, preset: Preset, options: SystemOptions) -> No
 
 
 def check_clip_stays(preset: Preset, options: SystemOptions) -> None:
-    """Refuses to train a CLIP on under the stages that were trained against it, before it is done."""
+    """Refuses to extend the training of a CLIP against which other stages of the run were trained already.
+
+    Raises:
+        UserError: `--extend` would change the CLIP under a trained stage.
+    """
     if preset.clip is None or not options.extend:
         return
     clip = saved_steps(options.run / "train" / preset.clip.name)
@@ -186,23 +208,33 @@ def check_clip_stays(preset: Preset, options: SystemOptions) -> None:
 
 
 def check_kind(part: StagePart, stage: Prior, model: str, prefix: str) -> None:
-    """Refuses a network that is for something else than this part. Raises UserError."""
-    found = kind_of(stage)
-    if found is part.kind:
+    """Checks that a model preset is of the kind that its part trains.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    kind = kind_of(stage)
+    if kind is part.kind:
         return
-    if found.called == part.kind.called:
+    if kind.called == part.kind.called:
         raise UserError(f"{prefix}model: {model} is another kind of prior than {part.name}")
-    raise UserError(f"{prefix}model: {model} is {found.called}, not {part.kind.called}")
+    raise UserError(f"{prefix}model: {model} is {kind.called}, not {part.kind.called}")
 
 
 def check_cascade(preset: Preset, options: SystemOptions, networks: Mapping[str, Any]) -> None:
-    """Refuses an upsampler that does not start from what is drawn before it, here or in the run directory."""
-    own = {part.folder: drawn(part.folder, networks[part.name].model) for part in preset.stages if part.kind.draws}
-    if not own:
+    """Checks that every upsampler's input size is the output size of the stage before it in the cascade.
+
+    Stages that this run trains and stages in its directory are compared.
+
+    Raises:
+        UserError: two neighbouring stages do not fit.
+    """
+    trained = {part.folder: drawn(part.folder, networks[part.name].model) for part in preset.stages if part.kind.draws}
+    if not trained:
         return
     upsampling = any(part.kind.low_res for part in preset.stages)
     hint = f" (factor is {options.factor})" if isinstance(options, OverCLIP) and upsampling else ""
-    for row in cascade_with(options.run, own):
+    for row in cascade_with(options.run, trained):
         try:
             check_seams(row)
         except UserError as error:
@@ -210,7 +242,11 @@ def check_cascade(preset: Preset, options: SystemOptions, networks: Mapping[str,
 
 
 def check_stage(part: StagePart, options: SystemOptions, stage: Any, clip: CLIPConfig, weights: Weights) -> None:
-    """Builds a stage over this CLIP, shapes only. Raises UserError where its parts do not fit."""
+    """Traces the training of a stage over this CLIP, shapes only.
+
+    Raises:
+        UserError: the network, the CLIP and the data do not fit.
+    """
     training, seen = options.training(part.name), part.kind.seen(stage, clip_preprocess(clip))
     options.data.check_fits(seen, training.model)
     fields = example(options.data.fields(seen), clip.text.context_length)
@@ -223,11 +259,11 @@ def check_stage(part: StagePart, options: SystemOptions, stage: Any, clip: CLIPC
     )
 
 
-# What is trained
+# Training
 
 
 def train(name: str, preset: Preset, options: SystemOptions) -> None:
-    """Trains the stages one after the other; with a whole system it draws a sheet of pictures."""
+    """Trains the stages one after the other; a preset of several stages then draws a contact sheet."""
     examples = options.data.open()
     if preset.clip is not None:
         train_clip(preset.clip, options, examples)
@@ -244,7 +280,7 @@ def train(name: str, preset: Preset, options: SystemOptions) -> None:
 def train_one(
     part: StagePart, options: SystemOptions, clip: LoadedCLIP, examples: Examples, tokens: np.ndarray
 ) -> TrainState:
-    """Trains one stage to its end and writes its averaged weights into the run directory."""
+    """Trains one stage to its last step and exports its EMA weights to RUN/`part.folder`; returns the final state."""
     training, kind = options.training(part.name), part.kind
     config, weights = clip.model.config, joined(clip.variables)
     stage = fitted(network(part, options), config)
@@ -263,7 +299,7 @@ def train_one(
         save_stage(options.run / part.folder, stage, trained, dtype=options.weights, clip=against)
 
     identity = examples.identity | {folder: digest(options.run / folder) for folder in part.needs}
-    if kind.low_res and part.factor is None:  # it is chosen, so it is part of what identifies the run
+    if kind.low_res and part.factor is None:  # the user chose it with --factor, so it identifies the run
         identity["low_res_size"] = starts_from(stage)
     return train_stage(
         part.name,
@@ -276,10 +312,10 @@ def train_one(
 
 
 def network(part: StagePart, options: SystemOptions) -> Any:
-    """The network of a stage, of the kind that its part is; an upsampler knows what size it starts from.
+    """The stage of a part, from its model preset; for an upsampler, with the input size that the factor gives.
 
     Raises:
-        UserError: there is no such network, it is of another kind, or the factor does not divide its pictures.
+        UserError: there is no such model preset, it is of another kind, or the factor does not divide its image size.
     """
     prefix, model = options.prefix(part.name), options.training(part.name).model
     stage = with_prefix(f"{prefix}model: ", lambda: stage_presets.preset(model))
@@ -293,7 +329,7 @@ def network(part: StagePart, options: SystemOptions) -> Any:
 
 
 def factor_of(part: StagePart, options: SystemOptions) -> int:
-    """How much larger an upsampler's pictures are than what it starts from."""
+    """The upsampling factor of a part: its own, else `--factor`."""
     if part.factor is not None:
         return part.factor
     assert isinstance(options, OverCLIP)
@@ -301,10 +337,10 @@ def factor_of(part: StagePart, options: SystemOptions) -> int:
 
 
 def find_clip(options: SystemOptions) -> LoadedCLIP:
-    """The CLIP that is named, or that of the run directory. Writes nothing.
+    """Loads the CLIP of `--clip`, or else of the run directory. Writes nothing.
 
     Raises:
-        UserError: it has one tower, or it is another than that of the run directory.
+        UserError: it cannot be loaded, it has one tower only, or it differs from the CLIP in the run directory.
     """
     kept, named = options.run / "clip", options.clip if isinstance(options, OverCLIP) else ""
     if not named:
@@ -322,14 +358,22 @@ def find_clip(options: SystemOptions) -> LoadedCLIP:
 
 
 def two_towers(clip: LoadedCLIP, source: Any) -> LoadedCLIP:
-    """The CLIP itself. Raises UserError for one that has only one tower."""
+    """Returns `clip` if it has both towers.
+
+    Args:
+        clip: the CLIP.
+        source: where it is from, for the message.
+
+    Raises:
+        UserError: it has one tower only.
+    """
     if not clip.model.config.two_towers:
         raise UserError(f"clip: {source} has one tower; unCLIP needs both")
     return clip
 
 
 def the_clip(options: SystemOptions) -> LoadedCLIP:
-    """The CLIP of the run directory, put there first if there is none."""
+    """The CLIP of the run directory; that of `--clip` is copied there first if there is none."""
     clip = find_clip(options)
     if not (options.run / "clip").is_dir():
         clip_jax.save(options.run / "clip", clip.model, clip.variables, clip.tokenize)
@@ -337,7 +381,7 @@ def the_clip(options: SystemOptions) -> LoadedCLIP:
 
 
 def with_x0_error(task: Task, variables: Variables, examples: HostBatch) -> Variables:
-    """The variables of a prior with the error of its estimates, which its analytic variance needs."""
+    """The variables of a diffusion prior with its x0 error measured on `examples`, which analytic variance needs."""
     assert isinstance(task, tasks.PriorTask)
 
     @jax.jit

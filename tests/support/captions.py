@@ -1,10 +1,13 @@
-"""A table of captions to train on, made on the spot."""
+"""A small table of captioned pictures for tests of training."""
 
 from PIL import Image
 
 
 def write_captions(directory, red="red"):
-    """(a table of 9 pictures of one colour each, a vocabulary for their captions, the captions)."""
+    """Writes 9 pictures of one colour each, a table of their captions, and a WordPiece vocabulary.
+
+    `red` is the word for the first colour. Returns (path of the table, path of the vocabulary, captions).
+    """
     directory.mkdir(parents=True, exist_ok=True)
     words = (red, "green", "blue")
     (directory / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "square", *words]) + "\n")

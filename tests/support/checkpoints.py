@@ -1,4 +1,4 @@
-"""A small CLIP with random weights, and its checkpoints: what tests of reading write, and break."""
+"""A small CLIP with random weights, and its checkpoints in published formats, for tests of loading."""
 
 import json
 
@@ -20,25 +20,29 @@ CONFIG = CLIPConfig(
 
 
 def random_variables(config=CONFIG, seed=0):
-    """Random in every leaf."""
+    """Variables of the config, float32, random in every leaf."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda key: clip_jax.init(config, key), jax.random.key(0))
     return jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
 
 
 def state_of(layout, config=CONFIG, seed=0):
-    """The arrays in the names of a format."""
+    """The random variables as a state dict of the format `layout`: name -> array."""
     return to_format(flat_variables(random_variables(config, seed)), FORMATS[layout].rules(config))
 
 
 def huggingface(folder, config=CONFIG, **edits):
-    """A directory of transformers' layout, whose JSON files are edited: `config={…}`, `text_config={…}`, …"""
+    """Writes a directory in the layout of transformers, with its JSON files changed by `edited(folder, **edits)`."""
     clip_jax.export(folder, config, random_variables(config))
     return edited(folder, **edits)
 
 
 def edited(folder, *, preprocessor=None, outer=None, **towers):
-    """Updates config.json (`outer`), its towers, and preprocessor_config.json; a value of None removes the field."""
+    """Edits the JSON files of a directory in the layout of transformers; a value of None removes the field.
+
+    `outer` updates config.json itself, `text_config={…}` and `vision_config={…}` the towers in it, and `preprocessor`
+    updates preprocessor_config.json.
+    """
 
     def update(data, changes):
         for name, value in changes.items():

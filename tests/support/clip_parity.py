@@ -1,7 +1,9 @@
-"""The models of transformers (and OpenAI's and EVA's goldens) beside ours: same random weights, same inputs.
+"""Compares CLIP models with transformers, and with recorded outputs ("golden") of OpenAI's and EVA's own code.
 
-`test_parity.py` holds every case to the tolerances; `docs/parity.py` writes the table. Weights, norms and biases are
-all random, so that nothing hides behind an initial zero or one. All of it goes through `clip_jax.load`.
+`tests/clip/test_parity.py` checks every case against the tolerances; `docs/parity.py` writes the table. `theirs` is the
+reference in torch, `ours` or `mine` the model of this project, with the same weights and inputs. Weights, norms and
+biases are all random, so that no fault hides behind an initial zero or one. Families with files of their own go through
+`clip_jax.load`.
 """
 
 import dataclasses
@@ -27,6 +29,8 @@ MAX_POSITIONS = 40
 
 
 class Difference(NamedTuple):
+    """How far an output is from the reference's."""
+
     what: str
     max_abs: float  # of our output from the reference's
     largest: float  # of the reference's values
@@ -34,6 +38,8 @@ class Difference(NamedTuple):
 
 
 class Case(NamedTuple):
+    """A model to compare; `run` yields a difference per output."""
+
     family: str
     size: str
     run: Callable[[], Iterable[Difference]]
@@ -41,6 +47,7 @@ class Case(NamedTuple):
 
 
 def difference(what: str, ours: Any, theirs: Any) -> Difference:
+    """The difference of two arrays of the same shape; `what` names the output."""
     a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert a.shape == b.shape, (what, a.shape, b.shape)
     cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
@@ -48,19 +55,20 @@ def difference(what: str, ours: Any, theirs: Any) -> Difference:
 
 
 def worst(what: str, ours: Any, theirs: Any) -> Difference:
-    """Over all hidden states."""
+    """The largest difference over two equally long sequences of arrays, such as all hidden states."""
     assert len(ours) == len(theirs), (what, len(ours), len(theirs))
     each = [difference(what, a, b) for a, b in zip(ours, theirs, strict=True)]
     return Difference(what, *(max(values) for values in list(zip(*each, strict=True))[1:]))
 
 
 def apply(model: Any, variables: Any, *args: Any, **options: Any) -> Any:
+    """`model.apply`, jitted, with matmuls in full float32 precision."""
     with jax.default_matmul_precision("highest"):
         return jax.jit(lambda v, *a: model.apply(v, *a, **options))(variables, *args)
 
 
 def randomise(model: Any) -> Any:
-    """All parameters of a torch module random but well-conditioned: activations stay of order one."""
+    """Fills all parameters of a torch module with random numbers, scaled so that activations stay of order one."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -77,13 +85,16 @@ def randomise(model: Any) -> Any:
                 fan_in = tensor[0].numel() if "embed" not in name else 1
                 tensor.copy_(noise * (0.5 if fan_in == 1 else fan_in**-0.5))
             else:
-                norm = "weight" in name  # a norm's scale; what else has one axis is a bias
+                norm = "weight" in name  # a norm's scale; other parameters of one axis are biases
                 tensor.copy_(1 + 0.2 * noise if norm else 0.2 * noise)
     return model.eval()
 
 
 def texts(vocab_size: int, length: int, batch: int = 3, *, eot: bool = True, pad_id: int = 0) -> np.ndarray:
-    """Rows that end at different places. CLIP's two last ids are start and end."""
+    """Random tokens int32 [batch, length], whose rows end at different places.
+
+    With `eot`, rows begin and end with CLIP's start and end tokens, the last two ids; after the end they are `pad_id`.
+    """
     rng = np.random.default_rng(1)
     tokens = rng.integers(2, vocab_size - 2, (batch, length))
     for row, end in zip(tokens, (length - 1, length // 2, 3), strict=False):
@@ -94,23 +105,26 @@ def texts(vocab_size: int, length: int, batch: int = 3, *, eot: bool = True, pad
 
 
 def pictures(size: int, batch: int = 2, channels: int = 3) -> np.ndarray:
+    """Normal noise in place of normalised pictures, float32 [batch, size, size, channels]."""
     return np.random.default_rng(2).normal(size=(batch, size, size, channels)).astype(np.float32)
 
 
 def nchw(images: np.ndarray) -> Any:
+    """An NHWC array as an NCHW torch tensor."""
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 def saved_and_loaded(model: Any) -> Any:
+    """The model of transformers after `save_pretrained` and `clip_jax.load`."""
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
         return clip_jax.load(directory)
 
 
 def whole(make: Callable[[], Any], *, eot: bool = True, batch: int = 2) -> Iterator[Difference]:
-    """Both towers of a CLIPModel, SiglipModel or ChineseCLIPModel."""
+    """Compares embeddings, hidden states and logits of a CLIPModel, SiglipModel or ChineseCLIPModel."""
     import torch
 
     theirs = randomise(make())
@@ -131,9 +145,9 @@ def whole(make: Callable[[], Any], *, eot: bool = True, batch: int = 2) -> Itera
     yield worst("image hidden states", mine.hidden_states, image.hidden_states)
     mine = apply(ours.model, ours.variables, tokens, method="encode_text", hidden_states=True)
     yield difference("text embedding", mine.embed, text.pooler_output)
-    seen = mine.mask if isinstance(config.text, BertConfig) else np.ones_like(mine.mask)
+    counted = mine.mask if isinstance(config.text, BertConfig) else np.ones_like(mine.mask)
     yield worst(
-        "text hidden states", *([np.asarray(h)[seen] for h in hs] for hs in (mine.hidden_states, text.hidden_states))
+        "text hidden states", *([np.asarray(h)[counted] for h in hs] for hs in (mine.hidden_states, text.hidden_states))
     )
     out = apply(ours.model, ours.variables, images, tokens)
     similarity = np.exp(out.logit_scale) * out.image_features @ out.text_features.T
@@ -142,7 +156,7 @@ def whole(make: Callable[[], Any], *, eot: bool = True, batch: int = 2) -> Itera
 
 
 def text_alone(make: Callable[[], Any]) -> Iterator[Difference]:
-    """CLIPTextModel, with and without projection."""
+    """Compares a text tower alone: CLIPTextModel, with or without projection."""
     import torch
 
     theirs = randomise(make())
@@ -159,7 +173,7 @@ def text_alone(make: Callable[[], Any]) -> Iterator[Difference]:
 
 
 def vision_alone(make: Callable[[], Any]) -> Iterator[Difference]:
-    """CLIPVisionModel, with and without projection."""
+    """Compares an image tower alone: CLIPVisionModel, with or without projection."""
     import torch
 
     theirs = randomise(make())
@@ -173,14 +187,22 @@ def vision_alone(make: Callable[[], Any]) -> Iterator[Difference]:
 
 
 def tower(table: Any, module: Any, state: dict[str, Any], *inputs: Any, ignore: str = "") -> Any:
-    """A tower that no published file holds alone: converted by the table of the format it is part of."""
+    """The variables of a tower that no published file contains alone, converted by the rules of a whole format.
+
+    Args:
+        table: rules of the format.
+        module: the Flax tower.
+        state: state dict of the torch tower.
+        inputs: inputs to initialise `module` with.
+        ignore: regex of names in `state` that have no counterpart.
+    """
     checkpoint = {n: Entry(tuple(t.shape), lambda t=t: t.detach().numpy()) for n, t in state.items()}
     expect = flat_variables(jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs)))
     return nested_variables(convert(checkpoint, table, expect, ignore=ignore, where="the reference"))
 
 
 def bert(kind: str, pool: str, **fields: Any) -> Iterator[Difference]:
-    """BertModel and RobertaModel."""
+    """Compares the BERT tower with BertModel or RobertaModel of transformers; `kind` is "Bert" or "Roberta"."""
     import torch
     import transformers
 
@@ -192,18 +214,18 @@ def bert(kind: str, pool: str, **fields: Any) -> Iterator[Difference]:
             )
         )
     )
-    given = theirs.config
+    their_config = theirs.config
     config = BertConfig(
-        vocab_size=given.vocab_size,
+        vocab_size=their_config.vocab_size,
         context_length=20,
-        width=given.hidden_size,
-        layers=given.num_hidden_layers,
-        heads=given.num_attention_heads,
-        mlp_width=given.intermediate_size,
+        width=their_config.hidden_size,
+        layers=their_config.num_hidden_layers,
+        heads=their_config.num_attention_heads,
+        mlp_width=their_config.intermediate_size,
         max_positions=MAX_POSITIONS,
-        type_vocab_size=given.type_vocab_size,
-        ln_eps=given.layer_norm_eps,
-        pad_id=given.pad_token_id,
+        type_vocab_size=their_config.type_vocab_size,
+        ln_eps=their_config.layer_norm_eps,
+        pad_id=their_config.pad_token_id,
         positions="roberta" if roberta else "bert",
         pool=pool,  # type: ignore[arg-type]
     )
@@ -229,7 +251,7 @@ def bert(kind: str, pool: str, **fields: Any) -> Iterator[Difference]:
 
 
 def resnet(layers: tuple[int, int, int, int], width: int, size: int) -> Iterator[Difference]:
-    """ResNetModel of transformers, whose names are brought to torchvision's."""
+    """Compares the plain ResNet with ResNetModel of transformers, whose parameters are renamed to torchvision's."""
     import re
 
     import torch
@@ -245,7 +267,7 @@ def resnet(layers: tuple[int, int, int, int], width: int, size: int) -> Iterator
     with torch.no_grad():
         for name, weight in theirs.named_parameters():
             if name.endswith("layer.2.normalization.weight"):
-                weight.mul_(0.25)  # small branches, as after training: with large ones 16 blocks add up to values of 80
+                weight.mul_(0.25)  # small residual branches, as after training; otherwise activations grow to 80
     state = {}
     for name, tensor in theirs.state_dict().items():
         name = name.replace("embedder.embedder.convolution", "conv1").replace("embedder.embedder.normalization", "bn1")
@@ -265,7 +287,7 @@ def resnet(layers: tuple[int, int, int, int], width: int, size: int) -> Iterator
 
 
 def golden(name: str) -> Iterator[Difference]:
-    """A model of OpenAI's or EVA's own code, whose outputs are kept in tests/golden."""
+    """Compares with outputs of OpenAI's or EVA's own code, recorded in tests/golden."""
     data = np.load(GOLDEN / f"{name}.npz")
     ours = clip_jax.load(GOLDEN / f"{name}.safetensors", config=json.loads(str(data["config"])))
     images = data["images_nchw"].transpose(0, 2, 3, 1)
@@ -281,7 +303,7 @@ def golden(name: str) -> Iterator[Difference]:
 
 
 def full_resnet() -> Iterator[Difference]:
-    """OpenAI's RN50 at full size, its image tower beside the same network written in torch."""
+    """Compares the image tower of OpenAI's RN50, at full size, with the same network written in torch."""
     import torch
 
     from tests.support.torch_resnet import ModifiedResNet
@@ -294,10 +316,10 @@ def full_resnet() -> Iterator[Difference]:
     state = {f"visual.{name}": tensor for name, tensor in theirs.state_dict().items()}
     checkpoint = {n: Entry(tuple(t.shape), lambda t=t: t.detach().numpy()) for n, t in state.items()}
     expect = flat_variables(jax.eval_shape(lambda key: clip_jax.init(module.config, key), jax.random.key(0)))
-    found = convert(checkpoint, openai.rules(config), expect, ignore=".*num_batches_tracked", where="the reference")
+    flat = convert(checkpoint, openai.rules(config), expect, ignore=".*num_batches_tracked", where="the reference")
     with torch.no_grad():
         out, states = theirs(nchw(images))
-    mine = apply(module, nested_variables(found), images, method="image_states")
+    mine = apply(module, nested_variables(flat), images, method="image_states")
     yield difference("image embedding", mine.embed, out)
     yield worst("stages", mine.hidden_states, [h.permute(0, 2, 3, 1) for h in states])
 

@@ -1,4 +1,4 @@
-"""A clone detector: runs of equal lines of code in two places."""
+"""A clone detector: finds runs of equal lines of code in two places."""
 
 import ast
 from collections import defaultdict
@@ -10,7 +10,7 @@ from tests.support.floors import ROOT
 
 
 class Clone(NamedTuple):
-    """Two runs of equal lines."""
+    """Two runs of equal lines of code."""
 
     first: str  # "path:line"
     second: str
@@ -18,7 +18,7 @@ class Clone(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of code without its indentation, and where it stands."""
+    """A line of code without its indentation, and its place."""
 
     text: str
     path: Path
@@ -28,14 +28,15 @@ class Line(NamedTuple):
 def code_lines(path: Path) -> list[Line]:
     """The lines of a file that are code: no blank lines, comments, docstrings, imports, `__all__` or signatures.
 
-    Signatures are equal where functions are used alike: that is what a protocol asks for.
+    Signatures are left out because functions of the same protocol must have equal ones.
     """
     source = path.read_text()
     left_out: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        names = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
-        if text or names or isinstance(node, ast.Import | ast.ImportFrom):
+        constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        docstring = constant and isinstance(node.value.value, str)
+        exports = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+        if docstring or exports or isinstance(node, ast.Import | ast.ImportFrom):
             left_out.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             left_out.update(range(node.lineno, node.body[0].lineno))
@@ -44,7 +45,7 @@ def code_lines(path: Path) -> list[Line]:
 
 
 def clones(paths: Iterable[Path], least: int) -> list[Clone]:
-    """Runs of `least` or more equal lines in two files, or twice in one; each as long as it goes."""
+    """The runs of at least `least` equal lines in two files, or at two places of one; each of maximal length."""
     files = [code_lines(path) for path in paths]
     places: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)  # a run -> (file, index of its first line)
     for f, lines in enumerate(files):

@@ -1,7 +1,7 @@
-"""The README's calls, as a program of someone who installed the wheel: checked by mypy, never run.
+"""The README's calls as a user's program, to check the types of the installed wheel with mypy; it is never run.
 
-`mypy --python-executable VENV/bin/python tests/support/consumer.py`, from a directory without the packages, sees the
-types that the wheel brings (`py.typed`).
+Run `mypy --python-executable VENV/bin/python tests/support/consumer.py` from a directory without the packages, so that
+mypy reads those of the wheel (`py.typed`).
 """
 
 import jax
@@ -14,7 +14,7 @@ import unclip_jax
 
 
 def features(directory: str) -> np.ndarray:
-    """Embeddings of the pictures of a folder, [N, D]."""
+    """Embeddings [N, D] of the pictures in the folder photos/, by the CLIP in `directory`."""
     model, variables, _, preprocess = clip_jax.load(directory)
     source = image_text.open_source("photos/")
     images = preprocess([example["image"] for example in source])
@@ -22,7 +22,7 @@ def features(directory: str) -> np.ndarray:
 
 
 def pictures() -> np.ndarray:
-    """Four pictures of a caption, uint8 [4, 64, 64, 3]."""
+    """Four generated pictures of one caption, uint8 [4, 64, 64, 3]."""
     unclip, params, tokenize = unclip_jax.load()
     keys = unclip_jax.sample_keys(jax.random.key(0), jnp.arange(4))
     drawn = unclip_jax.generate_jit(unclip, params, tokenize(["a small red circle in the top left"] * 4), keys)

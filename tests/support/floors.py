@@ -1,4 +1,4 @@
-"""The floors of docs/architecture.md as a table, and every import read from the source with `ast`."""
+"""The import rules of docs/architecture.md ("floors") as a table, and a checker that reads imports with `ast`."""
 
 import ast
 import re
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# room: the rooms that it may import. A room is a package or a part of one; a module is in the room whose name is the
-# longest that begins its own.
+# Room -> the rooms that it may import. A room is a package or a part of one; a module belongs to the room with the
+# longest name that is a prefix of the module's.
 GROUND = {"image_text", "shapes_world"}
 FIRST = {"clip_jax", "train_jax"}
 ROOMS: dict[str, set[str]] = {
@@ -25,10 +25,10 @@ ROOMS: dict[str, set[str]] = {
     "train_recipes": {*GROUND, *FIRST, "unclip_jax", "unclip_jax.evaluation", "unclip_jax.commands"},
 }
 PACKAGES = tuple(room for room in ROOMS if "." not in room)
-ROOF = {"benchmarks", "docs", "sample", "tests", "train"}  # of which no package knows
-NOWHERE = {"diffusers", "tensorflow", "torch", "transformers"}
+ROOF = {"benchmarks", "docs", "sample", "tests", "train"}  # no package may import these
+NOWHERE = {"diffusers", "tensorflow", "torch", "transformers"}  # imported by tests only
 
-# Imported inside a function only, wherever they are needed.
+# Optional packages: may be imported inside functions only.
 OPTIONAL = {
     "array_record",
     "gradio",
@@ -39,35 +39,35 @@ OPTIONAL = {
     "wandb",
 }
 ONLY_IN_TRAIN_JAX = {"grain", "orbax", "tensorboardX", "tensorstore"}
-# What the ground floor may import beside the standard library and optional packages, so that it costs nothing.
+# What the ground floor may import beside the standard library and optional packages, so that it is cheap to import.
 ON_THE_GROUND = {"shapes_world": {"numpy"}, "image_text": {"PIL", "numpy", "tqdm", "tyro"}}
 
-COMPUTED = "(computed)"  # the name of an import whose module is known at run time only
+COMPUTED = "(computed)"  # the name of an import whose module is known only at run time
 
-MODEL_WORDS = {"clip", "diffusion", "unclip"}
-OTHER_CLIPS = {"clip_by_global_norm", "clip_norm"}  # gradients are clipped too
+MODEL_WORDS = {"clip", "diffusion", "unclip"}  # words that no identifier of `train_jax` may contain
+OTHER_CLIPS = {"clip_by_global_norm", "clip_norm"}  # allowed: gradient clipping
 
 
 class Import(NamedTuple):
-    """An import of a module, or of a name in one, which may be a module itself."""
+    """An import of a module, or of a name from a module (which may be a submodule)."""
 
     line: int
-    name: str  # in full: "unclip_jax.evaluation.shapes", "numpy"
-    late: bool  # inside a function
+    name: str  # absolute: "unclip_jax.evaluation.shapes", "numpy"
+    late: bool  # whether it is inside a function
 
     @property
     def package(self) -> str:
-        """The top-level package."""
+        """The top-level package, "unclip_jax"."""
         return self.name.partition(".")[0]
 
 
 def modules(package: str) -> list[Path]:
-    """The files of a package."""
+    """All Python files of a package."""
     return sorted((ROOT / package).rglob("*.py"))
 
 
 def roof() -> list[Path]:
-    """The files beside the packages that are commands, and the benchmarks."""
+    """The scripts beside the packages, and the benchmarks."""
     return sorted([*ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 
 
@@ -77,15 +77,15 @@ def module_name(path: Path) -> str:
 
 
 def room_of(name: str) -> str | None:
-    """The room that a module, or a name in one, is in; None if it is not of the house."""
+    """The room of a module or of a name in it; None for modules of other projects."""
     known = [room for room in ROOMS if name == room or name.startswith(f"{room}.")]
     return max(known, key=len, default=None)
 
 
 def imports(source: str, module: str) -> Iterator[Import]:
-    """Every import of `source`, the text of the module `module`; relative ones are written out in full."""
+    """Every import in `source`, the text of module `module`, with absolute names."""
     tree = ast.parse(source)
-    # A package's own `__getattr__` (PEP 562) gives its public names when they are first used: that is no late import.
+    # A package's `__getattr__` (PEP 562) imports its public names on first use; that does not count as a late import.
     lazy = {id(node) for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__getattr__"}
     inside = {
         id(node)
@@ -108,10 +108,9 @@ def imports(source: str, module: str) -> Iterator[Import]:
 
 
 def wrong_arrows(module: str | None, source: str) -> list[str]:
-    """What `source`, the text of a module (None: of one on the roof), imports against the table."""
+    """The imports in `source`, the text of module `module` (None: a script), that the table forbids."""
     room = None if module is None else room_of(module)
-    found = list(imports(source, module or ""))
-    return [f"line {one.line} imports {one.name}" for one in found if not _may(room, one)]
+    return [f"line {one.line} imports {one.name}" for one in imports(source, module or "") if not _may(room, one)]
 
 
 def _may(room: str | None, one: Import) -> bool:
@@ -132,7 +131,7 @@ def _may(room: str | None, one: Import) -> bool:
 
 
 def late_imports(module: str, source: str) -> list[str]:
-    """Imports inside functions of what is not optional: all of them belong at the top of the module."""
+    """The imports inside functions of packages that are not optional; these belong at the top of the module."""
     return [
         f"line {one.line} imports {one.name} late"
         for one in imports(source, module)
@@ -141,7 +140,7 @@ def late_imports(module: str, source: str) -> list[str]:
 
 
 def model_words(source: str) -> list[str]:
-    """Identifiers of `source` that speak of CLIP or diffusion."""
+    """The identifiers in `source` that contain one of `MODEL_WORDS`."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         for field in ("id", "attr", "arg", "name", "asname", "module"):

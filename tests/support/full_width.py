@@ -1,10 +1,10 @@
-"""Karlo's networks at their real widths beside ours, one at a time: how far apart, and how much memory it takes.
+"""Compares Karlo's networks at their real widths with diffusers', one at a time, and measures the peak memory.
 
     python tests/support/full_width.py             # all of them; 15 GB of memory, requirements-parity.txt
     python tests/support/full_width.py prior       # one, in this process
 
-Weights are random, pictures smaller than Karlo's (the networks are convolutional): one forward pass of each, float32.
-Prints a row of `docs/parity.md` for each comparison.
+One forward pass of each network in float32, with random weights and smaller pictures than Karlo's, since the networks
+are convolutional. Prints a row of `docs/parity.md` for each comparison.
 """
 
 import resource
@@ -33,6 +33,7 @@ EMPTY = {
 
 
 def prior(folder: Path) -> Iterator[Difference]:
+    """Compares the prior; files go to `folder`."""
     theirs = parity.randomise(parity.prior(SIZE))
     theirs.save_pretrained(folder / "prior")
     scheduler(folder, "scheduler", prediction_type="sample", clip_sample_range=5.0)
@@ -41,6 +42,7 @@ def prior(folder: Path) -> Iterator[Difference]:
 
 
 def decoder(folder: Path) -> Iterator[Difference]:
+    """Compares the decoder and its text projection; files go to `folder`."""
     theirs, projection = parity.randomise(parity.karlo_decoder(SIZE)), parity.randomise(parity.text_projection(SIZE))
     theirs.save_pretrained(folder / "decoder")
     projection.save_pretrained(folder / "text_proj")
@@ -51,6 +53,7 @@ def decoder(folder: Path) -> Iterator[Difference]:
 
 
 def upsampler(folder: Path) -> Iterator[Difference]:
+    """Compares one network of the upsampler; files go to `folder`."""
     theirs = parity.randomise(parity.upsampler(SIZE))
     theirs.save_pretrained(folder / "super_res")
     scheduler(folder, "scheduler", variance_type="fixed_small_log")

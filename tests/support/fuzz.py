@@ -1,4 +1,7 @@
-"""Damaged and hostile files, made of good ones by a seed: of bytes, JSON, pickles and lines; and the loop over them."""
+"""Fuzzing of file readers: seeded mutations of valid bytes, JSON, pickles and text lines, and the loop that reads them.
+
+A reader must accept a mutant or raise a one-line `UserError`, within bounds of time and memory.
+"""
 
 import copy
 import io
@@ -15,8 +18,8 @@ import pytest
 
 from clip_jax import UserError
 
-SECONDS = 1.0  # of processor time, for one file
-MEMORY = 512 << 20  # bytes above what the process has
+SECONDS = 1.0  # limit of processor time for one file
+MEMORY = 512 << 20  # limit of address space in bytes, above what the process has already
 COUNTS = [pytest.param(200, id="200"), pytest.param(2000, id="2000", marks=pytest.mark.slow)]
 
 ODD = (
@@ -49,7 +52,7 @@ def of_bytes(rng: random.Random, content: bytes) -> bytes:
 
 
 def of_json(rng: random.Random, data: object) -> bytes:
-    """The text of a JSON value in which something is replaced, removed, renamed, added or nested; or its bytes are."""
+    """A JSON text with values replaced, removed, renamed, added or nested, or with its bytes mutated."""
     data = copy.deepcopy(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         data = _changed(rng, data)
@@ -68,7 +71,7 @@ def of_json(rng: random.Random, data: object) -> bytes:
 
 
 def _changed(rng: random.Random, data: object) -> object:
-    """`data` with one of the places in it changed."""
+    """`data`, changed in place at one random value in it."""
     places = list(_places(data))
     if not places:
         return copy.deepcopy(rng.choice(ODD))
@@ -93,7 +96,7 @@ def _changed(rng: random.Random, data: object) -> object:
 
 
 def _places(data):
-    """(dict or list, key) of everything in `data`."""
+    """(dict or list, key) of every value in `data`, at any depth."""
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, value in list(items):
         yield data, key
@@ -101,7 +104,7 @@ def _places(data):
 
 
 def of_pickle(rng: random.Random, program: bytes) -> bytes:
-    """A pickle whose opcodes are removed, repeated, swapped, put in, or have other arguments."""
+    """A pickle with opcodes removed, repeated, swapped, inserted or given other arguments."""
     parts = _opcodes(program)
     for _ in range(rng.choice((1, 1, 2, 4, 8))):
         at = rng.randrange(len(parts))
@@ -142,7 +145,7 @@ NAMES = (
 
 
 def _opcode(rng: random.Random) -> bytes:
-    """Any opcode, with an argument that fits it or claims too much."""
+    """A random opcode, with a valid argument or an excessive one."""
     match rng.randrange(6):
         case 0:
             return b"c" + rng.choice(NAMES).replace(" ", "\n").encode() + b"\n"
@@ -158,7 +161,7 @@ def _opcode(rng: random.Random) -> bytes:
 
 
 def of_lines(rng: random.Random, text: str) -> bytes:
-    """A text whose lines or cells are removed, repeated, swapped, joined or made odd; or its bytes are."""
+    """A text with lines or cells removed, repeated, swapped, joined or made odd, or with its bytes mutated."""
     lines = text.split("\n")
     for _ in range(rng.choice((1, 1, 2, 4))):
         at, other = rng.randrange(len(lines)), rng.randrange(len(lines))
@@ -189,13 +192,13 @@ def of_lines(rng: random.Random, text: str) -> bytes:
 
 @contextmanager
 def bounded_memory():
-    """No more than `MEMORY` bytes of addresses can be had inside."""
+    """Context manager that limits the address space to `MEMORY` bytes above the present size (on Linux)."""
     if not sys.platform.startswith("linux"):
         yield
         return
     import resource
 
-    jax.devices()  # a backend that starts only now would count as memory of the file, and end the process
+    jax.devices()  # start the backend now: inside the limit it would run out of memory and abort the process
     before = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
@@ -207,7 +210,13 @@ def bounded_memory():
 
 
 def fuzz(count, make, read):
-    """`make(rng)` writes a mutant, `read()` reads it: `count` times, of which some must be good and most refused."""
+    """Writes and reads `count` mutants; some of them, but not all, must be readable.
+
+    Args:
+        count: number of mutants.
+        make: function of a `random.Random` that writes a mutant.
+        read: reads the mutant; it must return or raise a UserError.
+    """
     good = 0
     with bounded_memory():
         for seed in range(count):

@@ -1,4 +1,4 @@
-"""Files in the layout of Fashion-MNIST's, with noise for images and every class in turn."""
+"""Files in Fashion-MNIST's idx format, with images of noise and labels 0 to 9 in turn."""
 
 import gzip
 import struct
@@ -11,12 +11,12 @@ SIZES = {"train": 24, "test": 20}
 
 
 def idx(array):
-    """An array of bytes as an idx file."""
+    """The content of an idx file of a uint8 array."""
     return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
 
 
 def write_idx(directory, sizes=SIZES):
-    """The four files, packed, of splits of these sizes; returns the splits."""
+    """Writes the four gzipped files, with `sizes` examples per split; returns the splits."""
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     splits = {}

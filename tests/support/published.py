@@ -1,4 +1,4 @@
-"""A tiny Karlo in the layout of diffusers, written with our own tables read backwards: no diffusers needed."""
+"""Writes a tiny Karlo in the layout of diffusers, without diffusers: our conversion rules are applied backwards."""
 
 import dataclasses
 import json
@@ -60,7 +60,14 @@ CLIP = clip_jax.CLIPConfig(
 
 
 def unet_config(model, kind, attending, **more):
-    """The config of a U-Net in the words of diffusers."""
+    """The config.json of a U-Net as diffusers writes it.
+
+    Args:
+        model: our `UNetConfig`.
+        kind: class of diffusers.
+        attending: (down block, up block) classes of levels with attention.
+        more: further fields.
+    """
     channels = model.channels
     return {
         "_class_name": kind,
@@ -79,22 +86,26 @@ def unet_config(model, kind, attending, **more):
     }
 
 
-def scheduler(directory, name, **said):
-    write(directory / name / "scheduler_config.json", {"_class_name": "UnCLIPScheduler", **said})
+def scheduler(directory, name, **fields):
+    """Writes the config of an `UnCLIPScheduler` with these fields to the folder `name`."""
+    write(directory / name / "scheduler_config.json", {"_class_name": "UnCLIPScheduler", **fields})
 
 
 def write(path, data):
+    """Writes JSON, with the folders that it needs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data))
 
 
 def save(folder, config, leaves, rules):
+    """Writes a component: its config, and the flat parameters `leaves` under diffusers' names."""
     write(folder / "config.json", config)
     save_file(export(leaves, rules), folder / "diffusion_pytorch_model.safetensors")
 
 
 def write_prior(folder, model, leaves):
-    said = {
+    """Writes the prior with config `model` and flat parameters `leaves`."""
+    fields = {
         "_class_name": "PriorTransformer",
         "num_attention_heads": model.heads,
         "attention_head_dim": model.width // model.heads,
@@ -103,11 +114,11 @@ def write_prior(folder, model, leaves):
         "num_embeddings": CONTEXT,
         "additional_embeddings": model.length - model.context_length,
     }
-    save(folder, said, leaves, karlo.PRIOR)
+    save(folder, fields, leaves, karlo.PRIOR)
 
 
 def write_eclipse(directory, fill):
-    """A prior alone, without time; returns its flat parameters."""
+    """Writes ECLIPSE's prior, which reads no timestep; returns its flat parameters."""
     stage = OneStepStage(dataclasses.replace(PRIOR.model, time_token=False))
     leaves = {name: leaf for name, leaf in flat(fill(stage, 9)).items() if name not in karlo.NULLS}
     write_prior(directory, stage.model, leaves)
@@ -115,7 +126,15 @@ def write_eclipse(directory, fill):
 
 
 def write_karlo(directory, fill):
-    """Writes the directory; returns the flat parameters of each stage. ``fill`` makes random ones."""
+    """Writes the directory of the system.
+
+    Args:
+        directory: where to.
+        fill: (init function or stage, seed) -> random variables.
+
+    Returns:
+        Variables of the text encoder, and the flat parameters of each stage by name.
+    """
     tokenizer = clip_jax.train_bpe(["red", "blue", "circle"], 520, context_length=CONTEXT)
     text = dataclasses.replace(CLIP.text, vocab_size=tokenizer.vocab_size)
     config = dataclasses.replace(CLIP, text=text)
@@ -130,7 +149,7 @@ def write_karlo(directory, fill):
     }
     write_prior(directory / "prior", PRIOR.model, known["prior"])
     model, table = DECODER.model, karlo.unet(len(LEVELS))
-    said = {
+    fields = {
         "_class_name": "UnCLIPTextProjModel",
         "clip_extra_context_tokens": model.image.tokens,
         "clip_embeddings_dim": DIM,
@@ -138,8 +157,8 @@ def write_karlo(directory, fill):
         "cross_attention_dim": model.context_width,
     }
     context = {name: leaf for name, leaf in known["decoder"].items() if name.startswith("context/")}
-    save(directory / "text_proj", said, context, karlo.text_projection(model))
-    said = unet_config(
+    save(directory / "text_proj", fields, context, karlo.text_projection(model))
+    fields = unet_config(
         model,
         "UNet2DConditionModel",
         ("SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D"),
@@ -147,12 +166,12 @@ def write_karlo(directory, fill):
         cross_attention_dim=model.context_width,
         class_embed_type="identity",
     )
-    save(directory / "decoder", said, {n: a for n, a in known["decoder"].items() if n not in context}, table)
-    said = unet_config(UPSAMPLER.model, "UNet2DModel", (None, None), add_attention=False)
+    save(directory / "decoder", fields, {n: a for n, a in known["decoder"].items() if n not in context}, table)
+    fields = unet_config(UPSAMPLER.model, "UNet2DModel", (None, None), add_attention=False)
     both, table = known["upsampler_0"], karlo.unet(1)
     last = {name.removeprefix("last/"): leaf for name, leaf in both.items() if name.startswith("last/")}
-    save(directory / "super_res_first", said, {n: a for n, a in both.items() if not n.startswith("last/")}, table)
-    save(directory / "super_res_last", said, last, table)
+    save(directory / "super_res_first", fields, {n: a for n, a in both.items() if not n.startswith("last/")}, table)
+    save(directory / "super_res_last", fields, last, table)
     scheduler(directory, "prior_scheduler", prediction_type="sample", clip_sample_range=5.0)
     scheduler(directory, "decoder_scheduler", variance_type="learned_range")
     scheduler(directory, "super_res_scheduler", variance_type="fixed_small_log")
@@ -165,11 +184,12 @@ STAGES = {"prior": PRIOR, "decoder": DECODER, "upsampler_0": UPSAMPLER}
 
 
 def edit_json(path, **changes):
+    """Updates fields of a JSON file."""
     write(path, json.loads(path.read_text()) | changes)
 
 
 def edit_weights(path, change):
-    """Rewrites a file of weights with ``change(arrays)``."""
+    """Rewrites a safetensors file after `change(arrays)` has modified its dict of arrays."""
     from safetensors.numpy import load_file
 
     arrays = load_file(path)

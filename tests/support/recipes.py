@@ -1,4 +1,4 @@
-"""The presets of `train.py` as tests change, check and train them."""
+"""Shortcuts to change, check and train the presets of `train.py` in tests."""
 
 import dataclasses
 
@@ -6,15 +6,15 @@ from train_recipes.presets import PRESETS
 
 
 def options(name, **changes):
-    """The options of a preset, some of them changed."""
+    """The options of a preset, with `changes`."""
     return dataclasses.replace(PRESETS[name].options, **changes)
 
 
 def check(name, options):
-    """What `train.py NAME` refuses before anything is written."""
+    """Runs the checks of `train.py NAME` with these options."""
     PRESETS[name].recipe.check(name, PRESETS[name], options)
 
 
 def train(name, options):
-    """What `train.py NAME` does."""
+    """Trains as `train.py NAME` does, without the checks."""
     PRESETS[name].recipe.train(name, PRESETS[name], options)

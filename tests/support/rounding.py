@@ -1,9 +1,10 @@
-"""How far diffusers' Karlo pictures move by rounding alone, and ours beside: nothing is damped.
+"""Measures how much rounding alone changes diffusers' Karlo pictures, and the difference of ours for comparison.
 
     python tests/support/rounding.py               # half a minute, requirements-parity.txt
 
-The same networks draw the same noise again with another number of threads, with oneDNN off, or with channels last: sums
-in other orders. Guidance 8 stretches that at every step. Prints a row of `docs/parity.md` for each.
+diffusers draws from the same weights and noise again on one thread, without oneDNN, and with channels last, which
+changes the order of floating-point sums; guidance 8 amplifies the difference at every step. Weights are not scaled down
+as `unclip_parity.damped` does. Prints a row of `docs/parity.md` for each.
 """
 
 import sys
@@ -20,12 +21,13 @@ from tests.support import unclip_parity as parity  # noqa: E402
 
 
 def row(size: str, weights: str, what: str, pictures: np.ndarray, others: np.ndarray) -> None:
+    """Prints the largest difference of two sets of pictures, and its 99.9 % quantile."""
     apart = np.abs(pictures - others)
     print(f"| {size} | {weights} | {what} | {apart.max():.1e} | {np.quantile(apart, 0.999):.1e} |", flush=True)
 
 
 def compare(name: str, weights: str) -> None:
-    """The rows of one size."""
+    """Prints the rows of one size."""
     theirs = parity.karlo(parity.SMALL[name])
     ours, draw_theirs = parity.karlo_pictures(theirs)
     _, expected = draw_theirs()

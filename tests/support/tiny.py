@@ -1,4 +1,4 @@
-"""A whole system of the tiny presets with made-up weights, in memory and in a directory."""
+"""A run directory with a whole system of the tiny presets, with random weights."""
 
 import jax
 import numpy as np
@@ -20,13 +20,13 @@ STAGES = {
 
 
 def every_caption():
-    """All combinations in all words."""
+    """The captions of all combinations of labels, by all templates."""
     templates = range(len(shapes_world.TEMPLATES))
     return [shapes_world.caption(labels, i) for labels in shapes_world.ALL_COMBINATIONS for i in templates]
 
 
 def random_params(init, seed):
-    """Parameters of the shapes that `init(key)` gives, without compiling it, and with no layer that starts at zero."""
+    """Random variables with the shapes of `init(key)`, which is only traced; none is zero, as some initial ones are."""
     rng = np.random.default_rng(seed)
     specs = flatten(jax.eval_shape(init, jax.random.key(0)))
     around_one = ("scale", "embed_std")
@@ -40,7 +40,7 @@ def random_params(init, seed):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """A run directory as `train.py tiny` leaves it, with random weights, and priors of the other kinds beside."""
+    """A run directory as `train.py tiny` writes it, with random weights, and with priors of the other kinds."""
     directory = tmp_path_factory.mktemp("tiny-run")
     config = clip_jax.preset("tiny")
     tokenizer = clip_jax.train_bpe(every_caption(), config.text.vocab_size, context_length=config.text.context_length)

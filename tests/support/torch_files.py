@@ -1,4 +1,4 @@
-"""Writes the files torch writes, without torch: a zip around a pickle that is put together opcode by opcode."""
+"""Writes torch's file formats without torch: a zip around a pickle that is assembled opcode by opcode."""
 
 import pickle
 import struct
@@ -17,14 +17,14 @@ STORAGES = {
 
 
 class Global(NamedTuple):
-    """A name that the reader of a pickle looks up."""
+    """A global (class or function) that a pickle refers to."""
 
     module: str
     name: str
 
 
 class Call(NamedTuple):
-    """A call that the reader of a pickle makes."""
+    """A function call in a pickle (opcode REDUCE)."""
 
     function: Global
     args: tuple
@@ -38,7 +38,7 @@ class Module(NamedTuple):
 
 
 class View(NamedTuple):
-    """A tensor over a storage, with sizes that may be wrong."""
+    """A tensor: a view of a storage. Offset, size and stride may be wrong, to test the reader."""
 
     array: np.ndarray
     offset: int
@@ -49,7 +49,13 @@ class View(NamedTuple):
 def write_torch(path, data, *, extra=(), storages=None, root="archive", compression=zipfile.ZIP_STORED):
     """Writes `data` (dicts, numpy arrays, numbers, text, and the classes above) as torch.save does.
 
-    `extra`: more (name, bytes) for the archive. `storages`: what to write instead of the arrays' own bytes.
+    Args:
+        path: the file.
+        data: what it contains.
+        extra: more members of the archive, (name, bytes).
+        storages: bytes to write in place of those of the arrays.
+        root: top-level folder in the archive.
+        compression: of the zip.
     """
     records: list[np.ndarray] = []
     program = b"\x80\x02" + _ops(data, records) + b"."
@@ -63,9 +69,12 @@ def write_torch(path, data, *, extra=(), storages=None, root="archive", compress
 
 
 def write_legacy(path, data, *, views=None):
-    """Writes `data` as torch did before 1.6: pickles one behind the other, then the numbers.
+    """Writes `data` in the legacy format of torch before 1.6: several pickles, then the bytes of the storages.
 
-    `views`: {key of a storage: (offset, size)} of those that stand for a part of their storage.
+    Args:
+        path: the file.
+        data: what it contains.
+        views: key of a storage -> (offset, size), for storages that are views of others.
     """
     records: list[np.ndarray] = []
     program = b"\x80\x02" + _ops(data, records, views or {}) + b"."
@@ -81,7 +90,7 @@ def write_legacy(path, data, *, views=None):
 
 
 def write_torchscript(path, module):
-    """Writes a tree of `Module`s as torch.jit.save does: with code beside it, which here must not be looked at."""
+    """Writes a tree of `Module`s as torch.jit.save does, with code beside it that raises if the reader runs it."""
     code = "raise SystemExit('this code was run')\n"
     write_torch(
         path, module, extra=[("archive/code/__torch__/clip.py", code), ("archive/constants.pkl", b"\x80\x02).")]
@@ -94,7 +103,10 @@ def _text(text: str) -> bytes:
 
 
 def _ops(value: Any, records: list[np.ndarray], views: dict[str, tuple[int, int]] | None = None) -> bytes:
-    """The opcodes of a value; to `records` go its storages. `views` is None in a zip, whose references are shorter."""
+    """The pickle opcodes of a value; its storages are appended to `records`.
+
+    `views` is None for the zip format, whose storage references have no field for it.
+    """
     match value:
         case Global(module, name):
             return b"c" + f"{module}\n{name}\n".encode()

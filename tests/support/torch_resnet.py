@@ -1,6 +1,6 @@
 """CLIP's ResNet in torch, from its description (Radford et al. 2021 §2.4), with the names of OpenAI's checkpoints.
 
-transformers has no such model; the golden of OpenAI's own code checks both this and ours at a small size.
+transformers does not have this model. At a small size, recorded outputs of OpenAI's own code check both this and ours.
 """
 
 import torch
@@ -9,6 +9,8 @@ from torch.nn.functional import avg_pool2d, relu, scaled_dot_product_attention
 
 
 class Block(nn.Module):
+    """A bottleneck block with antialiased stride (average pooling)."""
+
     def __init__(self, fan_in: int, width: int, stride: int):
         super().__init__()
         self.stride = stride
@@ -25,6 +27,8 @@ class Block(nn.Module):
 
 
 class Pool(nn.Module):
+    """Attention pooling: the mean of all places attends to the places."""
+
     def __init__(self, places: int, width: int, heads: int, out: int):
         super().__init__()
         self.heads = heads

@@ -1,6 +1,9 @@
-"""A run small enough to kill: a two-layer network with noise in its loss, a running mean and a frozen table.
+"""A training run that takes seconds, for tests that kill and resume it.
 
-python toy_run.py DIRECTORY [--steps 40] [--save-every 5] [--pause 0.01]
+    python toy_run.py DIRECTORY [--steps 40] [--save-every 5] [--pause 0.01]
+
+The model is a two-layer network with noise in its loss; its model state is a running mean and a constant table. The
+command prints the fingerprints of the final state as JSON.
 """
 
 import argparse
@@ -23,7 +26,7 @@ from train_jax.fingerprint import fingerprints  # noqa: E402
 
 
 class ToyTask:
-    """Regress y [B, 2] on x [B, 4]. The noise uses the key, the running mean and the table travel as model state."""
+    """Regression of y [B, 2] on x [B, 4]: the loss depends on the key, and the model state changes at every step."""
 
     def init(self, key):
         a, b = jax.random.split(key)
@@ -42,22 +45,24 @@ class ToyTask:
 
 
 def source(count=60):
+    """`count` examples in memory."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(count, 4)).astype(np.float32)
     return InMemory({"x": x, "y": np.sin(x[:, :2] * x[:, 2:])})
 
 
 def make_run(directory, *, num_steps=12, optim=None, batch_size=16, pause=0.0, **changes):
-    of_step = batches(source(), batch_size=batch_size, seed=7)
+    """A `Run` of the toy task; `pause` is the seconds that every batch waits, `changes` are further fields."""
+    batch_of = batches(source(), batch_size=batch_size, seed=7)
 
     def slow(step):
         time.sleep(pause)
-        return of_step(step)
+        return batch_of(step)
 
     fields = {
         "name": "toy",
         "task": ToyTask(),
-        "batches": slow if pause else of_step,
+        "batches": slow if pause else batch_of,
         "optim": optim or OptimConfig(lr=3e-2, warmup_steps=2, weight_decay=0.1, ema_decay=0.9),
         "num_steps": num_steps,
         "seed": 3,
@@ -70,7 +75,7 @@ def make_run(directory, *, num_steps=12, optim=None, batch_size=16, pause=0.0, *
 
 
 def prints(tree):
-    """Path → fingerprint of every array of a state: two states with equal prints are the same to the last bit."""
+    """Path → fingerprint of every array of a state: states with equal fingerprints are equal to the last bit."""
     return {name: found.value for name, found in fingerprints(tree).items()}
 
 

@@ -1,8 +1,9 @@
-"""The unCLIP systems of diffusers beside ours: the same random weights, inputs and noise.
+"""Compares the published unCLIP systems (Karlo, Kandinsky 2.2, ECLIPSE) with diffusers.
 
-`test_karlo.py` holds every case to the tolerances; `docs/parity.py` writes the table. Theirs are
-built small, saved with `save_pretrained` and loaded by `unclip_jax.load`; nothing is compared that did not go through a
-file. Noise is drawn by us and given to their schedulers.
+`tests/unclip/test_karlo.py` checks every case against the tolerances; `docs/parity.py` writes the table. `theirs` is
+the reference, `ours` this project. The reference is built small, with random weights, saved with `save_pretrained` and
+loaded by `unclip_jax.load`, so that every comparison includes the file format. Inputs are equal; diffusers' schedulers
+are given the noise that our samplers draw.
 """
 
 import tempfile
@@ -31,20 +32,20 @@ COLOURS = ["red", "green", "blue", "yellow", "circle", "square", "star", "small"
 
 
 class Size(NamedTuple):
-    """Numbers of a system; Karlo's are in `KARLO`."""
+    """Sizes of a system; Karlo's are in `KARLO`."""
 
-    dim: int  # of the joint space, and of the text tower
-    context: int
-    prior: tuple[int, int, int]  # heads, channels of each, layers
-    decoder: tuple[int, ...]  # widths
-    layers: int
-    head: int
-    cross: int
-    tokens: int
-    groups: int
-    image: int
-    upsampler: tuple[int, ...]
-    large: int
+    dim: int  # of the joint space, and width of the text tower
+    context: int  # tokens of a caption
+    prior: tuple[int, int, int]  # heads, channels per head, layers
+    decoder: tuple[int, ...]  # channels of the levels
+    layers: int  # blocks per level
+    head: int  # channels per attention head
+    cross: int  # width of the cross-attention context
+    tokens: int  # context tokens made from the image embedding
+    groups: int  # of the group norms
+    image: int  # side of the decoder's pictures
+    upsampler: tuple[int, ...]  # channels of the levels
+    large: int  # side of the upsampler's pictures
 
 
 SMALL = {
@@ -55,7 +56,7 @@ KARLO = Size(768, 77, (32, 64, 20), (320, 640, 960, 1280), 3, 64, 1536, 4, 32, 6
 
 
 def randomise(module: Any, seed: int = 0) -> Any:
-    """All parameters of a torch module random, and activations of order one."""
+    """Fills all parameters of a torch module with random numbers, scaled so that activations stay of order one."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -74,10 +75,10 @@ def randomise(module: Any, seed: int = 0) -> Any:
 
 
 def damped(pipe: Any) -> Any:
-    """A pipeline whose networks' last layers are smaller, as trained ones' are.
+    """Scales down the last layers of a pipeline's networks, in place, towards the size of trained ones.
 
-    Guidance 4 and 8 of random networks stretch the rounding of the last bit at every step. And what a random MoVQ makes
-    of latents is a hundred times too large for a picture: cut at 0 and 1 it would be black or white, and its rounding
+    Guidance scales of 4 and 8 amplify rounding errors of random networks at every step. And the output of a random MoVQ
+    is a hundred times too large for a picture: clipped to 0 and 1 it would be black and white, with rounding errors of
     5e-3.
     """
     import torch
@@ -92,7 +93,7 @@ def damped(pipe: Any) -> Any:
     return pipe
 
 
-# their networks
+# Networks of diffusers
 
 
 def prior(size: Size) -> Any:
@@ -158,7 +159,7 @@ def upsampler(size: Size) -> Any:
 
 
 def text_encoder(size: Size) -> tuple[Any, Any]:
-    """(the tower, its tokenizer), which pads with "!" as Karlo's does."""
+    """(text tower, tokenizer) of transformers; the tokenizer pads with "!" as Karlo's does."""
     import transformers
 
     ours = clip_jax.train_bpe(COLOURS, 530, context_length=size.context)
@@ -182,7 +183,7 @@ def text_encoder(size: Size) -> tuple[Any, Any]:
 
 
 def image_encoder(size: Size) -> tuple[Any, Any]:
-    """(the tower, its preprocessing)."""
+    """(image tower, preprocessing) of transformers."""
     import transformers
 
     config = transformers.CLIPVisionConfig(
@@ -199,7 +200,7 @@ def image_encoder(size: Size) -> tuple[Any, Any]:
 
 
 def karlo(size: Size, *, variation: bool = False) -> Any:
-    """A whole pipeline of theirs."""
+    """A whole Karlo pipeline of diffusers: text to image, or image variations."""
     from diffusers import UnCLIPImageVariationPipeline, UnCLIPPipeline, UnCLIPScheduler
 
     encoder, tokenizer = text_encoder(size)
@@ -224,7 +225,7 @@ def karlo(size: Size, *, variation: bool = False) -> Any:
 
 @contextmanager
 def saved(*pipelines: Any) -> Iterator[list[Path]]:
-    """The directories their pipelines were saved in."""
+    """Context manager that saves pipelines and yields their temporary directories."""
     with tempfile.TemporaryDirectory() as root:
         directories = [Path(root) / str(i) for i in range(len(pipelines))]
         for theirs, directory in zip(pipelines, directories, strict=True):
@@ -232,25 +233,28 @@ def saved(*pipelines: Any) -> Iterator[list[Path]]:
         yield directories
 
 
-# comparing
+# Comparisons
 
 
 def gaussian(seed: int, *shape: int) -> np.ndarray:
+    """Standard normal noise, float32."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def nhwc(x: Any) -> np.ndarray:
+    """An NCHW torch tensor as an NHWC array."""
     return x.detach().numpy().transpose(0, 2, 3, 1)
 
 
 def apply(stage: stages.Stage, params: Any, x_t: np.ndarray, t: np.ndarray, cond: Cond) -> np.ndarray:
+    """The output of our network, jitted, with matmuls in full float32 precision."""
     with jax.default_matmul_precision("highest"):
         run = jax.jit(lambda p, *args: stages.network(stage).apply(p, *args))
         return np.asarray(run(params, x_t, t, cond))
 
 
 def inputs(size: Size, width: int | None = None) -> dict[str, np.ndarray]:
-    """Text features of a batch of three, whose captions end at different places."""
+    """Text features and image embeddings of a batch of three; the captions end at different places."""
     ends = np.array([size.context, size.context // 2, 3])
     return {
         "text_embed": gaussian(1, 3, size.dim),
@@ -264,6 +268,7 @@ TIMES = np.array([999, 500, 0])
 
 
 def compare_prior(theirs: Any, stage: stages.Stage, params: Any, size: Size) -> Iterator[Difference]:
+    """Compares a prior's output, and its map from standardised embeddings back to embeddings."""
     import torch
 
     given, x_t = inputs(size), gaussian(4, 3, size.dim)
@@ -284,17 +289,17 @@ def compare_prior(theirs: Any, stage: stages.Stage, params: Any, size: Size) -> 
 
 
 def part(variables: Any, name: str) -> Any:
-    """The variables of a part of a network alone."""
+    """The variables of the submodule `name`."""
     return {collection: tree[name] for collection, tree in variables.items() if name in tree}
 
 
 def compare_karlo_decoder(theirs: Any, projection: Any, stage: stages.Stage, params: Any, size: Size) -> Iterator:
-    """The projection and the decoder, of pictures with and without their embedding."""
+    """Compares the text projection and the decoder, with the image embedding and without it (the null condition)."""
     import torch
 
     given, x_t = inputs(size), gaussian(4, 3, size.image, size.image, 3)
     tensors = {name: torch.from_numpy(value) for name, value in given.items()}
-    # With guidance theirs puts the learned embedding before those it is given; and then wants twice the captions.
+    # With guidance, diffusers puts the learned null embedding before the given ones, and needs the captions twice.
     with torch.no_grad():
         context, added = projection(
             image_embeddings=tensors["image_embed"],
@@ -321,6 +326,7 @@ def compare_karlo_decoder(theirs: Any, projection: Any, stage: stages.Stage, par
 
 
 def compare_upsampler(name: str, theirs: Any, stage: stages.Stage, params: Any, size: Size) -> Iterator[Difference]:
+    """Compares a network of an upsampler, called `name` in the table."""
     import torch
 
     x_t, low_res = gaussian(4, 3, size.large, size.large, 3), gaussian(5, 3, size.image, size.image, 3)
@@ -333,7 +339,7 @@ def compare_upsampler(name: str, theirs: Any, stage: stages.Stage, params: Any, 
 
 
 def compare_karlo(size: Size) -> Iterator[Difference]:
-    """Every network."""
+    """Compares every network of Karlo."""
     theirs = karlo(size)
     with saved(theirs) as (directory,):
         unclip, params, _ = pipeline.load(directory)
@@ -351,13 +357,14 @@ def compare_karlo(size: Size) -> Iterator[Difference]:
 
 
 class Noise(NamedTuple):
-    """What a stage draws: to start from, and at every step but the last."""
+    """The noise that a stage draws: at the start, and at every step but the last."""
 
     start: np.ndarray
     steps: list[np.ndarray]
 
 
 def noise(stage: stages.Stage, keys: jax.Array) -> Noise:
+    """The noise that our sampler draws for these keys."""
     times = stages.timesteps(stage)[:-1]
     return Noise(
         np.asarray(stages.starting_noise(stage, keys)),
@@ -367,7 +374,7 @@ def noise(stage: stages.Stage, keys: jax.Array) -> Noise:
 
 @contextmanager
 def given_noise(module: Any, steps: Iterable[np.ndarray]) -> Iterator[None]:
-    """A module of their schedulers, drawing these."""
+    """Context manager: `module`, a scheduler of diffusers, takes its noise from `steps`, and must use all of it."""
     import torch
 
     left = [torch.from_numpy(a) if a.ndim == 2 else nchw(a) for a in steps]
@@ -386,14 +393,17 @@ def given_noise(module: Any, steps: Iterable[np.ndarray]) -> Iterator[None]:
 
 
 def draw(unclip: pipeline.UnCLIP, params: Any, tokens: Any, keys: jax.Array, **options: Any) -> pipeline.Generation:
+    """`pipeline.generate`, jitted, with matmuls in full float32 precision."""
     with jax.default_matmul_precision("highest"):
         return jax.jit(pipeline.generate, static_argnums=0)(unclip, params, tokens, keys, **options)
 
 
 def karlo_pictures(theirs: Any) -> tuple[pipeline.Generation, Callable[[], tuple[np.ndarray, np.ndarray]]]:
-    """From prompts to pictures, at the published settings: what we draw, and a call that draws the same with theirs.
+    """Draws pictures from `PROMPTS` at the published settings.
 
-    It gives (image embeddings, pictures between 0 and 1).
+    Returns:
+        What our pipeline draws, and a function that draws with diffusers from the same noise; the function returns
+        (image embeddings, pictures between 0 and 1).
     """
     from diffusers.schedulers import scheduling_unclip
 
@@ -403,9 +413,8 @@ def karlo_pictures(theirs: Any) -> tuple[pipeline.Generation, Callable[[], tuple
     keys = sample_keys(jax.random.key(3), jnp.arange(2))
     ours = draw(unclip, params, tokenize(PROMPTS), keys)
     small = fold_in_each(keys, 1)
-    first = sample_keys_of_prior(keys)
-    a, b, c = (
-        noise(unclip.prior, first),
+    of_prior, of_decoder, of_upsampler = (
+        noise(unclip.prior, sample_keys_of_prior(keys)),
         noise(unclip.decoder, fold_in_each(small, 0)),
         noise(unclip.upsamplers[0], fold_in_each(small, 1)),
     )
@@ -414,12 +423,12 @@ def karlo_pictures(theirs: Any) -> tuple[pipeline.Generation, Callable[[], tuple
     theirs.prior.post_process_latents = lambda x: embeds.append(finish(x)) or embeds[-1]
 
     def draw_theirs() -> tuple[np.ndarray, np.ndarray]:
-        with given_noise(scheduling_unclip, [*a.steps, *b.steps, *c.steps]):
+        with given_noise(scheduling_unclip, [*of_prior.steps, *of_decoder.steps, *of_upsampler.steps]):
             pictures = theirs(
                 PROMPTS,
-                prior_latents=as_tensor(a.start),
-                decoder_latents=nchw(b.start),
-                super_res_latents=nchw(c.start),
+                prior_latents=as_tensor(of_prior.start),
+                decoder_latents=nchw(of_decoder.start),
+                super_res_latents=nchw(of_upsampler.start),
                 output_type="np",
             ).images
         return embeds[-1].numpy(), pictures
@@ -428,11 +437,12 @@ def karlo_pictures(theirs: Any) -> tuple[pipeline.Generation, Callable[[], tuple
 
 
 def between_0_and_1(images: Any) -> np.ndarray:
+    """Pictures in [−1, 1], clipped and mapped to [0, 1]."""
     return (np.clip(images, -1, 1) + 1) / 2
 
 
 def compare_karlo_pictures(size: Size) -> Iterator[Difference]:
-    """From prompts to pictures, at the published settings."""
+    """Compares embeddings and pictures drawn from prompts, at the published settings."""
     ours, draw_theirs = karlo_pictures(damped(karlo(size)))
     embed, pictures = draw_theirs()
     yield difference("image embedding", ours.image_embed, embed)
@@ -440,7 +450,7 @@ def compare_karlo_pictures(size: Size) -> Iterator[Difference]:
 
 
 def compare_karlo_variations(size: Size) -> Iterator[Difference]:
-    """From a picture's embedding to other pictures."""
+    """Compares Karlo's image variations: pictures drawn from the embedding of a picture."""
     from diffusers.schedulers import scheduling_unclip
 
     theirs = damped(karlo(size, variation=True))
@@ -455,24 +465,26 @@ def compare_karlo_variations(size: Size) -> Iterator[Difference]:
     keys = sample_keys(jax.random.key(3), jnp.arange(2))
     ours = draw(unclip, params, tokenize([""] * 2), keys, image_embed=embed)
     small = fold_in_each(keys, 1)
-    b, c = noise(unclip.decoder, fold_in_each(small, 0)), noise(unclip.upsamplers[0], fold_in_each(small, 1))
-    with given_noise(scheduling_unclip, [*b.steps, *c.steps]):
+    of_decoder = noise(unclip.decoder, fold_in_each(small, 0))
+    of_upsampler = noise(unclip.upsamplers[0], fold_in_each(small, 1))
+    with given_noise(scheduling_unclip, [*of_decoder.steps, *of_upsampler.steps]):
         expected = theirs(
             image_embeddings=as_tensor(np.asarray(embed)),
             image=nchw(pixels),
-            decoder_latents=nchw(b.start),
-            super_res_latents=nchw(c.start),
+            decoder_latents=nchw(of_decoder.start),
+            super_res_latents=nchw(of_upsampler.start),
             output_type="np",
         ).images
     yield difference("pictures", between_0_and_1(ours.images), expected)
 
 
 def sample_keys_of_prior(keys: jax.Array) -> jax.Array:
-    """The keys of the one candidate that a published prior draws per picture."""
+    """The keys with which a published prior draws its only candidate for each picture."""
     return jax.vmap(lambda key: sample_keys(key, jnp.arange(1)))(fold_in_each(keys, 0)).reshape(-1)
 
 
 def as_tensor(array: np.ndarray) -> Any:
+    """A torch tensor with a copy of the array."""
     import torch
 
     return torch.from_numpy(np.array(array))
@@ -505,7 +517,7 @@ def kandinsky_decoder(size: Size) -> Any:
 
 
 def movq(widths: tuple[int, ...], layers: int) -> Any:
-    """With attention at the coarsest level, as the published one."""
+    """A MoVQ of diffusers, with attention at the coarsest level as in the published one."""
     from diffusers import VQModel
 
     finer = len(widths) - 1
@@ -525,7 +537,7 @@ MOVQ = {"small": ((32, 64), 1), "three levels": ((32, 64, 96), 2)}
 
 
 def kandinsky(name: str) -> tuple[Any, Any]:
-    """(the pipeline of the prior, that of the decoder)."""
+    """(pipeline of the prior, pipeline of the decoder) of Kandinsky 2.2 in diffusers; `name` is a key of `SMALL`."""
     from diffusers import DDPMScheduler, KandinskyV22Pipeline, KandinskyV22PriorPipeline, UnCLIPScheduler
 
     size = SMALL[name]
@@ -575,7 +587,7 @@ def compare_movq(theirs: Any, config: Any, params: Any, side: int) -> Iterator[D
 
     latents = gaussian(4, 2, side, side, config.latent_channels)
     with torch.no_grad():
-        # In float64: in float32 its own rounding is as large as ours.
+        # In float64: in float32 the reference would have rounding errors as large as ours.
         expected = theirs.double().decode(nchw(latents).double(), force_not_quantize=True).sample.float()
     theirs.float()
     with jax.default_matmul_precision("highest"):
@@ -584,7 +596,7 @@ def compare_movq(theirs: Any, config: Any, params: Any, side: int) -> Iterator[D
 
 
 def compare_kandinsky(name: str) -> Iterator[Difference]:
-    """Every network."""
+    """Compares every network of Kandinsky 2.2, and its null condition, the embedding of a black picture."""
     size, (first, second) = SMALL[name], kandinsky(name)
     with saved(second, first) as directories:
         unclip, params, _ = pipeline.load(*directories)
@@ -596,7 +608,7 @@ def compare_kandinsky(name: str) -> Iterator[Difference]:
 
 
 def compare_kandinsky_pictures(name: str) -> Iterator[Difference]:
-    """From prompts to pictures, at the published settings."""
+    """Compares embeddings and pictures drawn from prompts, at the published settings."""
     from diffusers.schedulers import scheduling_ddpm, scheduling_unclip
 
     size, (first, second) = SMALL[name], map(damped, kandinsky(name))
@@ -626,7 +638,7 @@ def compare_kandinsky_pictures(name: str) -> Iterator[Difference]:
 
 
 def eclipse(size: Size) -> Any:
-    """A prior without time, as ECLIPSE's own class is: diffusers' with a token less."""
+    """ECLIPSE's prior in torch: diffusers' `PriorTransformer` without the timestep and its token."""
     import diffusers
     import torch
 
@@ -654,7 +666,7 @@ def eclipse(size: Size) -> Any:
 
 
 def compare_eclipse(name: str) -> Iterator[Difference]:
-    """In the place of Karlo's prior and of Kandinsky's: the embedding it draws."""
+    """Compares the embedding that ECLIPSE's prior draws, loaded in place of Karlo's prior and of Kandinsky's."""
     import torch
 
     size = SMALL[name]
