@@ -1,9 +1,9 @@
 """Conversion of published checkpoints to our parameters and back, by tables of rules.
 
-Each published format has a table. A `Rule` names the published arrays that make one of our parameters, and the `Op` that
-rearranges them. `convert` looks up a rule for every parameter of the model and collects all faults (arrays that are
-missing, unused or of another shape) in one error. `export` applies the same table backwards. An `Op` only rearranges
-values, so a round trip is exact.
+Each published format has a table. A `Rule` names the published arrays that make one of our parameters, and the `Op`
+that rearranges them. `convert` looks up a rule for every parameter of the model and collects all faults (arrays that
+are missing, unused or of another shape) in one error. `export` applies the same table backwards. An `Op` only
+rearranges values, so a round trip is exact.
 """
 
 import dataclasses
@@ -165,9 +165,7 @@ def convert(
     links = list(_links(rules, {name: tuple(leaf.shape) for name, leaf in expect.items()}))
     needed: dict[str, Shape] = {}
     for _, theirs, op, shape in links:
-        ghost = np.broadcast_to(
-            np.float32(0), shape
-        )  # a broadcast view takes no memory; its shapes tell those of the published arrays
+        ghost = np.broadcast_to(np.float32(0), shape)  # takes no memory; `write` gives the published shapes
         needed.update(zip(theirs, (part.shape for part in op.write(ghost)), strict=True))
     ignored = re.compile(ignore) if ignore else None
     unused = [n for n in checkpoint if n not in needed and not (ignored and ignored.fullmatch(n))]

@@ -289,7 +289,7 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
 
 
 def _rebuild_typed(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any) -> Tensor:
-    """torch's `_rebuild_tensor_v3`: the storage is untyped, and the dtype is an argument."""
+    """Torch's `_rebuild_tensor_v3`: the storage is untyped, and the dtype is an argument."""
     if type(storage) is not Storage or type(dtype) is not Kind:
         raise PickleError(f"a tensor is made of {brief(storage)} and {brief(dtype)}")
     return _tensor(storage, dtype.value, offset, size, stride)
@@ -314,7 +314,7 @@ def _check_inside(tensor: Tensor, num_bytes: int) -> None:
 
 
 def _rebuild_with_attributes(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
-    """torch's `_rebuild_from_type_v2`: a tensor of a subclass or with attributes; both are dropped."""
+    """Torch's `_rebuild_from_type_v2`: a tensor of a subclass or with attributes; both are dropped."""
     if type(function) is not Function or type(arguments) is not tuple:
         raise PickleError(f"a tensor is made of {brief(function)}")
     if function.call is _rebuild_with_attributes:
@@ -384,8 +384,8 @@ def _model(data: Any) -> Any:
 def _choose(data: Any, seen: set[int], depth: int = 0) -> Any:
     """The dict or module of weights in `data`; None where there is none.
 
-    A value under one of the keys `MODELS` comes first; otherwise there must be only one. `seen` holds the ids of visited
-    dicts and modules, as they may contain each other or themselves.
+    A value under one of the keys `MODELS` comes first; otherwise there must be only one. `seen` holds the ids of
+    visited dicts and modules, as they may contain each other or themselves.
 
     Raises:
         UserError: there are several.
@@ -403,7 +403,7 @@ def _choose(data: Any, seen: set[int], depth: int = 0) -> Any:
     for name in MODELS:
         if name in inner and (found := _choose(inner[name], seen, depth + 1)) is not None:
             return found
-    own = sum(type(value) is Tensor for value in data.values())  # direct tensors: weights, or a loss beside the model
+    own = sum(type(value) is Tensor for value in data.values())  # direct tensors: weights or a loss
     chosen = {name: _choose(value, seen, depth + 1) for name, value in inner.items()}
     chosen = {
         name: found for name, found in chosen.items() if found is not None and sum(1 for _ in _tensors(found)) > own
