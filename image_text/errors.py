@@ -66,9 +66,7 @@ def reading(path: str | os.PathLike, what: str = "weights") -> Iterator[None]:
     except Exception as error:  # readers raise many types for damaged files
         raise UserError(f"cannot read {what} from {path}: {one_line(error)}") from error
     except BaseException as error:
-        if (
-            type(error).__name__ != "PanicException"
-        ):  # a panic in a library written in Rust (PyO3), which is not an Exception
+        if type(error).__name__ != "PanicException":  # a panic of a Rust library (PyO3), which is no Exception
             raise
         raise UserError(f"cannot read {what} from {path}: {one_line(error)}") from error
 
