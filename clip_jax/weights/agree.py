@@ -82,7 +82,7 @@ def _config_of_shapes(found: Found, sizes: Mapping[str, Any], requested: CLIPCon
 
 
 def _image_size(stored: int, request: Request, where: str) -> int:
-    """The image size in pixels of the loaded model; `stored` is that of the checkpoint. Warns when they differ."""
+    """The image size in pixels of the loaded model. Warns if only `config=` asks for another than `stored`."""
     vision = None if request.config is None else request.config.vision
     requested = stored if vision is None else vision.image_size
     if requested == stored or request.image_size == requested:
