@@ -1,6 +1,6 @@
-"""Pictures with captions, wherever they lie: tables, folders, TFDS, two built-in sets.
+"""Image datasets with captions or labels: from folders, tables, TFDS and two built-in sets.
 
-numpy and Pillow; no model, no JAX.
+Needs numpy and Pillow only; no model and no JAX.
 """
 
 from image_text.base import Source

@@ -1,4 +1,4 @@
-"""What a source of pictures is read into."""
+"""`Source`, the type of all image datasets, and helpers for names and labels."""
 
 import os
 import re
@@ -12,22 +12,22 @@ import numpy as np
 from image_text.errors import printable
 
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}(\.0+)?")
-IN_A_LINE = 80  # characters of a name or value that an error quotes
+IN_A_LINE = 80  # characters: longer names and values are shortened in an error
 
 
 @dataclass(frozen=True)
 class Source:
-    r"""Pictures with captions or labels, read at random: `len(source)`, `source[i]`.
+    r"""A random-access dataset of N pictures with captions or labels: `len(source)`, `source[i]`.
 
-    A picture with several captions has a row, and its name, for each of them. Names can be printed and written as
-    UTF-8: bytes of a file name that are not are spelled out (`caf\xe9.png`).
+    A picture with several captions has one row per caption. Names can always be printed and encoded as UTF-8: other
+    bytes of a file name are escaped (`caf\xe9.png`).
 
     Attributes:
-        names: what each picture is called, N of them.
-        pictures: what `image_text.decode.open_image` takes, N of them; a file is opened when it is asked for.
+        names: the names of the N pictures.
+        pictures: N inputs of `image_text.decode.open_image` (paths or encoded bytes), made lazily.
         captions: N texts, or None.
-        labels: int [N], indices into `classes`, or None.
-        classes: names of the classes, or None.
+        labels: int64 [N], indices into `classes`, or None.
+        classes: the names of the classes, or None.
     """
 
     names: list[str]
@@ -40,7 +40,7 @@ class Source:
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The example at `index`: "name", "image" and, where there are some, "caption" and "label"."""
+        """The example at `index`: {"name", "image"}, and "caption" and "label" where the source has them."""
         example = {"name": self.names[index], "image": self.pictures[index]}
         if self.captions is not None:
             example["caption"] = self.captions[index]
@@ -49,11 +49,11 @@ class Source:
         return example
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The examples in their order."""
+        """The examples in order."""
         return (self[index] for index in range(len(self)))
 
     def take(self, rows: Sequence[int]) -> "Source":
-        """These rows alone. The classes stay."""
+        """The source with only these rows, in this order. `classes` is unchanged."""
         return Source(
             [self.names[i] for i in rows],
             _Taken(self.pictures, rows),
@@ -64,7 +64,7 @@ class Source:
 
 
 class LazySequence(Sequence[Any]):
-    """Items that are made when they are asked for, by `item(index)`; slices are lists."""
+    """A sequence whose items are made on access, by `item(index)`; a slice is a list."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -74,7 +74,7 @@ class LazySequence(Sequence[Any]):
         raise NotImplementedError
 
     def stamp(self, index: int) -> list[Any] | None:
-        """What changes when the file of the item at `index` is replaced; None for what is in no file."""
+        """The path, size and time of the file of the item at `index`, for caches; None for items without a file."""
         return None
 
     @overload
@@ -90,7 +90,7 @@ class LazySequence(Sequence[Any]):
 
 
 class Files(LazySequence):
-    """Paths below a folder. A `Path` takes some ten times the memory of its text, so it is made when it is needed."""
+    """Paths below a folder, made on access, as a `Path` takes about ten times the memory of its text."""
 
     def __init__(self, folder: Path, names: list[str]):
         self._folder, self._names = folder, names
@@ -103,7 +103,7 @@ class Files(LazySequence):
         return self._folder / as_file_name(self._names[index])
 
     def stamp(self, index: int) -> list[Any] | None:
-        """The path, size and time of the file at `index`."""
+        """The absolute path, size in bytes and modification time in ns of the file at `index`."""
         return stamp_of(self.item(index))
 
 
@@ -119,12 +119,12 @@ class _Taken(LazySequence):
         return self._items[self._rows[index]]
 
     def stamp(self, index: int) -> list[Any] | None:
-        """That of the item of the row at `index`."""
+        """The stamp of the item of the row at `index`."""
         return self._items.stamp(self._rows[index])
 
 
 def stamp_of(path: str | Path) -> list[Any] | None:
-    """The path of a file, its size and when it was written; None if it is not there."""
+    """[absolute path, size in bytes, modification time in ns] of a file; None if the file is absent."""
     try:
         status = os.stat(path)
     except OSError:
@@ -133,25 +133,25 @@ def stamp_of(path: str | Path) -> list[Any] | None:
 
 
 def in_words(name: str) -> str:
-    """A file name that can be printed and written as UTF-8; bytes of it that are not UTF-8 are spelled out."""
+    r"""A file name for printing: bytes that are not UTF-8 are escaped (`caf\xe9.png`)."""
     try:
         return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # text from a table, in a locale that cannot write it
+    except UnicodeEncodeError:  # text from a table that the encoding of the file system lacks
         return name
 
 
 def as_file_name(text: str) -> str:
-    """The name of a file as text from a table, for the file system: as UTF-8, whatever the locale."""
+    """The file name for a text from a table: encoded as UTF-8, whatever the locale."""
     return text if text.isascii() else os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 def integer_of(word: str) -> int | None:
-    """The integer that a label is, as text ("7", or pandas' "7.0"), or None."""
+    """The integer of a label in text form ("7", or pandas' "7.0"); None if the label is not an integer."""
     return int(word.partition(".")[0]) if INTEGER.fullmatch(word) else None
 
 
 def labelled(words: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Labels int [N] and the classes that they index: in order of their numbers if all are integers, else sorted."""
+    """Labels int64 [N] and the classes that they index, sorted by number if all are integers, else as text."""
     numbers = {word: integer_of(word) for word in dict.fromkeys(words)}
     if all(number is not None for number in numbers.values()):
         classes = sorted(numbers, key=lambda word: (numbers[word], word))
@@ -162,11 +162,11 @@ def labelled(words: Sequence[str]) -> tuple[np.ndarray, list[str]]:
 
 
 def quoted(text: object) -> str:
-    """A name or value from a file, short enough for an error line."""
+    """A name or value from a file, quoted, printable and shortened for an error."""
     return repr(printable(text, IN_A_LINE)) if isinstance(text, str) else printable(repr(text), IN_A_LINE)
 
 
 def some(words: Iterable[object], most: int = 12) -> str:
-    """The first few, and how many more there are."""
+    """A list for an error: the first `most` words, and how many more there are."""
     listed = [printable(word, IN_A_LINE) or "''" for word in words]
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

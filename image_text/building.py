@@ -1,6 +1,6 @@
-"""Datasets written once to disk in TFDS's format, as array_record files, without TensorFlow.
+"""Writes datasets to disk in TFDS's format (array_record), without TensorFlow.
 
-A `Dataset` says what is to be written; `prepared` writes it where it is not yet, and opens it.
+A `Dataset` describes the data; `prepared` writes it if it is not on disk yet, and opens it.
 """
 
 import functools
@@ -19,25 +19,25 @@ from image_text.tfds_files import import_tfds, open_directory, quiet_tfds
 
 __all__ = ["Dataset", "expanded", "prepared"]
 
-Features = Callable[[Any], dict[str, Any]]  # handed `tfds.features`, as TFDS is optional
+Features = Callable[[Any], dict[str, Any]]  # its argument is the module `tfds.features`, as TFDS is optional
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is written as a dataset of TFDS.
+    """The description of a TFDS dataset to write.
 
     Attributes:
-        name: of the dataset; the first part of its directory.
-        version: as in "1.0.0". Raise it when the examples change, or data prepared before is taken for new.
-        description: in a sentence, kept beside the data.
+        name: the name of the dataset; the first part of its directory.
+        version: such as "1.0.0". Raise it when the examples change; otherwise data on disk is taken for current.
+        description: one sentence, written to the data's `dataset_info.json`.
         features: from the module `tfds.features` to the dict of a `FeaturesDict`.
-        split_sizes: number of examples of each split.
-        examples: from the name of a split to its examples; record i is the i-th of them. A picture is a PIL image, as
-            TFDS would encode an array with TensorFlow.
-        activity: what the progress bar is called, as in "rendering shapes 64px".
-        config: the second part of the directory, for data of one name made with different settings, or None.
-        default_config: the config that `tfds:NAME:SPLIT` means.
-        homepage: where the data comes from.
+        split_sizes: the number of examples of each split.
+        examples: from the name of a split to its examples, in the order of the records. Pictures are PIL images: TFDS
+            would encode arrays with TensorFlow.
+        activity: the title of the progress bar, such as "rendering shapes 64px".
+        config: the second part of the directory, for variants of a dataset; None: there is one variant only.
+        default_config: the config that `tfds:NAME:SPLIT` reads.
+        homepage: the web page of the data.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Dataset:
     homepage: str | None = None
 
     def directory(self, data_dir: Path) -> Path:
-        """Where it lies below `data_dir`: NAME/CONFIG/VERSION, as TFDS lays data out."""
+        """The directory of the dataset below `data_dir`: NAME/CONFIG/VERSION, as in TFDS."""
         return data_dir.joinpath(self.name, *([self.config] if self.config else []), self.version)
 
 
 def expanded(path: Path | str) -> Path:
-    """The path with `~` as the user's home.
+    """The path with `~` replaced by the user's home directory.
 
     Raises:
-        UserError: the user has none.
+        UserError: the user has no home directory.
     """
     try:
         return Path(path).expanduser()
@@ -69,16 +69,20 @@ def expanded(path: Path | str) -> Path:
 
 
 def prepared(dataset: Dataset, data_dir: Path) -> Any:
-    """The data on disk under `data_dir`, written first if it is not whole.
+    """Opens a dataset under `data_dir`; writes it first if it is absent or incomplete.
 
-    An interrupted call leaves nothing that a later one would take for data. Of several processes that call at once, one
-    writes and the others wait for it.
+    The data of an interrupted call is recognised as incomplete and written again. Of several processes that call at
+    once, one writes and the others wait.
+
+    Args:
+        dataset: the description of the data.
+        data_dir: the directory of all datasets, created if it is absent.
 
     Returns:
-        The `tfds.core.DatasetBuilder` that reads it.
+        The `tfds.core.DatasetBuilder` that reads the data.
 
     Raises:
-        UserError: the directory cannot be written, the description of what is there is damaged, or TFDS is not
+        UserError: the directory cannot be written, the description of existing data is damaged, or TFDS is not
             installed.
     """
     import_tfds(f"the data set {dataset.name}")
@@ -97,7 +101,7 @@ def prepared(dataset: Dataset, data_dir: Path) -> Any:
 
 
 def _whole(dataset: Dataset, data_dir: Path) -> Any | None:
-    """The builder of the data if all its files are there, else None. TFDS itself looks for the description only."""
+    """The builder of the data if all its files exist, else None. TFDS itself checks for the description only."""
     directory = dataset.directory(data_dir)
     if not all((directory / name).is_file() for name in ("dataset_info.json", "features.json")):
         return None
@@ -110,7 +114,7 @@ def _whole(dataset: Dataset, data_dir: Path) -> Any | None:
 
 
 def _clear(directory: Path) -> None:
-    """Remove what is not whole, and the incomplete.XXXXXX_<version> in which killed runs were writing."""
+    """Removes incomplete data, and the directories incomplete.XXXXXX_<version> of killed processes."""
     for path in (directory, *directory.parent.glob(f"incomplete.*_{directory.name}")):
         if path.exists():
             shutil.rmtree(path)
@@ -138,16 +142,16 @@ def _write(dataset: Dataset, data_dir: Path) -> None:
 
 @functools.cache
 def _builder_class() -> Any:
-    """The builder that writes a `Dataset`. Made when it is first used, as its base is in an optional package."""
+    """The builder class that writes a `Dataset`, made on first use, as its base class is in an optional package."""
     tfds = import_tfds("writing a dataset")
 
     class Writer(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, misc, name-defined] # TFDS comes without types
-        """Writes a `Dataset`, and tells a bar of each example."""
+        """Writes a `Dataset` and updates a progress bar with each example."""
 
         def __init__(self, dataset: Dataset, bar: tqdm, data_dir: Path):
             self._dataset, self._bar = dataset, bar
             self.name, self.VERSION = dataset.name, tfds.core.Version(dataset.version)
-            # TFDS writes down the first as what the name alone means.
+            # TFDS records the first of these as the default config.
             self.BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in [dataset.default_config] if name]
             config = tfds.core.BuilderConfig(name=dataset.config) if dataset.config else None
             super().__init__(data_dir=data_dir, config=config, file_format="array_record")
@@ -158,7 +162,7 @@ def _builder_class() -> Any:
                 description=self._dataset.description,
                 features=tfds.features.FeaturesDict(self._dataset.features(tfds.features)),
                 homepage=self._dataset.homepage,
-                disable_shuffling=True,  # so record i is example i
+                disable_shuffling=True,  # record i must be example i
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
@@ -170,9 +174,9 @@ def _builder_class() -> Any:
                 self._bar.update()
 
         def _log_download_bytes(self) -> None:
-            """TFDS would print that it downloads; nothing is."""
+            """Suppresses TFDS's message about a download: there is none."""
 
         def _log_download_done(self) -> None:
-            """TFDS would print that it is done; the bar says so."""
+            """Suppresses TFDS's message at the end: the progress bar shows it."""
 
     return Writer

@@ -1,4 +1,4 @@
-"""Rows of a table, whatever its format, as a `Source`: which columns mean what, and what each may hold."""
+"""Converts the rows of a table of any format to a `Source`: recognises the columns and validates their values."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from image_text.base import Files, Source, as_file_name, labelled, quoted, some
 from image_text.errors import UserError
 
-# What people call the columns; upper and lower case, spaces, hyphens and underscores make no difference.
+# Known names of the columns, compared after `normal` (case, spaces and hyphens do not matter).
 IMAGE = frozenset(
     {
         "image",
@@ -44,7 +44,7 @@ _LIST = re.compile(r"""\[\s*(["']).*\1\s*,?\s*\]""", re.DOTALL)
 
 
 class Columns(NamedTuple):
-    """The names of the columns, as the table writes them; None where there is none."""
+    """The names of the three columns, as spelled in the table; None for a column that is absent."""
 
     image: str | None
     caption: str | None
@@ -52,14 +52,19 @@ class Columns(NamedTuple):
 
 
 def normal(name: str) -> str:
-    """A column's name for comparison: "Image Path" and "image-path" are "image_path"."""
+    """The normal form of a column's name: "Image Path" and "image-path" become "image_path"."""
     return re.sub(r"[\s_-]+", "_", name.strip().strip("\ufeff").casefold())
 
 
 def columns_of(names: Sequence[str], where: str) -> Columns:
-    """Which of the columns `names` is which.
+    """Recognises the columns of pictures, captions and labels by their names.
 
-    Raises: UserError when several could be the same.
+    Args:
+        names: the names of all columns.
+        where: how an error names the table.
+
+    Raises:
+        UserError: several columns could be the same one.
     """
 
     def one(known: frozenset[str], what: str) -> str | None:
@@ -79,17 +84,18 @@ def read_rows(
     unit: str = "line",
     without_pictures: bool = False,
 ) -> Source:
-    """The pictures and captions of a table, as a `Source`.
+    """Converts the rows of a table to a `Source`.
 
     Args:
         path: the table, for errors.
-        rows: (number of the line, {column: value}); a value is text, or what JSON can hold.
-        folders: where the pictures may lie; the first that has the first of them.
-        unit: what errors call a row.
-        without_pictures: whether a table with nothing but captions will do.
+        rows: (line number, {column: value}); a value is a text or any JSON value.
+        folders: directories that may hold the pictures; the first one with the first picture is used for all.
+        unit: how errors name a row ("line 3", "item 3").
+        without_pictures: whether a table with only a column of captions is accepted.
 
     Raises:
-        UserError: naming the row: what it lacks, or what in it is no name, caption or label; a file that is not there.
+        UserError: the table has no rows or no column of pictures; or a value is missing or not valid, or a picture does
+            not exist: the error names the row.
     """
     names: list[str] = []
     captions: list[str] = []
@@ -121,13 +127,13 @@ def read_rows(
 def _with_columns(
     path: Path, rows: Iterable[tuple[int, Mapping[str, Any]]], unit: str
 ) -> Iterator[tuple[str, Mapping[str, Any], Columns]]:
-    """Each row and where it is, with the columns of the first, none of which it may lack."""
+    """(place, row, columns) of each row; raises UserError unless every row has values in the columns of the first."""
     first: Columns | None = None
     known: dict[tuple[str, ...], Columns] = {}
     table = f"{path}: {unit}"
     for number, row in rows:
         where, keys = f"{table} {number}", tuple(row)
-        if keys not in known:  # rows of a JSON table may differ, in columns that do not matter
+        if keys not in known:  # rows of a JSON table may differ in other columns
             if len(known) >= 100:
                 known.clear()
             known[keys] = columns_of(keys, where)
@@ -143,16 +149,18 @@ def _with_columns(
 
 
 def _check_columns(columns: Columns, names: list[str], path: Path, without_pictures: bool) -> None:
-    seen = some(name.strip() for name in names)
+    listed = some(name.strip() for name in names)
     if columns.image is None and not (without_pictures and columns.caption and len(names) == 1):
         if addresses := [name for name in names if normal(name) in LINK]:
             hint = f"{addresses[0]} names what has to be downloaded first"
         else:
             hint = "call it 'image'"
-        raise UserError(f"{path}: it has no column for pictures; {hint}; columns: {seen}")
+        raise UserError(f"{path}: it has no column for pictures; {hint}; columns: {listed}")
     others = [name for name in names if normal(name) and name != columns.image]
     if columns.caption is None and columns.label is None and others:
-        warnings.warn(f"{path}: no column is called caption or label, so there are none; columns: {seen}", stacklevel=2)
+        warnings.warn(
+            f"{path}: no column is called caption or label, so there are none; columns: {listed}", stacklevel=2
+        )
 
 
 def _name(value: Any, where: str) -> str:
@@ -164,7 +172,7 @@ def _name(value: Any, where: str) -> str:
 
 
 def _folder_with(name: str, folders: Sequence[Path]) -> Path:
-    """The first folder with the picture; else the only folder within the first one that has it (Flickr8k's Images)."""
+    """The first folder with the picture; else the only subfolder of the first folder with it (Flickr8k)."""
     for folder in folders:
         if _exists(folder, name) or _exists(folder, name.replace("\\", "/")):
             return folder
@@ -175,7 +183,7 @@ def _folder_with(name: str, folders: Sequence[Path]) -> Path:
 
 
 def _there(name: str, folder: Path, where: str) -> str:
-    """The name; with / for Windows' separators, or with accents as macOS writes them, if it is there so only."""
+    """The name of an existing file: as written, with / for backslashes, or in another Unicode normal form (macOS)."""
     if _exists(folder, name):
         return name
     slashed = name.replace("\\", "/")
@@ -186,11 +194,11 @@ def _there(name: str, folder: Path, where: str) -> str:
 
 
 def _exists(folder: Path, name: str) -> bool:
-    return os.path.isfile(os.path.join(folder, as_file_name(name)))  # a million times: a Path is slow to make
+    return os.path.isfile(os.path.join(folder, as_file_name(name)))  # called once per row: a Path would be slow
 
 
 def _captions(value: Any, where: str) -> list[str]:
-    """One text, or a list of several: of JSON, or as JSON in a cell."""
+    """The captions in a value: one text, a list of texts, or a text that holds a JSON list of texts."""
     if isinstance(value, str) and _LIST.fullmatch(value.strip()):
         try:
             value = json.loads(value)

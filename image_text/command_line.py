@@ -1,4 +1,4 @@
-"""Command lines from dataclasses: flags, subcommands, errors in one line, exit codes. Used by every command here.
+"""Command lines from dataclasses, for all commands of this project: flags, subcommands, one-line errors, exit codes.
 
     @dataclass(frozen=True)
     class Options:
@@ -13,8 +13,8 @@
 
     run_main(main, name="count")
 
-`tyro` turns a dataclass into flags. What it says of a wrong command line, in boxes of several lines, becomes one line:
-the culprit, what is wrong with it, what to do.
+`tyro` turns a dataclass into flags. Its error messages, boxes of several lines, are converted to one line: the flag,
+what is wrong with it, what to do.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ class Command(NamedTuple):
     """A subcommand.
 
     Attributes:
-        options: the dataclass of its options; the first line of its docstring is shown in the list of commands.
-        run: what it does with an instance of it; what it returns is not looked at.
+        options: the dataclass of its options; the list of commands shows the first line of its docstring.
+        run: the function that runs the command with an instance of `options`; its result is ignored.
     """
 
     options: type[Any]
@@ -62,23 +62,26 @@ def run_main(
 ) -> NoReturn:
     """Runs `main(argv)` as a command and exits.
 
-    The exit code is 0 on success, 2 for bad input (`UserError` and `OSError`), 130 after Ctrl-C, and the attribute
-    `exit_status` of an exception that has one (1 for a fault while running, 128 + signal of a run that was stopped).
-    All of these, and warnings, are printed to stderr in one line, `name: culprit: what is wrong; what to do`. Any other
-    exception is a fault of the program and keeps its traceback.
+    The exit code is 0 on success, 2 for bad input (`UserError` and `OSError`), 130 after Ctrl-C, or the attribute
+    `exit_status` of an exception that has one (1 for a fault while running, 128 + signal for a stopped run). These
+    errors and warnings are printed to stderr as one line, `name: culprit: what is wrong; what to do`. Any other
+    exception is a bug of the program and keeps its traceback.
 
     Args:
-        main: the command; gets the arguments without `--debug`.
-        argv: the arguments; None: those of the process. With `--debug` among them errors keep their traceback, and the
-            libraries below may log.
-        name: what each line begins with.
-        explain: what a foreign exception means for the user (a device that is not there, say) in one line, which is
-            bad input then; None where it has no such meaning.
+        main: the command; its argument is `argv` without `--debug`.
+        argv: the arguments; None: those of the process. With `--debug`, errors keep their traceback and libraries log.
+        name: the beginning of each line.
+        explain: from another exception to a line for the user if it means bad input (such as a device that does not
+            exist), else None.
+
+    Raises:
+        SystemExit: always, with the exit code.
+        Exception: a bug of the program; with `--debug`, any error.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end what is done
+    for stream in (sys.stdout, sys.stderr):  # printing a name that the terminal cannot encode must not fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if not debug:
@@ -90,7 +93,7 @@ def run_main(
         except KeyboardInterrupt:
             say(name, "stopped")
             status = 130
-        except SystemExit as end:  # after `--help`, or of a run that was stopped
+        except SystemExit as end:  # after `--help`, or from a stopped run
             if not hasattr(end, "exit_status"):
                 raise
             say(name, str(end))
@@ -106,27 +109,27 @@ def run_main(
 
 
 def say(name: str, text: str) -> None:
-    """Prints `name: text` to stderr, as one line whatever the text holds."""
+    """Prints `name: text` to stderr as one line; line breaks and control characters in the text are replaced."""
     print(f"{name}: {' '.join(printable(text).split())}", file=sys.stderr, flush=True)
 
 
 def program(module: str) -> str:
-    """How this process was started, for help texts: `sample.py`, `unclip`, or `python -m MODULE`."""
+    """The command that started this process, for help texts: `sample.py`, `unclip`, or `python -m MODULE`."""
     name = Path(sys.argv[0]).name
     return f"python -m {module}" if name in ("", "-c", "-m", "__main__.py") else name
 
 
 def quiet_libraries() -> None:
-    """Silences what the libraries below log and warn of. Our own warnings stay."""
+    """Silences logs and warnings of JAX, orbax, grain and TFDS. Our own warnings are still shown."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for library in ("absl", "orbax", "jax", "grain"):
         logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(orbax|grain|tensorboardX|tensorflow_datasets)\b")
     logging.basicConfig(level=logging.WARNING)
-    for handler in logging.getLogger().handlers:  # an import may have configured them before us
+    for handler in logging.getLogger().handlers:  # an import may have configured logging already
         handler.setFormatter(logging.Formatter("%(message)s"))
-    # When a damaged file fails a restore, orbax closes its event loop over the reads that had still to answer, and
-    # asyncio reports what they answered. The restore has said what was wrong.
+    # When a restore fails on a damaged file, orbax closes its event loop before all reads have finished, and asyncio
+    # reports those. The restore itself has already reported the error.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     hook = sys.unraisablehook
     sys.unraisablehook = lambda what: None if str(what.exc_value) == "Event loop is closed" else hook(what)
@@ -135,7 +138,7 @@ def quiet_libraries() -> None:
 @contextlib.contextmanager
 def _one_line_warnings(name: str) -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
-        # Pillow's do not name the picture. What cannot be decoded is refused by name; what can is not worth a line.
+        # Pillow's warnings do not name the picture: drop them. A picture that cannot be decoded raises an error.
         if Path(filename).parent.name != "PIL":
             say(name, f"warning: {message}")
 
@@ -154,20 +157,20 @@ def _described(error: BaseException) -> str:
 
 
 def run_command(commands: Mapping[str, Command], argv: Sequence[str], *, prog: str, about: str, more: str = "") -> None:
-    """Reads `COMMAND [--flag value ...]` and runs that command.
+    """Parses `COMMAND [--flag value ...]` and runs that command.
 
     Without arguments, or with `--help` alone, the commands are listed. `COMMAND --help` lists its flags.
 
     Args:
         commands: name -> command, in the order in which they are listed.
         argv: the arguments after the program.
-        prog: what the help calls the program.
-        about: the list of commands begins with this.
-        more: what follows the list, examples say.
+        prog: the name of the program in the help.
+        about: the text before the list of commands.
+        more: the text after the list, such as examples.
 
     Raises:
-        UserError: there is no such command, or what follows it is wrong: see `parse`.
-        SystemExit: 0 after help, 2 if there were no arguments at all.
+        UserError: there is no such command, or its flags are wrong (see `parse`).
+        SystemExit: 0 after help, 2 if there are no arguments.
     """
     if not argv or argv[0] in ("-h", "--help"):
         rows = {name: _first_line(command.options) for name, command in commands.items()}
@@ -184,7 +187,15 @@ def run_command(commands: Mapping[str, Command], argv: Sequence[str], *, prog: s
 
 
 def overview(usage: str, about: str, title: str, rows: Mapping[str, str], more: str) -> str:
-    """What `--help` alone prints: usage, what the program is, a table of names with what each is, and more."""
+    """The text of a program's `--help`.
+
+    Args:
+        usage: the usage line.
+        about: what the program is for.
+        title: the title of the table.
+        rows: {name: description}, the table.
+        more: the text after the table.
+    """
     width = max(map(len, rows))
     table = "\n".join([f"{title}:", *(f"  {name:<{width}}  {what}" for name, what in rows.items())])
     return "\n\n".join(part for part in (usage, about, table, more) if part)
@@ -207,23 +218,24 @@ def parse(
     culprit: Callable[[str], str] = str,
     others: Mapping[str, type] | None = None,
 ) -> T:
-    """Reads a dataclass from flags; `--help` prints the flags with their values and exits with 0.
+    """Parses flags into a dataclass; `--help` prints the flags with their defaults and exits with 0.
 
     Args:
-        kind: the dataclass; each of its fields, and of the dataclasses in it, is a flag.
+        kind: the dataclass; each of its fields, nested dataclasses included, is a flag.
         argv: the command line after the name of the command.
-        prog: what the help calls the program.
-        default: the values of the flags that are not given; None: those of the class.
-        description: what the help says of the command; None: the docstring of the class.
-        culprit: how an error names a flag, given as it is written (`--optim.warmup-steps`).
-        others: the options of the other commands by their names, so that an error says where a flag belongs.
+        prog: the name of the program in the help.
+        default: an instance with the defaults of the flags; None: the defaults of the class.
+        description: the description in the help; None: the docstring of the class.
+        culprit: from a flag (`--optim.warmup-steps`) to its name in an error.
+        others: {name of another command: its dataclass}, so that an error tells which command has an unknown flag.
 
     Returns:
         An instance of `kind`.
 
     Raises:
-        UserError: a flag is unknown (the line names the command it belongs to, or the nearest flag), is missing, lacks
-            its value, or cannot have it. The line begins with the flag.
+        UserError: a flag is unknown (the error names the command that has it, or the most similar flag), is missing,
+            lacks its value, or has a wrong value. The error begins with the flag.
+        SystemExit: 0 after help.
     """
 
     def read(argv: Sequence[str]) -> tuple[T, list[str]]:
@@ -243,7 +255,7 @@ def parse(
         if not unknown:
             return options
         line = f"{unknown[0]}: it follows no flag that takes it; `{prog} --help` lists the flags"
-    # An unknown flag is named first, even where its value or a missing flag is what tyro met.
+    # Report an unknown flag first, even if tyro reports its value or a missing flag.
     known = _flags(kind, prog, default)
     for word in [word for word in argv if re.match(r"--[a-z]", word)] + [word for word in unknown if word[:1] == "-"]:
         flag = word.partition("=")[0]
@@ -255,7 +267,7 @@ def parse(
 def _read(
     kind: type[T], argv: Sequence[str], prog: str, default: T | None = None, description: str | None = None
 ) -> tuple[T, list[str]]:
-    """What tyro reads: (the dataclass, the words that it could not place)."""
+    """Calls tyro: (the dataclass, the words that tyro could not parse)."""
     options: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(
         kind,
@@ -270,7 +282,7 @@ def _read(
 
 @contextlib.contextmanager
 def _wide() -> Iterator[None]:
-    """Tyro breaks its lines, and long words in them, at the terminal's width; inside this context it is endless."""
+    """Sets a very wide terminal in a block, as tyro breaks lines, and even words, at the terminal's width."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "100000"
     try:
@@ -283,7 +295,7 @@ def _wide() -> Iterator[None]:
 
 
 def _flags(kind: type[Any], prog: str, default: Any = None) -> list[str]:
-    """All flags of a dataclass, from the help: they begin a line of one of its boxes, which may stand side by side."""
+    """All flags of a dataclass, parsed from the help: flags begin the lines of its boxes, which may be side by side."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit), _wide():
         _read(kind, ["--help"], prog, default)
@@ -293,19 +305,19 @@ def _flags(kind: type[Any], prog: str, default: Any = None) -> list[str]:
 
 
 def _belongs(flag: str, prog: str, known: Sequence[str], others: Mapping[str, type]) -> str:
-    """What to say of a flag that the command does not have."""
+    """The end of the error for a flag that the command does not have."""
     owners = [name for name, kind in others.items() if flag in _flags(kind, prog)]
     if owners:
-        program, _, own = prog.rpartition(" ")
+        program, _, command = prog.rpartition(" ")
         owner = " and ".join(owners)
-        return f"it belongs to {owner}, not to {own}; `{program} {owners[0]} --help` tells more"
+        return f"it belongs to {owner}, not to {command}; `{program} {owners[0]} --help` tells more"
     close = difflib.get_close_matches(flag, known, n=1)
     return "there is no such flag; " + (
         f"perhaps you meant {close[0]}" if close else f"`{prog} --help` lists those there are"
     )
 
 
-# What tyro writes into its boxes, and the same in a line. `flag` is the culprit, `what` is wrong with it.
+# (regular expression for tyro's message, our message). Groups: `flag`, the flag; `what`, its wrong value.
 _SAYINGS = (
     (r"invalid literal for int\(\) with base 10: (?P<what>.*)", "{what} is not an integer"),
     (r"could not convert string to float: (?P<what>.*)", "{what} is not a number"),
@@ -329,7 +341,7 @@ def _plain(text: str) -> str:
 
 
 def _line(box: str, prog: str, culprit: Callable[[str], str]) -> str:
-    """One of tyro's boxes in a line: a title, what is wrong, a rule, help. In ASCII a rule follows the title too."""
+    """One of tyro's boxes as one line. A box has a title (in ASCII with a rule below), the message, a rule and help."""
     lines = [line.strip() for line in _plain(box).splitlines() if line.strip()]
     inside = [line.strip("│ ") for line in lines[1 if lines[:1] and lines[0].startswith("╭") else 2 :]]
     end = next((i for i, line in enumerate(inside) if not line.strip("-─")), len(inside))
@@ -341,7 +353,8 @@ def _line(box: str, prog: str, culprit: Callable[[str], str]) -> str:
         if found := re.fullmatch(pattern, text):
             flag = culprit(found["flag"])
             what = saying.format(**found.groupdict())
-            # A dataclass that refuses its values has named its field: `optim.lr: …`, which may be `clip.optim.lr`.
+            # The message of a dataclass that rejects its values begins with the field (`optim.lr: …`): keep only the
+            # outer part of the flag (`clip` of `clip.optim`) before it.
             outer, _, inner = flag.rpartition(".")
             if what.startswith(f"{inner}."):
                 return f"{outer}.{what}".removeprefix(".")

@@ -1,6 +1,6 @@
-"""Decoding: from whatever holds a picture to an upright Pillow image without transparency. numpy and Pillow only.
+"""Decoding of pictures from files, bytes and arrays to upright Pillow images without transparency.
 
-Every error is a `UserError` that begins with the name of the picture, however Pillow's decoder put it.
+Needs numpy and Pillow only. Every error is a `UserError` that begins with the name of the picture.
 """
 
 import io
@@ -17,14 +17,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from image_text.errors import UserError, printable
 
-# Pillow only warns above this many pixels, and decodes; 74 bytes of PNG can ask for them. Counted before decoding.
+# Limit against decompression bombs, checked before decoding: Pillow itself only warns above this number of pixels,
+# which 74 bytes of PNG can claim.
 MOST_PIXELS_DECODED = 89_478_485
 
-# What Pillow recognises but does not decode by itself, or only by running another program on it.
+# Formats that Pillow recognises but decodes only with another program, or not at all.
 NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_WHAT_IT_IS = (  # how files begin that are given as pictures and are none, or none that Pillow reads
+_WHAT_IT_IS = (  # (start of a file that is not a picture, or that Pillow does not read; what the file is)
     (re.compile(rb"\s*<(!doctype html|html|head)", re.IGNORECASE), "it is a web page"),
     (re.compile(rb"(\xef\xbb\xbf)?(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg", re.DOTALL), "it is SVG: convert it to PNG"),
     (re.compile(rb"version https://git-lfs"), "it is a Git LFS pointer: run `git lfs pull`"),
@@ -33,44 +34,47 @@ _WHAT_IT_IS = (  # how files begin that are given as pictures and are none, or n
     (re.compile(rb"%PDF"), "it is a PDF: convert its pages to PNG"),
     (re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL), "it is HEIC: convert it, or register pillow-heif"),
 )
-# One picture may be given to several threads; two pictures seldom share a lock.
+# Several threads may decode the same object. A lock is chosen by the object's id, so two objects seldom share one.
 _LOCKS = tuple(threading.Lock() for _ in range(64))
 
 
 class NamedBytes(bytes):
-    """An encoded picture with the name that errors call it by, such as a record of a dataset."""
+    """An encoded picture with a name for errors, such as a record of a dataset ("train/7")."""
 
     name: str
 
     def __new__(cls, data: bytes, name: str) -> "NamedBytes":
-        """`data` under `name`."""
+        """The bytes `data` with the name `name`."""
         self = super().__new__(cls, data)
         self.name = name
         return self
 
 
 def is_one(images: Any) -> bool:
-    """Whether it is one picture (or nothing of the kind), not several: a list, a generator, an array [B, H, W, c]."""
+    """False for several pictures (a list, a generator, an array [B, H, W, c]), True for anything else."""
     single = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | Mapping)
     if single or hasattr(images, "read") or not isinstance(images, Iterable):
         return True
     if not hasattr(images, "__array__"):
         return False
     axes, kind = getattr(images, "ndim", 4), getattr(getattr(images, "dtype", None), "kind", "")
-    return axes < 4 and not (axes == 1 and kind in ("O", "U"))  # a row of names is several
+    return axes < 4 and not (axes == 1 and kind in ("O", "U"))  # a 1-d array of names or objects is several
 
 
 def open_image(source: Any) -> Image.Image:
-    """A picture upright and without transparency, in RGB, grey or CMYK.
+    """Decodes a picture: upright (EXIF orientation applied), on white instead of transparency.
 
     Args:
         source: a path; encoded bytes (`bytes`, `bytearray`, `memoryview`); a binary file, read from its position, which
-            stays (from its start when it is at its end, as Pillow does); a Pillow image; or an array, uint8 [H, W, 3],
-            [H, W] or [H, W, 1] grey, [H, W, 4] with transparency, or uint16 [H, W] grey.
+            is restored (from its start when it is at its end, as Pillow does); a Pillow image; or an array, uint8
+            [H, W, 3], [H, W] or [H, W, 1] grey, [H, W, 4] with transparency, or uint16 [H, W] or [H, W, 1] grey.
+
+    Returns:
+        A Pillow image of mode "RGB", "L" or "CMYK".
 
     Raises:
-        UserError: there is no such file, it is damaged or no picture, it has more than 89,478,485 pixels, or its
-            numbers could mean anything. The line begins with the name of the picture.
+        UserError: the file is absent, damaged or not a picture, has more than 89,478,485 pixels, or its values have no
+            known range. The error begins with the name of the picture.
     """
     with naming(source):
         return decode(source)
@@ -78,19 +82,23 @@ def open_image(source: Any) -> Image.Image:
 
 @contextmanager
 def naming(source: Any) -> Iterator[None]:
-    """Whatever is raised inside becomes one line that begins with the name of the picture `source`."""
+    """Turns any exception of the block into a `UserError` of one line that begins with the name of `source`.
+
+    Raises:
+        UserError: the block raised an exception.
+    """
     try:
         yield
     except UserError as error:
         raise UserError(f"{picture_name(source)}{error}") from error
-    except Exception as error:  # Pillow's decoders raise whatever they like at damaged data
+    except Exception as error:  # Pillow's decoders raise many types for damaged data
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         text = " ".join(str(reason).split()) or type(error).__name__
         raise UserError(f"{picture_name(source)}cannot read the picture: {text}") from error
 
 
 def picture_name(source: Any) -> str:
-    """How an error line begins: the name of the picture and ": ", or "" for an array, whose shape the error tells."""
+    """The beginning of an error: the name of the picture and ": ", or "" for an array, whose shape the error gives."""
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "") or f"a Pillow image of {source.width} × {source.height}"
     elif isinstance(source, bytes | bytearray | memoryview):
@@ -107,10 +115,10 @@ def picture_name(source: Any) -> str:
 
 
 def decode(source: Any) -> Image.Image:
-    """`open_image`, whose errors do not name the picture: for use inside `naming`."""
+    """`open_image` for use inside `naming`: errors do not name the picture, and may be of any type."""
     if isinstance(source, Image.Image):
-        with _lock_of(source):  # loading, and reading its EXIF, change the object that other threads may hold
-            if not _is_decoded(source):  # a large picture that is in memory already is its owner's choice
+        with _lock_of(source):  # loading and reading EXIF change the object, which other threads may use
+            if not _is_decoded(source):  # a picture that is in memory already may have any size
                 _check_pixels(source)
             source.load()
             return plain(source)
@@ -133,7 +141,7 @@ def decode(source: Any) -> Image.Image:
 def _is_decoded(image: Image.Image) -> bool:
     try:
         return image.im is not None
-    except Exception:  # by its version, Pillow asserts that it is, or has kept an error to raise
+    except Exception:  # depending on its version, Pillow fails an assertion or raises a stored error
         return False
 
 
@@ -179,7 +187,7 @@ def _load(file: io.BufferedIOBase) -> Image.Image:
     image = Image.open(file, formats=formats)  # type: ignore[arg-type] # it wants IO[bytes]
     _check_pixels(image)
     image.load()
-    _check_pixels(image)  # the pictures in an icon have sizes of their own
+    _check_pixels(image)  # loading an icon may select a picture of another size
     return plain(image)
 
 
@@ -199,9 +207,9 @@ def _what_it_is(start: bytes) -> str:
 
 
 def _without_text(png: bytes) -> bytes:
-    """The PNG without its texts and colour profile, of which Pillow refuses more than a megabyte.
+    """The PNG without text chunks and colour profile, as Pillow refuses those above a megabyte.
 
-    Those that may say which side is up stay.
+    Chunks that may hold the EXIF orientation are kept.
     """
     kept, at = [png[:8]], 8
     while at + 8 <= len(png):
@@ -231,9 +239,12 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def plain(image: Image.Image) -> Image.Image:
-    """The same picture upright, in RGB, grey or CMYK (which the recipe turns into RGB only after resizing).
+    """The picture upright, on white instead of transparency, of mode "RGB", "L" or "CMYK".
 
-    Raises: UserError for numbers without a known range.
+    CMYK is kept because preprocessing converts it to RGB after resizing.
+
+    Raises:
+        UserError: the picture has no pixels, or its values (mode F, or I outside 16 bits) have no known range.
     """
     if not (image.width and image.height):
         raise UserError(f"it has no pixels: {image.width} × {image.height}")

@@ -1,7 +1,7 @@
-"""The one error a caller can provoke with bad input, and the boundary at which it is made of others.
+"""`UserError`, the error for bad input, and `reading`, which converts other exceptions to it.
 
-A file that somebody else wrote may be damaged or hostile. Readers check what they know of; what they did not think of
-must still end as a `UserError` with the file's name, not as a traceback: they read inside `with reading(path):`.
+A file may be damaged or hostile. Readers check for the faults that they know; any other exception must also become a
+`UserError` with the file's name instead of a traceback, so they read inside `with reading(path):`.
 """
 
 import contextlib
@@ -13,14 +13,14 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MAX_LINE = 2000  # characters: names and values in an error come from files, where they may be megabytes long
+MAX_LINE = 2000  # characters of an error: names and values from files may be megabytes long
 
 
 class UserError(ValueError):
-    """Bad input, told in one line: what is wrong, the values, what to do. Command lines print it and exit with 2.
+    """The error for bad input, one line: what is wrong, the values, what to do. Commands print it and exit with 2.
 
-    The line is always printable, as it quotes files: line breaks become spaces, control characters (terminal escapes
-    among them) are spelled out, and what is longer than `MAX_LINE` characters is cut in the middle.
+    The message is made printable, as it may quote files: line breaks become spaces, control characters (such as
+    terminal escapes) are spelled out, and messages above `MAX_LINE` characters lose their middle.
     """
 
     def __init__(self, message: object = ""):
@@ -28,7 +28,7 @@ class UserError(ValueError):
 
 
 def printable(text: object, limit: int = MAX_LINE) -> str:
-    """A text as one line that is safe to print, with its middle left out where it is longer than `limit`."""
+    """A text as one printable line; a text of more than `limit` characters loses its middle."""
     line = text if isinstance(text, str) else str(text)
     if len(line) > limit:
         line = f"{line[: limit * 2 // 3]} … {line[-limit // 3 :]}"
@@ -38,7 +38,7 @@ def printable(text: object, limit: int = MAX_LINE) -> str:
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """An error's text on one line, short enough to stand inside another error."""
+    """The message of an error as one line of about `limit` characters, to quote in another error."""
     return " ".join(printable(error, limit).split()) or type(error).__name__
 
 
@@ -46,7 +46,14 @@ def one_line(error: object, limit: int = 300) -> str:
 def reading(path: str | os.PathLike, what: str = "weights") -> Iterator[None]:
     """Turns any exception of the block into a UserError of one line that names `path`.
 
-    A UserError passes as it is if it names the file already.
+    A UserError that contains `path` is raised unchanged.
+
+    Args:
+        path: the file that the block reads.
+        what: what the block reads from it.
+
+    Raises:
+        UserError: the block raised an exception.
     """
     try:
         yield
@@ -56,16 +63,16 @@ def reading(path: str | os.PathLike, what: str = "weights") -> Iterator[None]:
         raise UserError(f"cannot read {what} from {path}: {error}") from error
     except MemoryError as error:
         raise UserError(f"cannot read {what} from {path}: there is not enough memory for it") from error
-    except Exception as error:  # a damaged file can be wrong in every way, and readers raise what they like
+    except Exception as error:  # readers raise many types for damaged files
         raise UserError(f"cannot read {what} from {path}: {one_line(error)}") from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of libraries written in Rust, which made it no Exception
+        if type(error).__name__ != "PanicException":  # a panic of a Rust library (PyO3), which is no Exception
             raise
         raise UserError(f"cannot read {what} from {path}: {one_line(error)}") from error
 
 
 def names_its_file(read: Callable[P, T]) -> Callable[P, T]:
-    """Decorator of a reader of a config, `read(data, …, where)`: it runs inside `reading(where)`."""
+    """A decorator for readers of configs, `read(data, …, where)`: runs them inside `reading(where)`."""
 
     @functools.wraps(read)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:

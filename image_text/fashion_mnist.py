@@ -1,11 +1,11 @@
 """Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747) as a TFDS dataset that needs no TensorFlow.
 
     train = source("train", data_dir="data", files="fashion")  # from the four idx files in fashion/
-    train = source("train", data_dir="data")  # TFDS's fashion_mnist if it is prepared there, else downloaded
+    train = source("train", data_dir="data")  # TFDS's fashion_mnist in data/, downloaded if it is absent
     train[0]  # {"image": uint8 [28, 28, 1], "label": 9, "caption": "An image of an ankle boot"}
 
-The files are those of github.com/zalandoresearch/fashion-mnist, packed (.gz) or not. What TFDS prepared with TensorFlow
-is read as it is, if it was written as array_record, and what is downloaded here is laid out as TFDS would.
+The files are those of github.com/zalandoresearch/fashion-mnist, compressed (.gz) or not. Data that TFDS prepared with
+TensorFlow is read if its format is array_record; downloaded data is written in the same layout.
 """
 
 import gzip
@@ -31,7 +31,7 @@ from image_text.tfds_files import Records, import_tfds, open_directory, quiet_tf
 
 __all__ = ["CAPTIONS", "CLASSES", "FashionSource", "open_fashion_mnist", "prepare", "read_idx", "source"]
 
-NAME, VERSION = "fashion_mnist", "3.0.1"  # those of TFDS's own, whose layout the data has
+NAME, VERSION = "fashion_mnist", "3.0.1"  # of TFDS's own dataset, whose layout the data has
 
 CLASSES = (
     "T-shirt/top",
@@ -58,20 +58,20 @@ CAPTIONS = (
     "An image of an ankle boot",
 )
 SIDE = 28
-URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # TFDS knows the checksums of what is there
+URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # TFDS has the checksums of these files
 FILES = {  # split: images, labels
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-IMAGES, LABELS = 0x803, 0x801  # idx's magic numbers: bytes (8) in 3 axes, bytes in 1
+IMAGES, LABELS = 0x803, 0x801  # magic numbers of idx: bytes (8) with 3 axes, bytes with 1 axis
 PROBE_SECONDS = 5
-# How the labels of MNIST begin. Its files have the same names, sizes and headers, and captions about garments would
-# teach nothing about digits.
+# The first labels of MNIST, whose files have the same names, sizes and headers: refused, as the captions are about
+# garments.
 DIGITS = bytes([5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 3, 6, 1, 7, 2, 8, 6, 9])
 
 
 class Split(NamedTuple):
-    """A split in memory."""
+    """The arrays of a split."""
 
     images: np.ndarray  # uint8 [N, 28, 28]
     labels: np.ndarray  # uint8 [N], 0 to 9
@@ -84,19 +84,19 @@ class FashionSource(Records):
     """A split as a random-access source of dicts: image uint8 [28, 28, 1], label int, caption str."""
 
     def example(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """A stored record, decoded."""
+        """Decodes a stored record."""
         label = int(record["label"])
         image = np.asarray(Image.open(io.BytesIO(record["image"])).convert("L"))
         return {"image": image[..., None], "label": label, "caption": CAPTIONS[label]}
 
 
 def source(split: str, *, data_dir: str | Path, files: str | Path | None = None) -> FashionSource:
-    """The examples of a split, prepared first if they are not.
+    """Opens a split for training; prepares the data first if it is absent.
 
     Args:
-        split: "train" or "test", or a part of one as TFDS writes it, e.g. "train[:10%]".
-        data_dir: where the data lies, or is to lie.
-        files: the directory with the four idx files; None: as `prepare` says.
+        split: "train" or "test", or a part of one in TFDS's notation, such as "train[:10%]".
+        data_dir: the directory of all datasets.
+        files: the directory with the four idx files; None: see `prepare`.
 
     Raises:
         UserError: there is no such split; and as `prepare`.
@@ -107,11 +107,11 @@ def source(split: str, *, data_dir: str | Path, files: str | Path | None = None)
 
 
 def open_fashion_mnist(split: str = "train", *, data_dir: str | Path) -> Source:
-    """A split as a `Source`: pictures encoded, with labels and a caption for each, "An image of a dress".
+    """Opens a split as a `Source` of PNG pictures with labels and captions ("An image of a dress").
 
     Args:
-        split: "train" or "test", or a part of one as TFDS writes it.
-        data_dir: where TFDS's data lies; what is not there is downloaded.
+        split: "train" or "test", or a part of one in TFDS's notation.
+        data_dir: the directory of TFDS's data; Fashion-MNIST is downloaded if it is absent.
 
     Raises:
         UserError: there is no such split; and as `prepare`.
@@ -128,19 +128,19 @@ def _check_split(split: str) -> None:
 
 
 def prepare(data_dir: str | Path, *, files: str | Path | None = None) -> Any:
-    """Writes Fashion-MNIST to disk under `data_dir`, unless it is there.
+    """Writes Fashion-MNIST to disk under `data_dir`, if it is absent.
 
     Args:
-        data_dir: the directory of all data sets.
-        files: the directory with the four idx files, which are read and checked before anything is written, and whose
-            digest names the data; None: TFDS's `fashion_mnist` in `data_dir`, downloaded (31 MB) where it is not yet.
+        data_dir: the directory of all datasets.
+        files: the directory with the four idx files, which are checked before anything is written; their digest is part
+            of the data's directory name. None: TFDS's `fashion_mnist` in `data_dir`, downloaded (31 MB) if absent.
 
     Returns:
-        The `tfds.core.DatasetBuilder` that reads it.
+        The `tfds.core.DatasetBuilder` that reads the data.
 
     Raises:
-        UserError: a file is missing, damaged or of something else; TFDS's data is there in a format that needs
-            TensorFlow; there is no network; the directory cannot be written; or TFDS is not installed.
+        UserError: a file is missing, damaged or of other data; TFDS's data is in a format that needs TensorFlow; the
+            download fails; the directory cannot be written; or TFDS is not installed.
     """
     data_dir = expanded(data_dir)
     if files is not None:
@@ -181,7 +181,7 @@ def _digest(splits: Splits) -> str:
 
 
 def _open(data_dir: Path) -> Any | None:
-    """What TFDS, or an earlier call, has prepared in `data_dir`."""
+    """The builder of the data that TFDS, or an earlier call, prepared in `data_dir`; None if there is none."""
     directory = data_dir / NAME / VERSION
     if not (directory / "dataset_info.json").is_file():
         return None
@@ -198,16 +198,17 @@ def _open(data_dir: Path) -> Any | None:
 
 
 def _download(data_dir: Path) -> Splits:
-    """The published files, through TFDS, which checks their digests. Nothing of it stays on disk."""
+    """Downloads the published files with TFDS, which checks their digests, to a temporary directory."""
     tfds = import_tfds("the data set fashion_mnist")
     instead = f"download the four files of {URL} elsewhere and name their directory by --data.files"
     try:
         probe = urllib.request.Request(f"{URL}{FILES['test'][1]}.gz", method="HEAD")
-        urllib.request.urlopen(probe, timeout=PROBE_SECONDS).close()  # TFDS would try for minutes
+        urllib.request.urlopen(probe, timeout=PROBE_SECONDS).close()  # without a network, TFDS would retry for minutes
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fashion_mnist-", dir=data_dir) as directory, quiet_tfds():
             manager = tfds.download.DownloadManager(download_dir=directory, dataset_name=NAME)
-            # One after the other: when one of several fails, the others would go on writing while all is removed.
+            # One by one: if one of several parallel downloads failed, the others would still write to the directory
+            # while it is removed.
             names = [name for names in FILES.values() for name in names]
             return _splits({name: Path(manager.download(f"{URL}{name}.gz")) for name in names})
     except (FileExistsError, NotADirectoryError, PermissionError):
@@ -218,10 +219,10 @@ def _download(data_dir: Path) -> Splits:
 
 
 def read_idx(directory: str | Path) -> dict[str, Split]:
-    """The four idx files of a directory, each packed (.gz) or not.
+    """Reads the four idx files of a directory, each compressed (.gz) or not: {split: arrays}.
 
     Raises:
-        UserError: one is missing, or damaged, or does not go with the others; or they are MNIST's digits.
+        UserError: a file is missing, damaged, does not match the others, or is MNIST's.
     """
     directory = expanded(directory)
     if not directory.is_dir():
@@ -244,10 +245,10 @@ def _splits(paths: Mapping[str, Path]) -> dict[str, Split]:
 
 
 def _array(path: Path, magic: int) -> np.ndarray:
-    """The bytes of an idx file: its magic number, a size for each axis (all big-endian, 4 bytes), the values."""
+    """The uint8 array of an idx file: magic number and size of each axis (big-endian, 4 bytes each), then values."""
     try:
         data = path.read_bytes()
-        if data.startswith(b"\x1f\x8b"):  # not by its name: browsers unpack what is called .gz, and do not rename it
+        if data.startswith(b"\x1f\x8b"):  # by content: browsers may decompress a .gz without renaming it
             data = gzip.decompress(data)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}); download it again") from None
@@ -257,10 +258,10 @@ def _array(path: Path, magic: int) -> np.ndarray:
         what, begins = "images" if axes == 3 else "labels", data[:4].hex() or "nothing"
         raise UserError(f"{path} is no idx file of {what}: it begins with {begins}, not {magic:08x}; download it again")
     shape = tuple(int(size) for size in header[1:])
-    wanted, there = math.prod(shape), len(data) - 4 * (1 + axes)
-    if there != wanted:
-        fault = "truncated" if there < wanted else "too long"
-        raise UserError(f"{path} is {fault}: {list(shape)} are {wanted} bytes, it has {there}; download it again")
+    expected, actual = math.prod(shape), len(data) - 4 * (1 + axes)
+    if actual != expected:
+        fault = "truncated" if actual < expected else "too long"
+        raise UserError(f"{path} is {fault}: {list(shape)} are {expected} bytes, it has {actual}; download it again")
     return np.frombuffer(data, np.uint8, offset=4 * (1 + axes)).reshape(shape)
 
 

@@ -1,4 +1,4 @@
-"""Folders of pictures: classes by subfolder, captions beside the pictures, and what in a folder is no data."""
+"""Reads a folder of pictures as a `Source`: classes from subfolders, captions from files beside the pictures."""
 
 import os
 import re
@@ -16,39 +16,40 @@ from image_text.kinds import OTHER_PICTURES, suffixes_of_pictures
 from image_text.lines import words_of
 from image_text.table import read_table
 
-# What systems and programs leave behind; so is everything whose name begins with a dot.
+# Files and folders of operating systems and programs, ignored like all names that begin with a dot.
 NO_DATA = frozenset(
     {"__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
 )
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "metadata.parquet")  # as Hugging Face's imagefolder
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "metadata.parquet")  # as in Hugging Face's imagefolder
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 SIDECARS = (".txt", ".caption")
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
-MOST_LINKS_TO_ONE = 100  # folders that link to each other double with each level
+MOST_LINKS_TO_ONE = 100  # links between folders can make the number of paths exponential
 
-_NUMBERS = re.compile(r"[0-9]+( +[0-9.eE+-]+){4,}")  # a line of boxes, as YOLO writes them
+_NUMBERS = re.compile(r"[0-9]+( +[0-9.eE+-]+){4,}")  # a line of a YOLO file with bounding boxes
 
 
 class Found(NamedTuple):
-    """What a walk through a folder finds; names are relative to it, in sorted order."""
+    """The files of a folder by kind; names are relative to the folder and sorted."""
 
     pictures: list[str]
     captions: dict[str, str]  # name of a picture without its suffix -> name of the text beside it
     metadata: list[str]
-    other: Counter[str]  # suffixes of files that are pictures, but not to Pillow
-    tables: list[str]  # in the folder itself, which nobody has asked for
+    other: Counter[str]  # suffixes of pictures that Pillow does not read, with their number
+    tables: list[str]  # other tables in the folder itself, which are not read
 
 
 def read_folder(folder: Path) -> Source:
-    """The pictures of a folder.
+    """Reads the pictures of a folder and its subfolders. Links are followed.
 
-    Captions are those of a `metadata.csv` (or .tsv, .jsonl) in the folder or a subfolder, of the pictures beside it;
-    else the lines of the text that each picture has beside it (`a.png`, `a.txt`), a caption in each line. Without them,
-    and if every picture lies in a subfolder, the names of the first subfolders are the classes (`train`, `test`, `val`
-    are splits, not classes: theirs are those of the folders within). Links are followed.
+    Captions or labels come from a `metadata.csv` (or .tsv, .jsonl) beside the pictures, in the folder or subfolders.
+    Without one, captions come from a text file beside each picture (`a.png`, `a.txt`), one caption per line. Without
+    metadata, if every picture lies in a subfolder, the names of the top-level subfolders are the classes; if these are
+    splits (`train`, `test`, `val`), the names of the folders within them.
 
     Raises:
-        UserError: there is no picture; links go in a circle; captions are there for some pictures only, or in two ways.
+        UserError: there is no picture; links form a cycle; only some pictures have captions; or a folder has two
+            metadata files.
     """
     found = _walk(folder)
     if found.other:
@@ -96,7 +97,7 @@ def _walk(folder: Path) -> Found:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """The names of the files that may be data, relative to `folder`, with / between."""
+    """The names of the files that may be data, relative to `folder`, with / as separator."""
     pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(folder),))]
     times: Counter[tuple[int, int]] = Counter()
     while pending:
@@ -108,7 +109,7 @@ def _files(folder: Path) -> Iterator[str]:
                     continue
                 try:
                     if not entry.is_dir():
-                        if entry.is_file():  # not so for a link that leads nowhere
+                        if entry.is_file():  # False for a broken link
                             yield name
                         continue
                     here = _identity(folder / name)
@@ -132,7 +133,7 @@ def _printable(names: list[str]) -> list[str]:
 
 
 def _classes(names: list[str]) -> tuple[np.ndarray | None, list[str] | None]:
-    """Labels and classes by the first subfolder, of which splits are none; none if a picture lies in none."""
+    """(labels, classes) by subfolder (below a split, if all are in splits); (None, None) if a picture is in none."""
     parts = [name.split("/") for name in names]
     if all(len(part) > 1 and part[0].lower() in SPLITS for part in parts):
         parts = [part[1:] for part in parts]
@@ -162,7 +163,7 @@ def _with_sidecars(folder: Path, found: Found) -> Source:
 
 
 def _with_metadata(folder: Path, found: Found) -> Source:
-    """The tables of the folder and its subfolders, one after the other."""
+    """The source of the metadata tables of the folder and its subfolders, concatenated."""
     places = [os.path.dirname(name) for name in found.metadata]
     if len(set(places)) < len(places):
         raise UserError(f"{folder}: there are {some(found.metadata)} beside each other: keep one for each folder")

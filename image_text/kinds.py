@@ -1,4 +1,4 @@
-"""Files by their suffix and their first bytes: which are pictures, and what the others are called in an error."""
+"""Recognises files by suffix and first bytes: which are pictures, and what the others are, for errors."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 from image_text.decode import NOT_DECODED
 from image_text.errors import UserError
 
-# Pictures that Pillow does not read, or not in every build; named, so that nobody wonders where they are.
+# Suffixes of pictures that Pillow does not read, or not in every build: a warning names those that are left out.
 OTHER_PICTURES = frozenset(
     {".heic", ".heif", ".hif", ".avif", ".avifs", ".webp", ".jp2", ".jxl", ".svg", ".svgz", ".eps", ".ps", ".pdf"}
     | {".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".psb", ".xcf", ".exr", ".hdr"}
@@ -41,20 +41,20 @@ _OTHER_STARTS = (
 
 
 def suffixes_of_pictures() -> frozenset[str]:
-    """Suffixes, in small letters, of what Pillow decodes here, with the plugins that are registered now."""
+    """The suffixes, in lower case, of pictures that Pillow decodes with the plugins that are registered now."""
     Image.init()
     known = Image.registered_extensions().items()
     return frozenset(suffix for suffix, kind in known if kind in Image.OPEN and kind not in NOT_DECODED)
 
 
 def what_it_is(path: Path) -> str | None:
-    """What a file is that is no table, by how it begins and then by its suffix; None if that tells nothing."""
+    """What a file is, if it is of a known kind that is not a table: by its first bytes, else by its suffix."""
     with path.open("rb") as file:
         start = file.read(512)
     for mark, suffix in _BY_START:
         if start.startswith(mark):
-            own = path.suffix.lower()
-            return _BY_SUFFIX[own if own in (".xlsx", ".tgz") else suffix]
+            actual = path.suffix.lower()
+            return _BY_SUFFIX[actual if actual in (".xlsx", ".tgz") else suffix]
     for mark, what in _OTHER_STARTS:
         if start[: len(mark)].lower() == mark.lower():
             return what
@@ -62,7 +62,7 @@ def what_it_is(path: Path) -> str | None:
 
 
 def refuse(path: Path) -> UserError:
-    """The error for a file that is no source of pictures."""
+    """The error, to be raised, for a file that is not a source of pictures."""
     if what := what_it_is(path):
         return UserError(f"{path} is {what}")
     if path.suffix.lower() in OTHER_PICTURES:

@@ -1,4 +1,4 @@
-"""Text files as people have them: UTF-8 with or without a byte order mark, or UTF-16 with one; bounded lines."""
+"""Reads text files line by line: UTF-8, or UTF-16 and UTF-32 with a byte order mark; the length of lines is bounded."""
 
 import codecs
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from image_text.errors import UserError
 
 LONGEST_LINE = 2**24  # characters; a file without line breaks must not fill the memory
 
-_MARKS = (  # UTF-32's begins with UTF-16's
+_MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -18,17 +18,18 @@ _MARKS = (  # UTF-32's begins with UTF-16's
 
 
 def encoding_of(path: Path) -> str:
-    """The encoding that the byte order mark names; UTF-8 without one."""
+    """The encoding of a file by its byte order mark; "utf-8" without one."""
     with path.open("rb") as file:
         start = file.read(4)
     return next((encoding for mark, encoding in _MARKS if start.startswith(mark)), "utf-8")
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a text file with their ends, one at a time.
+    """Yields the lines of a text file, line ends included.
 
     Raises:
-        UserError: a line is not text in the encoding of the file, or too long. It is named by its number.
+        UserError: a line is not valid in the encoding of the file, holds a NUL byte, or is longer than `LONGEST_LINE`;
+            the error gives its number.
     """
     encoding, number = encoding_of(path), 0
     try:
@@ -45,19 +46,23 @@ def lines_of(path: Path) -> Iterator[str]:
         byte = error.object[error.start : error.start + 1].hex()
         named = "UTF-8" if encoding.startswith("utf-8") else encoding.upper()
         raise UserError(f"{path} is not {named}: line {where} has the byte 0x{byte}; save it as UTF-8") from None
-    except UnicodeError as error:  # UTF-16 that ends in half a character, and the like
+    except UnicodeError as error:  # such as UTF-16 that ends in half a character
         raise UserError(f"{path} is not {encoding.upper()} in line {number + 1} ({error}): save it as UTF-8") from None
 
 
 def words_of(path: Path) -> list[str]:
-    """The lines of a file that are not blank, stripped. Raises UserError as `lines_of` does, or when there are none."""
+    """The lines of a file that are not blank, stripped.
+
+    Raises:
+        UserError: there are none; and as `lines_of`.
+    """
     if lines := [line.strip() for line in lines_of(path) if line.strip()]:
         return lines
     raise UserError(f"{path} is empty")
 
 
 def _first_bad_line(path: Path, encoding: str) -> int:
-    """The decoder reads ahead, and does not know the line."""
+    """The number of the first line that cannot be decoded, which the decoder does not know, as it reads ahead."""
     number = 0
     with path.open("rb") as file:
         while line := file.readline(4 * LONGEST_LINE):

@@ -1,4 +1,4 @@
-"""One process at a time in a directory, on whatever the system offers: the kernel drops its locks with the process."""
+"""File locks between processes, on POSIX and Windows. The system releases a lock when its process ends."""
 
 import logging
 import time
@@ -20,15 +20,15 @@ __all__ = ["lock", "locked"]
 
 log = logging.getLogger(__name__)
 
-WAIT_SECONDS = 0.2  # between two tries, where the system cannot wait itself
+WAIT_SECONDS = 0.2  # between two attempts on Windows, whose lock call does not wait
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Holds the lock file `path`, made if need be, in a block.
+    """Holds a lock on the file `path` during a block.
 
     Args:
-        path: the lock file; it stays there, empty.
+        path: the lock file, created if it is absent; it is empty and never removed.
         wait: whether to wait while another process holds it.
 
     Raises:
@@ -40,11 +40,11 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 
 
 def lock(file: IO[Any], path: Path, *, wait: bool) -> None:
-    """Locks an open file until it is closed. Where the system has no locks there is a warning instead.
+    """Locks an open file until it is closed. On a system without locks, logs a warning instead.
 
     Args:
-        file: open for writing.
-        path: where it lies, for the warning.
+        file: the file, open for writing.
+        path: its path, for the warning.
         wait: whether to wait while another process holds it.
 
     Raises:
@@ -59,7 +59,7 @@ def lock(file: IO[Any], path: Path, *, wait: bool) -> None:
 
 
 def _lock_bytes(file: IO[Any], *, wait: bool) -> None:
-    """Windows' lock, on the first byte of the file; closing the file drops it."""
+    """Locks the first byte of the file on Windows; closing the file releases the lock."""
     while True:
         try:
             file.seek(0)

@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, and one line for who lacks them."""
+"""Imports of optional packages, with an error of one line that tells how to install a missing one."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ def optional(package: str, *, needed_by: str, extra: str) -> Iterator[None]:
             import pyarrow.parquet
 
     Args:
-        package: the name of the distribution, as pip knows it.
-        needed_by: what the user asked for that needs it; the line begins with it.
-        extra: the extra of this project that brings it.
+        package: the name of the distribution, for pip.
+        needed_by: the option or function that needs the package; the error begins with it.
+        extra: the extra of this project that installs the package.
 
     Raises:
-        UserError: the block could not import something.
+        UserError: an import in the block failed.
     """
     try:
         yield

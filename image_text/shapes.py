@@ -1,10 +1,10 @@
-"""The shapes world as a TFDS dataset: rendered once, kept as PNG in array_record files, read at random.
+"""The shapes world as a TFDS dataset: rendered once to PNG in array_record files, with random access.
 
     train = source("train", data_dir="data")  # renders it the first time, with a progress bar
     train[0]  # {"image": uint8 [64, 64, 3], "caption": "a small red star ...", "size": 0, "colour": 0, ...}
 
-Record i of a split is `shapes_world.example(split, i)`. Resolution, seed and split sizes name the directory, so data
-made with different ones live side by side.
+Record i of a split is `shapes_world.example(split, i)`. The directory name contains resolution, seed and split sizes,
+so variants do not overwrite each other.
 """
 
 import io
@@ -36,15 +36,15 @@ VERSION = "1.0.0"
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """Which shapes: everything the examples depend on, all of it in the config's name.
+    """The settings that determine the examples; all of them are in the config's name.
 
     Attributes:
-        resolution: side of the images in pixels.
-        seed: another seed, other examples.
-        split_sizes: examples per split, for the splits wanted.
+        resolution: side of the images in pixels, at least 16.
+        seed: of the random draws, at least 0.
+        split_sizes: {split: number of examples}, for the splits to render.
 
     Raises:
-        UserError: one of them is out of range.
+        UserError: a setting is out of range.
     """
 
     resolution: int = 64
@@ -63,20 +63,20 @@ class ShapesConfig:
 
     @property
     def name(self) -> str:
-        """The config's directory, as in "64px-seed0"; split sizes are in it where they are not the usual ones."""
+        """The directory name of the config, such as "64px-seed0", with the split sizes if they are not the defaults."""
         sizes = "".join(f"-{split}{size}" for split, size in self.split_sizes.items())
         return f"{self.resolution}px-seed{self.seed}" + ("" if self.split_sizes == shapes_world.SPLIT_SIZES else sizes)
 
 
 class ShapesSource(Records):
-    """A split as a random-access source of dicts: image uint8 [R, R, 3], caption str, and the four labels as ints."""
+    """A split as a random-access source of dicts: image uint8 [R, R, 3], caption str, four labels int (`LABELS`)."""
 
     def example(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """A stored record, decoded."""
+        """Decodes a stored record."""
         caption = record["caption"]
         return {
             "image": np.asarray(Image.open(io.BytesIO(record["image"])).convert("RGB")),
-            "caption": caption.decode() if isinstance(caption, bytes) else str(caption),  # from disk it comes as bytes
+            "caption": caption.decode() if isinstance(caption, bytes) else str(caption),  # bytes when read from disk
             **{name: int(record[name]) for name in LABELS},
         }
 
@@ -89,14 +89,14 @@ def source(
     seed: int = 0,
     split_sizes: Mapping[str, int] | None = None,
 ) -> ShapesSource:
-    """The examples of a split, prepared first if they are not.
+    """Opens a split for training; renders the data first if it is absent.
 
     Args:
-        split: "train", "test" or "heldout", or a part of one as TFDS writes it, e.g. "train[:10%]".
-        data_dir: where the data lies, or is to lie.
-        resolution: side of the images in pixels, R.
-        seed: another seed, other examples.
-        split_sizes: examples per split, for the splits wanted; None is `shapes_world.SPLIT_SIZES`.
+        split: "train", "test" or "heldout", or a part of one in TFDS's notation, such as "train[:10%]".
+        data_dir: the directory of all datasets.
+        resolution: side R of the images in pixels.
+        seed: of the random draws.
+        split_sizes: {split: number of examples}, for the splits to render; None: `shapes_world.SPLIT_SIZES`.
 
     Raises:
         UserError: there is no such split; and as `prepare`.
@@ -107,11 +107,11 @@ def source(
 
 
 def open_shapes(split: str = "train", *, data_dir: str | Path) -> Source:
-    """The usual shapes (64 pixels, seed 0) as a `Source`: pictures encoded, with captions.
+    """Opens a split of the default shapes (64 pixels, seed 0) as a `Source` of PNG pictures with captions.
 
     Args:
-        split: "train", "test" or "heldout", or a part of one as TFDS writes it.
-        data_dir: where the data lies, or is to lie.
+        split: "train", "test" or "heldout", or a part of one in TFDS's notation.
+        data_dir: the directory of all datasets; the shapes are rendered if they are absent.
 
     Raises:
         UserError: there is no such split; and as `prepare`.
@@ -129,19 +129,19 @@ def _check_split(split: str, split_sizes: Mapping[str, int] | None = None) -> No
 def prepare(
     data_dir: str | Path, *, resolution: int = 64, seed: int = 0, split_sizes: Mapping[str, int] | None = None
 ) -> Any:
-    """Renders these shapes to disk under `data_dir`, unless they are there.
+    """Renders shapes to disk under `data_dir`, if they are absent.
 
-    An interrupted call leaves nothing that a later one would take for data. Of several processes that call at once, one
-    renders and the others wait for it.
+    The data of an interrupted call is recognised as incomplete and rendered again. Of several processes that call at
+    once, one renders and the others wait.
 
     Args:
-        data_dir: the directory of all data sets.
-        resolution: side of the images in pixels, R.
-        seed: another seed, other examples.
-        split_sizes: examples per split, for the splits wanted; None is `shapes_world.SPLIT_SIZES`.
+        data_dir: the directory of all datasets.
+        resolution: side of the images in pixels.
+        seed: of the random draws.
+        split_sizes: {split: number of examples}, for the splits to render; None: `shapes_world.SPLIT_SIZES`.
 
     Returns:
-        The `tfds.core.DatasetBuilder` that reads them.
+        The `tfds.core.DatasetBuilder` that reads the data.
 
     Raises:
         UserError: a setting is out of range, the directory cannot be written, or TFDS is not installed.

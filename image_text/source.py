@@ -1,14 +1,15 @@
-"""Pictures with captions or labels, opened by what is named: a folder, a table, a split of TFDS, a built-in set.
+"""Opens image datasets with captions or labels by name: a folder, a table, a split of TFDS, or a built-in set.
 
-photos/               every picture in it, in linked folders too. In subfolders, their names are the classes; captions
-                      lie in a metadata.csv or .jsonl beside the pictures, or in a .txt of the same name as each
+photos/               all pictures in a folder and its subfolders, links included. Names of subfolders are classes;
+                      captions are in a metadata.csv or .jsonl beside the pictures, or in a .txt per picture
 photo.jpg             one picture
-captions.csv          a table with a row per caption, and a header: `image`, and `caption` or `label` or both, or what
-                      others call them. Commas, tabs, semicolons or | (.csv, .tsv, .txt); a JSON object per line
-                      (.jsonl); COCO's captions_*.json, or a JSON list of objects. Pictures lie beside the table
-tfds:cifar10:test     a split that is prepared already, read without TensorFlow
-shapes                a built-in set, prepared in `data_dir` on first use, also `fashion_mnist`; its training split, or
-                      another as in shapes:test. A file or folder of that name goes before it
+captions.csv          a table with one row per caption, and a header with the columns `image`, and `caption` or `label`
+                      or both (or common synonyms). Separated by commas, tabs, semicolons or | (.csv, .tsv, .txt); one
+                      JSON object per line (.jsonl); COCO's captions_*.json; or a JSON list of objects. Pictures lie
+                      beside the table
+tfds:cifar10:test     a split that TFDS has already prepared, read without TensorFlow
+shapes                a built-in set, `shapes` or `fashion_mnist`, prepared in `data_dir` on first use: its training
+                      split, or another one (shapes:test). A file or folder of this name takes precedence
 
 TFDS is optional: it is imported when one of the last two is opened.
 """
@@ -32,16 +33,16 @@ BUILT_IN: dict[str, Callable[..., Source]] = {"shapes": open_shapes, "fashion_mn
 
 
 def open_source(source: str, *, data_dir: str | Path | None = None, without_pictures: bool = False) -> Source:
-    """The pictures of `source`, as the module says.
+    """Opens an image dataset by name; the docstring of this module describes the kinds.
 
     Args:
-        source: a folder, a picture, a table, tfds:NAME:SPLIT, or a built-in set: NAME or NAME:SPLIT.
-        data_dir: where TFDS keeps its data, and where a built-in set is prepared; None: where TFDS usually does.
-        without_pictures: whether a table that has nothing but captions will do; the result has captions only.
+        source: a folder, a picture, a table, tfds:NAME:SPLIT, or a built-in set (NAME or NAME:SPLIT).
+        data_dir: the directory of TFDS's data and of built-in sets; None: TFDS's default directory.
+        without_pictures: whether a table with only a column of captions is accepted.
 
     Raises:
-        UserError: there is nothing there, it is of another kind, a row is incomplete or a picture of a table missing;
-            or it needs TFDS, which is not installed.
+        UserError: the source does not exist or is of another kind; a row of a table is not complete, or its picture
+            does not exist; or the source needs TFDS, which is not installed.
     """
     if source.startswith("tfds:"):
         return read_tfds(source, data_dir)

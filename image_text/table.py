@@ -1,4 +1,4 @@
-"""Tables: delimited text (.csv, .tsv, .txt), a JSON object per line, and JSON documents (COCO's captions, lists)."""
+"""Reads tables as a `Source`: delimited text (.csv, .tsv, .txt), JSON lines, and JSON documents (COCO, lists)."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from image_text.kinds import refuse, what_it_is
 from image_text.lines import LONGEST_LINE, lines_of
 
 TABLES = frozenset({".csv", ".tsv", ".txt", ".token", ".jsonl", ".ndjson", ".json"})
-LARGEST_JSON = 2**30  # bytes of a JSON document, which is read at once
+LARGEST_JSON = 2**30  # bytes of a JSON document, which is read into memory
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
 
@@ -24,17 +24,17 @@ _SEPARATORS = "\t;|,"
 
 
 def read_table(path: Path, *, without_pictures: bool = False) -> Source:
-    """The pictures and captions of a table, as a `Source`.
+    """Reads a table as a `Source`.
 
-    Its rows are read one by one. Pictures are named relative to the table, or lie in the one folder beside it that has
-    them; COCO's lie where COCO puts them (`annotations/captions_val2017.json`, `val2017/`).
+    Names of pictures are relative to the directory of the table, or to its only subfolder with the first picture, or to
+    COCO's directories (`annotations/captions_val2017.json`, `val2017/`).
 
     Args:
-        path: of a suffix in `TABLES`.
-        without_pictures: whether a table with nothing but captions will do.
+        path: a file with a suffix in `TABLES`.
+        without_pictures: whether a table with only a column of captions is accepted.
 
     Raises:
-        UserError: it is no table, or a row of it will not do; the row is named, and the columns that were seen.
+        UserError: the file is not a table, or a row is not valid; the error names the row or the columns.
     """
     if what := what_it_is(path):
         raise UserError(f"{path} is {what}")
@@ -54,16 +54,16 @@ def _delimited(path: Path) -> Rows:
     lines = lines_of(path)
     header = next((line for line in lines if line.strip()), "")
     start = 1
-    if found := re.fullmatch(r"sep=(.)\s*", header):  # Excel's own way to say it
+    if found := re.fullmatch(r"sep=(.)\s*", header):  # Excel's declaration of the separator
         header, start = next(lines, ""), 2
     if _TOKEN.fullmatch(header):
         yield from _token(path)
         return
     separator = found[1] if found else _separator(header, path)
-    # Where the header has a space after its commas, so have the rows, and quotes come after it.
+    # If the header has spaces after its separators, the rows have them too, before the quotation marks.
     spaced = any(cell[:1] == " " for cell in header.split(separator)[1:])
     options: dict[str, Any] = {"delimiter": separator, "skipinitialspace": spaced, "strict": True}
-    if separator == "|":  # Flickr30k's results.csv, in which quotes are text
+    if separator == "|":  # Flickr30k's results.csv, where quotation marks are part of the text
         options["quoting"] = csv.QUOTE_NONE
     try:
         names = [name.strip() for name in next(csv.reader([header], **options), [])]
@@ -76,8 +76,8 @@ def _delimited(path: Path) -> Rows:
 
 
 def _cells(path: Path, lines: Iterator[str], names: list[str], start: int, options: dict[str, Any]) -> Rows:
-    """The rows after the header, which ends in line `start`."""
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))  # it is of the process; never made smaller
+    """Yields the rows after the header, which ends in line `start`."""
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))  # a setting of the whole process: never lowered
     reader = csv.reader(lines, **options)
     spaced, empty = options["skipinitialspace"], dict.fromkeys(names)
     while True:
@@ -102,7 +102,7 @@ def _cells(path: Path, lines: Iterator[str], names: list[str], start: int, optio
 
 
 def _separator(header: str, path: Path) -> str:
-    """The one that divides the header into the most columns with a known name; the suffix decides between equals."""
+    """The separator that gives the header the most known column names; on a tie, that of the file's suffix."""
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
 
     def known(separator: str) -> int:
@@ -151,7 +151,7 @@ def _document(path: Path) -> Rows:
 
 
 def _coco(path: Path, data: dict[str, Any]) -> Rows:
-    """A row per annotation: the picture's `file_name` and the `caption`."""
+    """Yields one row per annotation of COCO: the `file_name` of its picture and its `caption`."""
     names: dict[Any, str] = {}
     for number, image in enumerate(data["images"], 1):
         if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
@@ -173,12 +173,12 @@ def _coco(path: Path, data: dict[str, Any]) -> Rows:
 
 def _json(text: str, where: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        data: dict[str, Any] = {}
         for key, value in pairs:
-            if key in found:
+            if key in data:
                 raise UserError(f"{where} has {quoted(key)} twice")
-            found[key] = value
-        return found
+            data[key] = value
+        return data
 
     try:
         return json.loads(text.lstrip("\ufeff"), object_pairs_hook=once)

@@ -1,4 +1,4 @@
-"""Splits of TFDS that are prepared already, read without TensorFlow."""
+"""Reads splits of prepared TFDS datasets as a `Source`, without TensorFlow."""
 
 import dataclasses
 import os
@@ -15,15 +15,15 @@ from image_text.decode import NamedBytes
 from image_text.errors import UserError, one_line
 from image_text.tfds_files import QUOTED, check_description, import_tfds, stored
 
-Key = tuple[str, ...]  # where a feature lies: ("captions", "text")
+Key = tuple[str, ...]  # the path of a nested feature, such as ("captions", "text")
 
 
 class _Pictures(LazySequence):
-    """The pictures of a split, encoded, by name; what cannot be read is one line that names the record."""
+    """The encoded pictures of a split as `NamedBytes`; an error names the record and its file."""
 
     def __init__(self, records: Any, field: str, split: str, shards: Any):
         self._records, self._field, self._split = records, field, split
-        # A shard that is read to its end says so by -1.
+        # `take` is -1 for a shard that is read to its end.
         taken = [shard.take if shard.take >= 0 else shard.examples_in_shard - shard.skip for shard in shards]
         self._ends = np.cumsum(taken)
         self._files = [os.fspath(shard.filename) for shard in shards]
@@ -39,13 +39,13 @@ class _Pictures(LazySequence):
         """The whole record at `index`."""
         try:
             return self._records[index]
-        except Exception as error:  # of ArrayRecord (a flipped bit, a shard cut off) or of TFDS's parsers
+        except Exception as error:  # from ArrayRecord (a flipped bit, a truncated shard) or TFDS's parsers
             raise UserError(
                 f"{self._file(index)}: cannot read the record {self._split}/{index}: {one_line(error, QUOTED)}"
             ) from error
 
     def stamp(self, index: int) -> list[Any] | None:
-        """The path, size and time of the shard with the record at `index`."""
+        """The absolute path, size and modification time of the shard with the record at `index`."""
         return stamp_of(self._file(index))
 
     def _file(self, index: int) -> str:
@@ -53,17 +53,18 @@ class _Pictures(LazySequence):
 
 
 def read_tfds(source: str, data_dir: str | Path | None) -> Source:
-    """The pictures of `tfds:NAME:SPLIT`.
+    """Opens `tfds:NAME:SPLIT` as a `Source`.
 
-    The picture is the feature `image` or the only one. Captions are the text that is called so, in a sequence too
-    (COCO's `captions/text`, of which each is a row); labels are the class label that is called so or the only one.
+    Pictures are the feature `image`, or the only image feature. Captions are the text feature with a known name
+    (`image_text.columns.CAPTION`), also in a sequence (COCO's `captions/text`, one row per caption). Labels are the
+    class label with a known name, or the first one.
 
     Args:
-        source: as in tfds:cifar10:test or tfds:coco_captions:val[:10%].
-        data_dir: where TFDS keeps its data; None: where it usually does.
+        source: such as "tfds:cifar10:test" or "tfds:coco_captions:val[:10%]".
+        data_dir: the directory of TFDS's data; None: TFDS's default directory.
 
     Raises:
-        UserError: it is not prepared, names code outside TFDS, has no such split or no pictures, or a record of it
+        UserError: the dataset is not prepared, names code outside TFDS, or has no such split or no pictures; a record
             cannot be read; or TFDS is not installed.
     """
     tfds = import_tfds(source)
@@ -74,7 +75,7 @@ def read_tfds(source: str, data_dir: str | Path | None) -> Source:
     _check_code(Path(where).expanduser(), name)
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except Exception as error:  # of several kinds, one per way not to be there
+    except Exception as error:  # TFDS raises many types
         if not isinstance(error, tfds.core.DatasetNotFoundError):
             raise UserError(f"{source}: cannot read {name} in {where}: {one_line(error, QUOTED)}") from error
         raise UserError(
@@ -87,10 +88,10 @@ def read_tfds(source: str, data_dir: str | Path | None) -> Source:
 
 
 def usual_data_dir(needed_by: str) -> Path:
-    """Where TFDS keeps its data if nobody says otherwise: `TFDS_DATA_DIR`, or a folder in the user's home.
+    """TFDS's default data directory: `TFDS_DATA_DIR`, or a folder in the user's home.
 
     Args:
-        needed_by: what needs TFDS, for the error.
+        needed_by: the function or option that needs TFDS, for the error.
 
     Raises:
         UserError: TFDS is not installed.
@@ -101,14 +102,15 @@ def usual_data_dir(needed_by: str) -> Path:
 def split_source(
     builder: Any, split: str, *, image: str, caption: Key | None = None, label: str | None = None
 ) -> Source:
-    """A split of data that is prepared, as a `Source`: captions and labels are read at once, pictures when asked for.
+    """Opens a split of prepared data as a `Source`. Captions and labels are read immediately, pictures lazily.
 
     Args:
-        builder: a `tfds.core.DatasetBuilder`.
-        split: as in "train" or "train[:10%]".
-        image: the key of the feature with the picture.
-        caption: where the caption lies, as in ("captions", "text"); a picture with several has a row for each.
-        label: the key of a class label.
+        builder: the `tfds.core.DatasetBuilder` of the data.
+        split: such as "train" or "train[:10%]".
+        image: the key of the image feature.
+        caption: the path of the caption feature, such as ("captions", "text"), or None; a picture with several captions
+            has one row per caption.
+        label: the key of the class label, or None.
 
     Raises:
         UserError: a file of the split is missing or damaged, or a caption is missing or not UTF-8.
@@ -117,7 +119,7 @@ def split_source(
         records = stored(builder, split, image=image)
     except UserError:
         raise
-    except Exception as error:  # a file that is no ArrayRecord, a slice that is none, another file format
+    except Exception as error:  # not an ArrayRecord, a wrong slice, another file format
         raise UserError(f"{split}: cannot read {builder.data_dir}: {one_line(error, QUOTED)}") from error
     pictures = _Pictures(records, image, split, builder.info.splits[split].file_instructions)
     rows: list[int] = []
@@ -156,8 +158,8 @@ def _texts(record: Any, key: Key | None, where: str) -> list[str]:
 
 
 def _features(source: str, features: Any, tfds: Any) -> tuple[str, Key | None, str | None]:
-    """(the picture, the caption, the label) by their keys."""
-    keys = sorted(features)  # TFDS itself keeps no order
+    """(key of the image feature, path of the caption feature, key of the class label)."""
+    keys = sorted(features)  # TFDS does not keep an order
     images = [key for key in keys if isinstance(features[key], tfds.features.Image)]
     if not images:
         raise UserError(f"{source} has no pictures; its features: {some(features)}")
@@ -165,7 +167,7 @@ def _features(source: str, features: Any, tfds: Any) -> tuple[str, Key | None, s
         raise UserError(f"{source}: {some(images)} are pictures, and none is called image")
     texts = list(_text_keys(features, tfds))
     captions = [key for key in texts if any(normal(part) in CAPTION for part in key)]
-    # Nobody can rename a column of TFDS, so what is called a caption goes before what is called a title.
+    # Users cannot rename the features of TFDS, so "caption" takes precedence over synonyms such as "title".
     captions = [key for key in captions if {"caption", "captions"} & set(map(normal, key))] or captions
     if len(captions) > 1:
         raise UserError(f"{source}: {some('/'.join(key) for key in captions)} could each be the caption")
@@ -198,7 +200,7 @@ def _text_keys(features: Any, tfds: Any, above: Key = ()) -> Iterator[Key]:
 
 
 def _check_code(data_dir: Path, name: str) -> None:
-    """TFDS imports the modules that `features.json` names; a directory of data must not choose which."""
+    """Checks every `features.json` of a dataset, as TFDS imports the modules that it names."""
     root = data_dir / name.partition("/")[0].partition(":")[0]
     for path in sorted(root.rglob("features.json")) if root.is_dir() else ():
         check_description(path)

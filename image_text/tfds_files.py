@@ -1,6 +1,6 @@
-"""Data that TFDS has prepared on disk: opened, checked for damage, and read at random, all without TensorFlow.
+"""Opens prepared TFDS data on disk, checks it for damage, and reads it at random, without TensorFlow.
 
-TFDS (`tensorflow_datasets`) is optional and is imported when the first of these functions is called.
+TFDS (`tensorflow_datasets`) is optional: these functions import it on use.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from image_text.optional import optional
 
 __all__ = ["Records", "check_description", "check_shards", "import_tfds", "open_directory", "quiet_tfds", "stored"]
 
-OWN = "tensorflow_datasets."  # modules that TFDS may import because a file names them
-QUOTED = 160  # characters of the error of a library in an error of ours
+OWN = "tensorflow_datasets."  # prefix of the modules that a file may make TFDS import
+QUOTED = 160  # characters of a library's error that our errors quote
 
 
 def import_tfds(needed_by: str) -> Any:
-    """The module `tensorflow_datasets`.
+    """Imports and returns the module `tensorflow_datasets`.
 
     Args:
-        needed_by: what needs it, for the error.
+        needed_by: the function or option that needs TFDS, for the error.
 
     Raises:
-        UserError: it is not installed.
+        UserError: TFDS is not installed.
     """
     with optional("tensorflow-datasets", needed_by=needed_by, extra="data"):
         import tensorflow_datasets
@@ -37,14 +37,18 @@ def import_tfds(needed_by: str) -> Any:
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
-    """Silences TFDS in a block: it logs, warns of unusual configs, and draws a bar per split and shard."""
+    """Silences TFDS's logs, warnings and progress bars in a block.
+
+    Raises:
+        UserError: TFDS is not installed.
+    """
     tfds = import_tfds("the data")
     logger = logging.getLogger("absl")
 
     def errors_only(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR
 
-    logger.addFilter(errors_only)  # not its level: threads that do this at once would restore each other's
+    logger.addFilter(errors_only)  # and not a level, which concurrent threads would restore for each other
     tfds.disable_progress_bar()
     try:
         yield
@@ -54,16 +58,17 @@ def quiet_tfds() -> Iterator[None]:
 
 
 def open_directory(directory: Path) -> Any:
-    """The TFDS builder of the data prepared in `directory`, which only reads.
+    """Opens the data prepared in a directory.
 
     Args:
-        directory: of one version, with `dataset_info.json` and `features.json`.
+        directory: the directory of one version, with `dataset_info.json` and `features.json`.
 
     Returns:
-        A `tfds.core.DatasetBuilder`.
+        A read-only `tfds.core.DatasetBuilder`.
 
     Raises:
-        UserError: its description is damaged or names code outside TFDS, or TFDS is not installed.
+        UserError: the description is damaged or names code outside TFDS, or TFDS is not installed.
+        OSError: a file is absent.
     """
     for path in (directory / "dataset_info.json", directory / "features.json"):
         check_description(path)
@@ -72,20 +77,21 @@ def open_directory(directory: Path) -> Any:
             return import_tfds(str(directory)).builder_from_directory(directory)
         except (UserError, OSError):
             raise
-        except Exception as error:  # TFDS raises anything at JSON of another shape
+        except Exception as error:  # TFDS raises many types for JSON with other fields
             raise UserError(
                 f"{directory}: the data's description is damaged ({one_line(error, QUOTED)}): {_mend(directory)}"
             ) from None
 
 
 def check_description(path: Path) -> None:
-    """Refuses a description of data that is damaged, or that names modules which TFDS would import and run.
+    """Checks a description of data: TFDS would import and run the modules that it names.
 
     Args:
         path: `features.json` or `dataset_info.json`.
 
     Raises:
-        UserError: it is not JSON, or names a class that is not TFDS's own.
+        UserError: the file is not JSON, or a `features.json` names a class outside TFDS.
+        OSError: the file is absent.
     """
     try:
         description = json.loads(path.read_bytes())
@@ -100,7 +106,7 @@ def check_description(path: Path) -> None:
 
 
 def _classes_in(description: Any) -> Iterator[str]:
-    """The Python classes that a features.json names, in this format of TFDS and the one before."""
+    """The Python classes that a features.json names, in TFDS's current and previous format."""
     pending = [description]
     while pending:
         node = pending.pop()
@@ -111,14 +117,14 @@ def _classes_in(description: Any) -> Iterator[str]:
 
 
 def check_shards(builder: Any, split: str) -> None:
-    """Refuses files of a split that are missing or cut off: array_record opens some without a word.
+    """Checks the files of a split, as array_record opens some truncated files without an error.
 
     Args:
-        builder: a `tfds.core.DatasetBuilder`.
-        split: the name of a split, or a part of one as in "train[:10%]"; all files of the split are looked at.
+        builder: the `tfds.core.DatasetBuilder` of the data.
+        split: a split, or a part of one such as "train[:10%]"; all files of the split are checked.
 
     Raises:
-        UserError: naming the file.
+        UserError: a file is missing, damaged or truncated; the error names the file.
     """
     info = builder.info.splits[split.partition("[")[0]]
     in_array_records = builder.info.file_format.value == "array_record"
@@ -129,11 +135,11 @@ def check_shards(builder: Any, split: str) -> None:
         if not in_array_records:
             continue
         try:
-            there = _count_records(path)
-        except Exception as error:  # array_record raises anything, without the name of the file
+            records = _count_records(path)
+        except Exception as error:  # array_record raises many types, without the name of the file
             raise UserError(f"{path} is damaged or cut off ({one_line(error, QUOTED)}): {mend}") from None
-        if there != expected:
-            what = f"it has {there} records instead of {expected}"
+        if records != expected:
+            what = f"it has {records} records instead of {expected}"
             raise UserError(f"{path} is damaged or cut off ({what}): {mend}")
 
 
@@ -151,46 +157,46 @@ def _mend(directory: Path) -> str:
 
 
 def stored(builder: Any, split: str, *, image: str = "image") -> Any:
-    """The records of a split, or a part of one as TFDS writes it, at random; pictures stay encoded.
+    """Opens the records of a split with random access; pictures stay encoded.
 
     Args:
-        builder: a `tfds.core.DatasetBuilder`.
-        split: as in "train" or "train[:10%]".
-        image: the key of the feature with the picture.
+        builder: the `tfds.core.DatasetBuilder` of the data.
+        split: such as "train" or "train[:10%]".
+        image: the key of the image feature.
 
     Returns:
-        A sequence of dicts; a picture is bytes of a PNG or JPEG.
+        A sequence of dicts; pictures are the bytes of a PNG or JPEG.
 
     Raises:
         UserError: a file of the split is missing or damaged.
     """
     check_shards(builder, split)
-    # TFDS's own decoding asks for OpenCV in a warning, and leaves palettes and transparency as they are.
+    # Skip TFDS's decoding: it warns that OpenCV is missing, and keeps palettes and transparency.
     return builder.as_data_source(split, decoders={image: import_tfds(split).decode.SkipDecoding()})
 
 
 class Records:
-    """A split read at random: `example` makes of a stored record what a training script wants to see.
+    """A split with random access; subclasses define `example`, which decodes a stored record.
 
     Attributes:
-        where: what the records are called when one is damaged.
+        where: how errors name the split.
     """
 
     def __init__(self, records: Any, where: str = "data"):
-        """Reads `records`, as `stored` gives them."""
+        """Reads `records`, as `stored` returns them."""
         self._records, self.where = records, where
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -len(self) <= index < len(self):  # array_record would read some other record, or crash
+        if not -len(self) <= index < len(self):  # array_record would read another record, or crash
             raise IndexError(f"example {index} of {len(self)}")
         try:
             return self.example(self._records[index % len(self)])
-        except Exception as error:  # array_record and the decoders raise anything
+        except Exception as error:  # array_record and the decoders raise many types
             raise UserError(f"{self.where}: record {index} is damaged ({one_line(error, QUOTED)})") from error
 
     @abstractmethod
     def example(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """A stored record, decoded."""
+        """Decodes a stored record to an example."""

@@ -1,1 +1,1 @@
-"""Weights on disk: `native` is our own format; each published format gets a table of its own beside it."""
+"""Reading and writing of CLIP weights: our safetensors format (`native`), and one module per published format."""

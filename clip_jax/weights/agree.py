@@ -1,4 +1,4 @@
-"""What must agree before weights are used: config, shapes, tokenizer and the family they come from.
+"""Consistency checks of a checkpoint: its config, array shapes and tokenizer, and the config that the caller requests.
 
 Each check raises a UserError of one line that names the fields, both values and what to do.
 """
@@ -16,16 +16,16 @@ from clip_jax.weights.find import Found
 from clip_jax.weights.resolution import at_resolution
 from clip_jax.weights.settings import located
 
-CONFIG_ARGUMENT = "config="  # what an error calls a config that the caller gave, and not as a preset's name
+CONFIG_ARGUMENT = "config="  # how an error names a config that the caller gave as an object or a file, not as a preset
 
 
 class Request(NamedTuple):
-    """What the caller of `clip_jax.load` asks the model to be.
+    """The model that the caller of `clip_jax.load` requests.
 
     Attributes:
-        config: the config it must have, but for the size of the pictures; None: whatever the checkpoint states.
-        config_name: what an error calls `config`: `CONFIG_ARGUMENT`, or the preset.
-        image_size: the size of its pictures in pixels; None: as in `config`, else as trained.
+        config: the config that the model must have, except for its image size; None: the checkpoint's config.
+        config_name: how an error names `config`: `CONFIG_ARGUMENT`, or the name of the preset.
+        image_size: the image size of the model in pixels; None: that of `config`, or of the checkpoint without one.
     """
 
     config: CLIPConfig | None = None
@@ -37,8 +37,8 @@ class Agreed(NamedTuple):
     """The config on which checkpoint and caller agree.
 
     Attributes:
-        stored: of the weights as they are stored.
-        config: of the model asked for: `stored`, or the same for pictures of another size.
+        stored: the config of the weights in the file.
+        config: the config of the requested model: `stored`, or `stored` with another image size.
     """
 
     stored: CLIPConfig
@@ -46,11 +46,15 @@ class Agreed(NamedTuple):
 
 
 def agree(found: Found, request: Request) -> Agreed:
-    """The config of a checkpoint: the one stated beside it, else the one requested, else what its shapes say.
+    """Determines the config of a checkpoint: from the files beside it, else from the request, else from its shapes.
+
+    Args:
+        found: the checkpoint.
+        request: the config and image size that the caller asks for.
 
     Raises:
-        UserError: the shapes, what is stated, what the family is known to have, and what is requested differ; or the
-            config is not determined by the shapes and none is given.
+        UserError: the config beside the weights, the request, the shapes and the fixed settings of the checkpoint's
+            family contradict each other; or there is no config, and the shapes do not determine it.
     """
     sizes, requested = found.sizes, request.config
     stored = _config_of_shapes(found, sizes, requested) if found.config is None else found.config
@@ -67,8 +71,8 @@ def agree(found: Found, request: Request) -> Agreed:
 
 
 def _config_of_shapes(found: Found, sizes: Mapping[str, Any], requested: CLIPConfig | None) -> CLIPConfig:
-    """The config of weights that came without one: as requested, else as the shapes and the family determine it."""
-    assert found.format is not None  # what `clip_jax.save` wrote has a config
+    """The config of weights without a config file: the requested one, else inferred from the shapes."""
+    assert found.format is not None  # a directory of `clip_jax.save` always has a config
     try:
         if requested is None:
             return found.format.infer(found.checkpoint)
@@ -78,7 +82,7 @@ def _config_of_shapes(found: Found, sizes: Mapping[str, Any], requested: CLIPCon
 
 
 def _image_size(stored: int, request: Request, where: str) -> int:
-    """The size of the pictures in the end, of a checkpoint for `stored` pixels."""
+    """The image size in pixels of the loaded model. Warns if only `config=` asks for another than `stored`."""
     vision = None if request.config is None else request.config.vision
     requested = stored if vision is None else vision.image_size
     if requested == stored or request.image_size == requested:
@@ -99,27 +103,37 @@ def _image_size(stored: int, request: Request, where: str) -> int:
 
 
 def _at_size_of(requested: CLIPConfig, stored: CLIPConfig) -> CLIPConfig:
-    """`requested` for pictures of the size of the checkpoint: in this alone they may differ."""
+    """`requested` with the image size of `stored`: the only field in which the two configs may differ."""
     if requested.vision is None or stored.vision is None or type(requested.vision) is not type(stored.vision):
         return requested
     return at_resolution(requested, stored.vision.image_size)
 
 
 def _at_stored_size(requested: CLIPConfig, sizes: Mapping[str, Any]) -> CLIPConfig:
-    """`requested` for pictures of the size that the positions in the weights are for."""
+    """`requested` with the image size that the position embeddings in the weights are for."""
     if requested.vision is None:
         return requested
     size = sizes.get("vision.image_size")
     patch, grid = getattr(requested.vision, "patch_size", None), sizes.get("vision.grid")
     if size is None and grid and patch:
         size = requested.vision.image_size if grid == requested.vision.grid else grid * patch
-    if not size or sizes.get("vision.patch_size", patch) != patch:  # told of by the checks that follow
+    if not size or sizes.get("vision.patch_size", patch) != patch:  # `check_sizes` reports it
         return requested
     return at_resolution(requested, size)
 
 
 def check_tokenizer(config: CLIPConfig, tokenizer: Tokenizer, where: str) -> None:
-    """Raises UserError unless the model was trained with such a tokenizer: ids, length of the rows, padding."""
+    """Checks that a tokenizer fits a model: vocabulary, context length and padding.
+
+    Args:
+        config: the config of the model.
+        tokenizer: the tokenizer to check.
+        where: how an error names the tokenizer.
+
+    Raises:
+        UserError: the vocabulary does not fit (`check_vocabulary`), the context length is above the model's, or the
+            padding id differs.
+    """
     text = config.text
     check_vocabulary(config, tokenizer, where, exact=False)
     if tokenizer.context_length > text.context_length:
@@ -135,7 +149,17 @@ def check_tokenizer(config: CLIPConfig, tokenizer: Tokenizer, where: str) -> Non
 
 
 def check_vocabulary(config: CLIPConfig, tokenizer: Tokenizer, where: str, *, exact: bool) -> None:
-    """Raises UserError unless the vocabulary has as many ids as the model (`exact`) or fewer, and the same end."""
+    """Checks the vocabulary size and the end-of-text id of a tokenizer.
+
+    Args:
+        config: the config of the model.
+        tokenizer: the tokenizer to check.
+        where: how an error names the tokenizer.
+        exact: whether the vocabulary must be as large as the model's; otherwise it may be smaller.
+
+    Raises:
+        UserError: the size does not fit, or the end-of-text ids differ.
+    """
     text, size = config.text, tokenizer.vocab_size
     if size > text.vocab_size or (exact and size != text.vocab_size):
         raise UserError(
@@ -149,29 +173,33 @@ def check_vocabulary(config: CLIPConfig, tokenizer: Tokenizer, where: str, *, ex
         )
 
 
-# Fields that say how to compute or to start, not what the weights are.
+# Fields that do not describe the weights: execution (scan, remat), initialisation, tokenization and cropping.
 FREE = {"scan_layers", "remat", "logit_scale_init", "logit_bias_init", "pad_id", "tokenizer", "crop"}
 
 
 def fields(config: CLIPConfig) -> dict[str, Any]:
-    """The fields of a config as {"vision.width": 768, …}, with what None stands for filled in."""
-    found: dict[str, Any] = {}
+    """The fields of a config that describe weights, {"vision.width": 768, …}, with None replaced by its default."""
+    values: dict[str, Any] = {}
     for name, value in config.to_dict().items():
         inner = value if isinstance(value, dict) else {"": value}
-        found |= {f"{name}.{field}" if field else name: v for field, v in inner.items() if (field or name) not in FREE}
+        values |= {f"{name}.{field}" if field else name: v for field, v in inner.items() if (field or name) not in FREE}
     for tower in ("vision", "text"):
-        if f"{tower}.mlp_width" in found and found[f"{tower}.mlp_width"] is None:
-            ratio = 2.6667 if found[f"{tower}.type"] == "EVA02Config" else 4
-            found[f"{tower}.mlp_width"] = int(ratio * found[f"{tower}.width"])
-    if found.get("text.eos_id", 0) is None:
-        found["text.eos_id"] = found["text.vocab_size"] - 1  # the highest id is the end
-    if found.get("vision.type") == "EVA02Config":
-        found.pop("vision.activation")  # it has its own
-    return found
+        if f"{tower}.mlp_width" in values and values[f"{tower}.mlp_width"] is None:
+            ratio = 2.6667 if values[f"{tower}.type"] == "EVA02Config" else 4
+            values[f"{tower}.mlp_width"] = int(ratio * values[f"{tower}.width"])
+    if values.get("text.eos_id", 0) is None:
+        values["text.eos_id"] = values["text.vocab_size"] - 1  # the highest id is the end of text
+    if values.get("vision.type") == "EVA02Config":
+        values.pop("vision.activation")  # EVA-02 always uses SwiGLU
+    return values
 
 
 def check_same(stored: CLIPConfig, requested: CLIPConfig, where: str, config_name: str) -> None:
-    """Raises UserError naming each field in which a checkpoint's own config and the one requested differ."""
+    """Checks that the config stored with a checkpoint and the requested config are equal.
+
+    Raises:
+        UserError: they differ; it names the first six fields and both values of each.
+    """
     a, b = fields(stored), fields(requested)
     differ = [
         f"{n} is {a.get(n)!r}, {config_name} says {b.get(n)!r}" for n in {**a, **b} if not equal(a.get(n), b.get(n))
@@ -183,7 +211,7 @@ def check_same(stored: CLIPConfig, requested: CLIPConfig, where: str, config_nam
 
 
 def only_towers(config: CLIPConfig, sizes: Mapping[str, Any]) -> CLIPConfig:
-    """A config of two towers as that of the one tower that the weights have; any other as it is."""
+    """A config of two towers without the tower that the weights lack; every other config unchanged."""
     absent = [name for name in ("vision", "text") if name in sizes and sizes[name] is None]
     if not config.two_towers or len(absent) != 1:
         return config
@@ -193,7 +221,7 @@ def only_towers(config: CLIPConfig, sizes: Mapping[str, Any]) -> CLIPConfig:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two values of a field are the same; floats up to the rounding of float32."""
+    """Whether two values of a field are equal; floats may differ by 1e-6 of their value (float32 rounding)."""
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-6)
     if isinstance(a, list) and isinstance(b, list):
@@ -202,7 +230,11 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def check_known(known: Mapping[str, Any], requested: CLIPConfig, where: str, config_name: str) -> None:
-    """Raises UserError naming each field in which the config requested is not what the checkpoint's family has."""
+    """Checks the requested config against `known`, the settings that all checkpoints of the format have.
+
+    Raises:
+        UserError: they differ; it names the fields and both values of each.
+    """
     values = fields(requested)
     differ = [
         f"{name} is {value!r}, {config_name} says {values[name]!r}"
@@ -214,7 +246,11 @@ def check_known(known: Mapping[str, Any], requested: CLIPConfig, where: str, con
 
 
 def check_sizes(config: CLIPConfig, sizes: Mapping[str, Any], where: str, config_name: str) -> None:
-    """Raises UserError naming each size in which the weights differ from the config."""
+    """Checks that a config has the towers and sizes that the shapes of the weights show.
+
+    Raises:
+        UserError: they differ; it names the first four sizes and both values of each.
+    """
     values = fields(config)
     for tower in ("vision", "text"):
         if (getattr(config, tower) is None) != (tower in sizes):

@@ -1,4 +1,4 @@
-"""SigLIP in the names of big_vision's npz files, one array per layer or stacked along a leading layer axis (scan)."""
+"""SigLIP checkpoints of big_vision (`.npz`), with one array per layer or all layers stacked along axis 0 (scan)."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from clip_jax.weights.rules import Checkpoint, Entry, Format, Op, Rule, count, d
 
 
 def rules(config: CLIPConfig) -> tuple[Rule, ...]:
-    """The table of a SigLIP. Heads are an axis there, so it depends on their numbers."""
+    """The rules of a SigLIP. big_vision's attention arrays have an axis for the heads, so they depend on `heads`."""
     vision, text = config.vision, config.text
     image: tuple[Rule, ...] = ()
     words: tuple[Rule, ...] = ()
@@ -90,18 +90,18 @@ def _attention(ours: str, theirs: str, heads: int) -> tuple[Rule, ...]:
 
 
 def unrolled(checkpoint: Checkpoint) -> dict[str, Entry]:
-    """The names without `params/`, and stacked layers taken apart: `encoderblock` -> `encoderblock_0` and so on."""
-    found: dict[str, Entry] = {}
+    """The checkpoint with one entry per layer (`encoderblock` -> `encoderblock_0`, …) and names without `params/`."""
+    entries: dict[str, Entry] = {}
     for name, entry in checkpoint.items():
         name = name.removeprefix("params/")
         if not re.search(r"(^|/)encoderblock/", name):
-            found[name] = entry
+            entries[name] = entry
             continue
-        read = functools.lru_cache(maxsize=1)(entry.read)  # once for all layers
+        read = functools.lru_cache(maxsize=1)(entry.read)  # one read of the stacked array serves all layers
         for i in range(entry.shape[0] if entry.shape else 0):
             layer = re.sub(r"(^|/)encoderblock/", rf"\1encoderblock_{i}/", name)
-            found[layer] = Entry(entry.shape[1:], functools.partial(_layer, read, i))
-    return found
+            entries[layer] = Entry(entry.shape[1:], functools.partial(_layer, read, i))
+    return entries
 
 
 def _layer(read: Any, i: int) -> np.ndarray:
@@ -109,7 +109,7 @@ def _layer(read: Any, i: int) -> np.ndarray:
 
 
 def sizes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the shapes say: all there is, the heads included."""
+    """The config fields that the shapes determine, {"vision.width": 768, …}: all sizes and the number of heads."""
     found: dict[str, Any] = {}
     if patches := checkpoint.get("img/embedding/kernel"):
         patch, _, channels, width = patches.shape
@@ -140,7 +140,7 @@ HABITS: dict[str, Any] = {"activation": "gelu_tanh", "ln_eps": 1e-6}
 
 
 def infer(checkpoint: Checkpoint) -> CLIPConfig:
-    """SigLIP's activation (tanh GELU), eps and preprocessing; the sizes are all in the shapes."""
+    """The config of a SigLIP: sizes from the shapes; tanh GELU, eps 1e-6 and preprocessing as in all SigLIPs."""
     found = sizes(checkpoint)
     vision, text = openai.tower(found, "vision"), openai.tower(found, "text")
     both = bool(vision and text)

@@ -1,6 +1,6 @@
-"""Chinese-CLIP in the names of its authors: OpenAI's image tower, and `bert.*` for the text.
+"""Original Chinese-CLIP checkpoints (OFA-Sys): OpenAI's names for the image tower, `bert.*` for the text tower.
 
-BERT's pooler comes along in the files and is not part of the model.
+The files also hold BERT's pooler, which Chinese-CLIP does not use: it is ignored.
 """
 
 from typing import Any
@@ -31,11 +31,11 @@ BERT = (
     *linear("pooler/dense", "pooler.dense"),
 )
 PREPROCESS = PreprocessConfig(resize="squash")  # OpenAI's mean and std
-CONTEXT_LENGTH = 52  # as published; the position table has more
+CONTEXT_LENGTH = 52  # of all published models; the position table has 512 rows
 
 
 def rules(config: CLIPConfig) -> tuple[Rule, ...]:
-    """The table of OpenAI's image tower beside a `BertTower`."""
+    """The rules of OpenAI's image tower and a `BertTower`."""
     visual = openai.RESNET if isinstance(config.vision, ResNetConfig) else openai.VIT
     return (
         *renamed(visual, ours="visual/", theirs="visual."),
@@ -46,7 +46,7 @@ def rules(config: CLIPConfig) -> tuple[Rule, ...]:
 
 
 def bert_sizes(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
-    """Sizes of a BERT whose names begin with `prefix`."""
+    """The sizes of a BERT from its shapes, {"text.width": 768, …}; `prefix` (a regular expression) begins its names."""
     found: dict[str, Any] = {"text.layers": count(checkpoint, rf"{prefix}encoder\.layer\.(\d+)\.")}
     if word := checkpoint.get(f"{prefix}embeddings.word_embeddings.weight"):
         found["text.vocab_size"], found["text.width"] = word.shape
@@ -60,7 +60,7 @@ def bert_sizes(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
 
 
 def sizes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the shapes say."""
+    """The config fields that the shapes determine, {"vision.width": 768, …}."""
     found = {**bert_sizes(checkpoint, "bert."), **openai.vision_sizes(checkpoint)}
     if "text_projection" in checkpoint:
         found["embed_dim"] = checkpoint["text_projection"].shape[-1]
@@ -68,7 +68,11 @@ def sizes(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def infer(checkpoint: Checkpoint) -> CLIPConfig:
-    """The five published models: heads of 64 channels in the text, of 64 (ViT-H: 80) in the image tower, QuickGELU."""
+    """The config of one of the five published models: heads of 64 channels (80 in the image tower of ViT-H).
+
+    Raises:
+        UserError: the width of a tower is no multiple of 64, so the number of heads is not known.
+    """
     found = sizes(checkpoint)
     vision, text = openai.tower(found, "vision"), openai.tower(found, "text")
     if text["width"] % 64 or (isinstance(vision.get("layers"), int) and vision["width"] % 64):

@@ -1,4 +1,4 @@
-"""The config of a CLIP: as a caller gives it, as files beside the weights state it, and as our `config.json` does."""
+"""Reading of a `CLIPConfig`: from the argument `config=`, files beside published weights, or our `config.json`."""
 
 import os
 from collections.abc import Mapping
@@ -23,10 +23,11 @@ def read_config(config: CLIPConfig | Mapping[str, Any] | str | os.PathLike | Any
     """The config that a caller gives as `config=`.
 
     Args:
-        config: a CLIPConfig, a preset's name, or a JSON file or its content, of ours, of Hugging Face or of OpenCLIP.
+        config: a CLIPConfig, a preset's name, the path of a JSON config (ours, transformers' or OpenCLIP's), or the
+            mapping in such a file.
 
     Raises:
-        UserError: it is none of these, or a config that cannot be followed.
+        UserError: the argument is none of these, or the config has a setting that is not supported.
     """
     if isinstance(config, CLIPConfig):
         return config
@@ -50,10 +51,14 @@ def _from_json(data: Mapping[str, Any], where: str) -> CLIPConfig:
 
 
 def own_config(data: Mapping[str, Any], where: str) -> CLIPConfig:
-    """The config in a `config.json` that `clip_jax.save` wrote; the digests in it are of the files beside it.
+    """The config in a `config.json` that `clip_jax.save` wrote. Its field `digests` is skipped.
+
+    Args:
+        data: the content of the file.
+        where: how an error names the file.
 
     Raises:
-        UserError: a field is unknown, missing or wrong; it names the file and the field.
+        UserError: a field is unknown, missing or wrong; the error names the file and the field.
     """
     try:
         return CLIPConfig.from_dict({name: value for name, value in data.items() if name != DIGESTS})
@@ -62,10 +67,15 @@ def own_config(data: Mapping[str, Any], where: str) -> CLIPConfig:
 
 
 def config_beside(folder: Path, format_name: str, checkpoint: Checkpoint) -> CLIPConfig | None:
-    """The config that a directory states for weights in a published format; None when it states none.
+    """The config that lies beside weights in a published format; None where there is none.
+
+    Args:
+        folder: the directory of the weights.
+        format_name: the name of their `Format`.
+        checkpoint: the weights; only their names are used.
 
     Raises:
-        UserError: a config cannot be followed, or two files contradict each other.
+        UserError: a setting is not supported, or two files contradict each other.
     """
     if format_name == "huggingface" and (folder / CONFIG).is_file():
         projected = any(name in checkpoint for name in ("text_projection.weight", "visual_projection.weight"))

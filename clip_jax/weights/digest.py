@@ -1,8 +1,7 @@
-"""The integrity of files that we wrote ourselves: their SHA-256 stands in the `config.json` beside them.
+"""SHA-256 digests of saved files: `config.json` holds those of the weights and the tokenizer beside it.
 
-A flipped bit of a weight is a valid weight, and a tokenizer of another run reads every caption as another one: without
-a digest neither is noticed. It is of the bytes and not of the arrays: that covers the header and the tokenizer in the
-same way, needs no knowledge of the format, and takes a second or two per gigabyte.
+Without a digest, a flipped bit in a weight or the tokenizer of another run would go unnoticed. The digest is of the
+bytes of the file, not of its arrays, so it covers headers and tokenizers too; it takes one or two seconds per gigabyte.
 """
 
 import hashlib
@@ -14,13 +13,17 @@ from typing import Any
 
 from clip_jax.errors import UserError
 
-DIGESTS = "digests"  # the field of a `config.json` that holds those of the files beside it
+DIGESTS = "digests"  # the field of `config.json`: {file name: SHA-256}
 
 log = logging.getLogger(__name__)
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hex. Raises UserError when it cannot be read."""
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -29,7 +32,11 @@ def file_digest(path: str | os.PathLike) -> str:
 
 
 def check_digest(path: str | os.PathLike, digest: str | None) -> None:
-    """Raises UserError unless the file has this `file_digest`; None, of what was saved without one, takes any."""
+    """Checks the `file_digest` of a file; None (a file saved by a version without digests) accepts any file.
+
+    Raises:
+        UserError: the digest differs.
+    """
     if digest is None:
         log.debug("%s has no digest in its config.json: it was saved by an older version, and is taken as it is", path)
     elif file_digest(path) != digest:
@@ -40,15 +47,20 @@ def check_digest(path: str | os.PathLike, digest: str | None) -> None:
 
 
 def digests(directory: str | os.PathLike, names: Iterable[str]) -> dict[str, str]:
-    """{name: `file_digest`} of those of the files that are in the directory."""
+    """{name: `file_digest`} of the files in a directory; names without a file are left out."""
     return {name: file_digest(Path(directory, name)) for name in names if Path(directory, name).is_file()}
 
 
 def read_digests(value: Any, field: str, names: Iterable[str]) -> dict[str, str]:
-    """The digests of a `config.json`: {} where the field is absent (None), as older versions left it.
+    """The digests in a `config.json`.
+
+    Args:
+        value: the value of the field; None (a file of a version without digests) gives {}.
+        field: how an error names the field.
+        names: the file names that may have a digest.
 
     Raises:
-        UserError: it names the field; it is anything but {name: SHA-256 in hex} of these names.
+        UserError: the value is not {name: SHA-256 as 64 hexadecimal digits} of these names.
     """
     if value is None:
         return {}

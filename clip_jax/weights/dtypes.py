@@ -12,10 +12,10 @@ DTYPES = {name: np.dtype(kind) for name, kind in
 
 
 def stored_dtype(dtype: Any) -> np.dtype | None:
-    """A dtype given by name ("bfloat16") or as numpy and JAX have it; None stays None.
+    """A dtype given by name ("bfloat16") or as a numpy or JAX dtype; None stays None.
 
     Raises:
-        UserError: it is none of float32, float16 and bfloat16.
+        UserError: the dtype is none of float32, float16 and bfloat16.
     """
     if dtype is None:
         return None

@@ -1,4 +1,4 @@
-"""EVA-02-CLIP in the names of BAAI's checkpoints; the text tower is OpenAI's."""
+"""EVA-02-CLIP checkpoints of BAAI: their own names for the image tower, OpenAI's for the text tower."""
 
 import math
 from typing import Any
@@ -25,18 +25,17 @@ VISUAL = (
     *linear("head", "head"),
 )
 
-# Its original keeps the text tower under `text.`, which the reader takes off and the writer puts back.
-TEXT_HEADS = {512: 8, 768: 12, 1024: 16, 1280: 20}
+TEXT_HEADS = {512: 8, 768: 12, 1024: 16, 1280: 20}  # width of the text tower: number of heads
 
 
 def rules(config: CLIPConfig) -> tuple[Rule, ...]:
-    """The table of an `EVAVisionTransformer` beside OpenAI's text tower."""
+    """The rules of an `EVAVisionTransformer` and OpenAI's text tower, whose prefix `text.` `place_format` removes."""
     text = renamed(openai.TEXT, ours="text/")
     return (*renamed(VISUAL, ours="visual/", theirs="visual."), *text, *openai.SCALE)
 
 
 def sizes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the shapes say; the width of a head is that of the rotary table."""
+    """The config fields that the shapes determine; the RoPE buffer gives the width of a head."""
     found = openai.text_sizes(checkpoint)
     if "visual.patch_embed.proj.weight" in checkpoint:
         width, channels, patch, _ = checkpoint["visual.patch_embed.proj.weight"].shape
@@ -56,7 +55,11 @@ def sizes(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def infer(checkpoint: Checkpoint) -> CLIPConfig:
-    """EVA02-CLIP of the published sizes. Raises UserError where the number of heads is open."""
+    """The config of an EVA02-CLIP of the published sizes.
+
+    Raises:
+        UserError: the number of heads is not known: there is no RoPE buffer, or the text tower has another width.
+    """
     found = sizes(checkpoint)
     vision, text = openai.tower(found, "vision"), openai.tower(found, "text")
     if "heads" not in vision or (text and text["width"] not in TEXT_HEADS):

@@ -1,8 +1,8 @@
-"""Weights files as a `Checkpoint`: names, shapes, and arrays that are read when asked for.
+"""Reading of weights files as a `Checkpoint`: names, shapes and lazily read arrays.
 
-Nothing in a file is ever run, and nothing is unpacked to disk. What a file is, is told from its content (`kinds`); for
-each kind there is a reader: `safetensors_files`, `numpy_files`, `torch_files`. Whatever a reader raises, here and when
-an array is read, ends as one line with the file's name.
+No code in a file is run, and nothing is unpacked to disk. `kinds` recognises the kind of a file by its content; each
+kind has a reader (`safetensors_files`, `numpy_files`, `torch_files`, `flax_msgpack`). Whatever a reader raises, at
+opening or when an array is read, becomes a UserError of one line that names the file.
 """
 
 import os
@@ -26,22 +26,21 @@ from clip_jax.weights.zips import Archive
 
 __all__ = ["inner_folder", "is_index", "one_line", "parse_json", "read_checkpoint", "read_json"]
 
-INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # model.safetensors.index.json, and with a variant: ….index.fp16.json
+INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # model.safetensors.index.json, model.safetensors.index.fp16.json
 ADAPTERS = re.compile(
     r".*(\.lora_(A|B|up|down|embedding_A|embedding_B|magnitude_vector)\b|_lora\.(up|down)\b|\.hada_w\d|\.lokr_w\d).*"
 )
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """The arrays of a weights file, whose kind is told from its content.
+    """Opens a weights file; its kind is recognised by its content, and its arrays are read lazily.
 
     Args:
         path: safetensors, npz, a torch file (state dict or TorchScript), Flax's msgpack, or the index of a sharded
             checkpoint.
 
     Raises:
-        UserError: it is absent, damaged, another kind of file, or holds anything but data. The same when an array is
-            read.
+        UserError: the file is absent, damaged, of another kind, or holds anything but data. `Entry.read` raises it too.
     """
     path = Path(path)
     if is_index(path.name):
@@ -50,15 +49,15 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 
 def is_index(name: str) -> bool:
-    """Whether a file's name is that of an index, which says which shard holds which array."""
+    """Whether a file name is that of a shard index (which shard holds which array), such as `….index.json`."""
     return INDEX.fullmatch(name) is not None
 
 
 def inner_folder(folder: Path) -> Path:
-    """Where the CLIP lies in a folder of sentence-transformers (`0_CLIPModel` in it); any other folder as it is.
+    """The directory of the CLIP in a sentence-transformers directory (`0_CLIPModel`); any other directory unchanged.
 
     Raises:
-        UserError: the folder's list of modules is damaged.
+        UserError: a sentence-transformers directory has no `0_CLIPModel`.
     """
     if not (folder / "config_sentence_transformers.json").is_file() or (folder / "config.json").is_file():
         return folder

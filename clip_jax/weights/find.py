@@ -1,4 +1,4 @@
-"""Finding a checkpoint: where its weights, config and tokenizer lie, and what is known of it before it is read."""
+"""Finding a checkpoint: locates its weights, config and tokenizer and recognises its format, before arrays are read."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,9 +17,9 @@ from clip_jax.weights.formats import recognise
 from clip_jax.weights.rules import Checkpoint, Format, some
 
 WEIGHTS, TOKENIZER = "weights.safetensors", "tokenizer.json"  # what `clip_jax.save` writes beside its `config.json`
-PIPELINE = "model_index.json"  # of diffusers
+PIPELINE = "model_index.json"  # the file by which a diffusers pipeline is recognised
 
-# What a directory is searched for, in this order, each as the index of its shards or whole; else the one file in it.
+# The weights files looked for in a directory, by precedence. The shard index of a file comes before the whole file.
 NAMES = (
     "model.safetensors",
     "open_clip_model.safetensors",
@@ -31,7 +31,7 @@ OPEN_CLIP_NAMES = tuple(name for name in NAMES if name.startswith("open_clip"))
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".ckpt", ".msgpack")
 SHARD = re.compile(r".*-\d+-of-\d+(\.[\w-]+)?\.\w+")
 
-# What else a directory may be: a file or folder in it -> what it then is, and what to do.
+# Directories that hold no CLIP: a file or directory in it -> what the directory is, and what to do.
 OTHERS = {
     "adapter_config.json": "a LoRA adapter (PEFT), which changes a model and is none: merge it into its model first",
     "modules.json": "a folder of sentence-transformers: give the folder in it that holds the CLIP (0_CLIPModel)",
@@ -54,14 +54,14 @@ class Found:
     """A checkpoint that was found and recognised. None of its arrays has been read.
 
     Attributes:
-        file: the weights, or the index of their shards.
-        where: what an error calls the weights.
-        format: the table of a published format; None: the file was written by `clip_jax.save`.
-        checkpoint: the arrays of a published format by the names of its table.
-        config: the config that files beside the weights state; None: they state none, and the shapes must do.
-        stated_by: what an error calls the place where `config` is stated.
-        tokenizer: the file or directory of the tokenizer beside the weights; None: there is none.
-        digests: SHA-256 of files that `clip_jax.save` wrote, by their names.
+        file: the weights file, or the index of its shards.
+        where: how an error names the weights.
+        format: the published format; None: the file was written by `clip_jax.save`.
+        checkpoint: the arrays of a published format, by the names of its table; empty for `clip_jax.save`.
+        config: the config from the files beside the weights; None: there is none, and it is inferred from the shapes.
+        stated_by: how an error names the source of `config`.
+        tokenizer: the file or directory of the tokenizer; None: there is none.
+        digests: SHA-256 of the files that `clip_jax.save` wrote, {file name: digest}.
     """
 
     file: Path
@@ -75,22 +75,22 @@ class Found:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """What the shapes of a published format say of the config: {"vision.width": 768, …}."""
+        """The config fields that the shapes of a published format determine: {"vision.width": 768, …}."""
         return {} if self.format is None else self.format.sizes(self.checkpoint)
 
 
 def find(path: Path, part: str | None = None) -> Found:
-    """The checkpoint in a directory or file, whoever wrote it.
+    """Finds the checkpoint in a directory or file of any supported format.
 
     Args:
-        path: a directory of `clip_jax.save`, of Hugging Face, OpenCLIP or diffusers, or a weights file.
-        part: which model, where there are several (see `clip_jax.load`).
+        path: a directory of `clip_jax.save`, transformers, OpenCLIP or diffusers, or a weights file.
+        part: which model to take where there are several (see `clip_jax.load`).
 
     Raises:
-        UserError: there is no CLIP, there are several of which `part` chooses none, or a file is damaged.
+        UserError: there is no CLIP, there are several and `part` names none of them, or a file is damaged.
     """
     if path.name in (CONFIG, WEIGHTS) and (path.parent / CONFIG).is_file():
-        path = path.parent  # one file of a directory that says the rest
+        path = path.parent  # the other files of the directory are needed too
     path = inner_folder(path)
     if path.is_dir() and (path / PIPELINE).is_file():
         path, part = part_of_pipeline(path, part), None
@@ -99,7 +99,7 @@ def find(path: Path, part: str | None = None) -> Found:
     data = read_json(path / CONFIG)
     if "model_type" in data or open_clip.matches(data):
         return _find_published(path, clip_weights(path), part)
-    if (path / OPEN_CLIP_CONFIG).is_file():  # the other config is timm's, of an image tower that lies beside the CLIP
+    if (path / OPEN_CLIP_CONFIG).is_file():  # config.json is then timm's, for the image tower alone
         return _find_published(path, weights_file(path, OPEN_CLIP_NAMES) or clip_weights(path), part)
     if part is not None:
         raise UserError(f"{path} is one model: part={part!r} is for files that hold several, leave it out")
@@ -111,7 +111,7 @@ def find(path: Path, part: str | None = None) -> Found:
 
 
 def _find_published(path: Path, file: Path, part: str | None) -> Found:
-    # Its names are told as torch's, which the tables know: whoever reads an error should know why.
+    # Errors name arrays as torch does, because `read_flax` translates the names: tell the user so.
     where = f"{file} (Flax's msgpack, in the names of torch)" if file.suffix == ".msgpack" else str(file)
     table, checkpoint = recognise(read_checkpoint(file), part, where)
     config = None if table.name == "stable_diffusion" else config_beside(file.parent, table.name, checkpoint)
@@ -120,13 +120,17 @@ def _find_published(path: Path, file: Path, part: str | None) -> Found:
 
 
 def weights_file(folder: Path, names: Iterable[str] = NAMES) -> Path | None:
-    """The weights of these names in a directory, as one file or as the index of shards; None without any.
+    """The weights file, or shard index, in a directory; None where there is none.
 
-    A variant (`model.fp16.safetensors`, `model.safetensors.index.fp16.json`) is taken where there is no plain one, and
-    only one.
+    A variant (`model.fp16.safetensors`, `model.safetensors.index.fp16.json`) is taken only where there is no file
+    without a variant.
+
+    Args:
+        folder: the directory.
+        names: the file names to look for, by precedence.
 
     Raises:
-        UserError: there are several variants, or shards without their index.
+        UserError: there are several variants, and no file without one.
     """
     ranks = {name: rank for rank, name in enumerate(names)}
     files = sorted(file.name for file in folder.iterdir() if file.is_file())
@@ -146,7 +150,10 @@ def weights_file(folder: Path, names: Iterable[str] = NAMES) -> Path | None:
 
 
 def _parts(file: str) -> tuple[str, str, bool] | None:
-    """model.safetensors.index.fp16.json -> ("model.safetensors", "fp16", False: an index); None for a shard."""
+    """(file name, variant, whether it is a whole file) of a weights file or shard index; None for a shard.
+
+    "model.safetensors.index.fp16.json" gives ("model.safetensors", "fp16", False).
+    """
     if SHARD.fullmatch(file):
         return None
     for pattern in (
@@ -160,10 +167,10 @@ def _parts(file: str) -> tuple[str, str, bool] | None:
 
 
 def clip_weights(path: Path) -> Path:
-    """The weights file of a directory; a file as it is.
+    """The weights file of a directory; a path that is no directory is returned unchanged.
 
     Raises:
-        UserError: there is none, or several; it says what the directory is instead, where that is known.
+        UserError: there is no weights file, or there are several. The error says what else the directory is, if known.
     """
     if not path.is_dir():
         return path
@@ -183,7 +190,7 @@ def clip_weights(path: Path) -> Path:
 
 
 def _instead(path: Path) -> str:
-    """What a directory without weights is, or holds."""
+    """What a directory without weights is, or holds, for an error."""
     for name, what in OTHERS.items():
         if (path / name).exists():
             return f"it is {what}"
@@ -200,7 +207,15 @@ def _instead(path: Path) -> str:
 
 
 def part_of_pipeline(path: Path, part: str | None) -> Path:
-    """The folder of a text encoder in a pipeline of diffusers. Raises UserError when `part` does not choose one."""
+    """The directory of a text encoder in a diffusers pipeline.
+
+    Args:
+        path: the directory of the pipeline.
+        part: "text_encoder" or "text_encoder_2"; None takes the only one.
+
+    Raises:
+        UserError: there is no such text encoder, or `part` is None and there are two.
+    """
     parts = [name for name in ("text_encoder", "text_encoder_2") if (path / name / CONFIG).is_file()]
     if part is None and len(parts) == 1:
         return path / parts[0]
@@ -212,7 +227,7 @@ def part_of_pipeline(path: Path, part: str | None) -> Path:
 
 
 def tokenizer_beside(folder: Path | None) -> Path | None:
-    """The directory that holds the tokenizer of the weights in `folder`: itself, or as diffusers has it."""
+    """The directory with the tokenizer of the weights in `folder`: `folder`, or `tokenizer` beside it (diffusers)."""
     if folder is None:
         return None
     places = (folder, folder.parent / folder.name.replace("text_encoder", "tokenizer"))

@@ -1,8 +1,8 @@
-"""`flax_model.msgpack` of transformers' Flax models, read as the checkpoint of torch it stands for.
+"""Reading of `flax_model.msgpack` (transformers' Flax models), with names and axes translated to torch's.
 
-The file is one nested map whose leaves are arrays, written by `flax.serialization`. The reader knows the few types of
-MessagePack that these are made of and refuses the rest; it never allocates more than the file is long, and an array is
-read when it is asked for. Names and axes become those of torch, so that one table serves both.
+`flax.serialization` writes one nested map whose leaves are arrays. The reader supports only the MessagePack types that
+such a map needs. The file is memory-mapped, arrays are read lazily, and no more memory is allocated than the file is
+long. Names and axes become those of torch, so that one table of rules serves both.
 """
 
 import functools
@@ -19,31 +19,31 @@ import numpy as np
 from clip_jax.errors import UserError
 from clip_jax.weights.rules import Entry
 
-NDARRAY, SCALAR = 1, 3  # flax's extension types
-CHUNKED = "__msgpack_chunked_array__"  # arrays of more than 1 GiB are cut into several
+NDARRAY, SCALAR = 1, 3  # extension types of flax.serialization
+CHUNKED = "__msgpack_chunked_array__"  # the key that marks an array of more than 1 GiB, split into chunks
 MAX_DEPTH, MAX_NAMES, MAX_NAME = 32, 1 << 20, 1 << 12
 DTYPES = {
     **{name: np.dtype(name) for name in ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")},
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-PARTS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # flax's names of parameters -> torch's
+PARTS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # parameter names: Flax -> torch
 
 
 class _Array(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
-    begin: int  # of its bytes in the file
+    begin: int  # file offset of its first byte
 
 
 class _Damaged(Exception):
-    """What is wrong with the file, as the end of a sentence."""
+    """The file is damaged; the message is the end of the sentence "it is not a msgpack file of Flax: …"."""
 
 
 def read_flax(path: Path) -> dict[str, Entry]:
-    """The arrays of a msgpack file of Flax, in the names and axes of transformers' torch models.
+    """Opens a msgpack file of Flax as lazily read arrays, with the names and axes of transformers' torch models.
 
     Raises:
-        UserError: it is damaged, or holds anything but named arrays.
+        UserError: the file is damaged, or holds anything but named arrays.
     """
     try:
         with open(path, "rb") as file:
@@ -67,7 +67,7 @@ def read_flax(path: Path) -> dict[str, Entry]:
 
 
 def _as_torch(name: str, entry: Entry) -> tuple[str, Entry]:
-    """a.kernel [in, out] -> a.weight [out, in], HWIO -> OIHW; embeddings and scales only change their name."""
+    """Torch's name and axes: a.kernel [in, out] -> a.weight [out, in], HWIO -> OIHW; others only change their name."""
     *parents, last = name.split(".")
     axes = None
     if last == "kernel":
@@ -102,7 +102,7 @@ def _read(data: mmap.mmap, array: _Array) -> np.ndarray:
 
 
 def _chunks(path: str, value: dict[str, Any]) -> tuple[tuple[int, ...], list[_Array]]:
-    """The shape of an array in pieces, and the pieces, which are flat."""
+    """The shape of a chunked array, and its chunks, which are flat."""
     shape, chunks = value.get("shape"), value.get("chunks")
     if not isinstance(shape, dict) or not isinstance(chunks, dict):
         raise _Damaged(f"{path} is in chunks, which have no shape")
@@ -122,14 +122,14 @@ def _joined(data: mmap.mmap, shape: tuple[int, ...], chunks: list[_Array]) -> np
 
 
 class _Reader:
-    """MessagePack at a place of the file -> (value, where it ends)."""
+    """A MessagePack parser. Its methods take an offset in the file and return (value, offset of its end)."""
 
     def __init__(self, data: mmap.mmap):
         self.data = data
         self.names = 0
 
     def value(self, at: int, depth: int) -> tuple[Any, int]:
-        """A map, an array of flax, text or a number. Raises _Damaged for any other type."""
+        """A map, a Flax array, a text, a boolean or a non-negative integer. Raises _Damaged for any other type."""
         head = self._bytes(at, 1)[0]
         if head < 0x80:
             return head, at + 1
@@ -196,7 +196,7 @@ class _Reader:
         return _Array(shape, dtype, at), end
 
     def _array_head(self, at: int) -> tuple[tuple[int, ...], np.dtype, int]:
-        """(shape, dtype): flax packs both and the bytes as an array of three."""
+        """(shape, dtype, offset of the bytes): Flax packs shape, name of the dtype and bytes as an array of three."""
         if self._bytes(at, 1)[0] != 0x93:
             raise _Damaged("an array in it is not written as flax writes it")
         head = self._bytes(at + 1, 1)[0]

@@ -1,4 +1,4 @@
-"""Which format a checkpoint is in, told from the names in it."""
+"""Recognises the format of a checkpoint by the names of its arrays."""
 
 from clip_jax.errors import UserError
 from clip_jax.weights import big_vision, chinese_clip, eva, huggingface, openai, stable_diffusion
@@ -12,17 +12,17 @@ FORMATS: dict[str, Format] = {
 
 
 def recognise(checkpoint: Checkpoint, part: str | None, where: str) -> tuple[Format, dict[str, Entry]]:
-    """The format of a checkpoint, and the checkpoint in the names of its table.
+    """The format of a checkpoint, and its arrays by the names in the table of that format.
 
     Args:
         checkpoint: the arrays by their names.
-        where: what an error calls it.
-        part: which of the models in the file, where it holds several: the name of a text encoder of Stable Diffusion,
-            or what comes before the names of the model ("ema").
+        where: how an error names the checkpoint.
+        part: which model to take of a file with several: the name of a text encoder of Stable Diffusion
+            ("text_encoder_2"), or the prefix of the model's names ("ema").
 
     Raises:
-        UserError: it is none of them, holds several of which `part` chooses none, or `part` is asked for where there
-            are no parts.
+        UserError: the format is not known; the checkpoint holds several models and `part` names none of them; or
+            `part` is given for a checkpoint of one model.
     """
     names = without_inner_wrappers(checkpoint, where)
     models = prefixes(names)
@@ -38,7 +38,11 @@ def recognise(checkpoint: Checkpoint, part: str | None, where: str) -> tuple[For
 
 
 def place_format(found: dict[str, Entry], where: str) -> tuple[Format, dict[str, Entry]]:
-    """The format of a model whose names have nothing before them, and its arrays in the names of its table."""
+    """The format of a model whose names have no wrapper's prefix, and its arrays by the names in the format's table.
+
+    Raises:
+        UserError: the format is not known, or the image tower is timm's.
+    """
     if any(name.startswith(("params/img/", "params/txt/", "img/", "txt/")) for name in found):
         return big_vision.FORMAT, big_vision.unrolled(found)
     if any(name.startswith("bert.") for name in found):
@@ -59,7 +63,7 @@ def place_format(found: dict[str, Entry], where: str) -> tuple[Format, dict[str,
 
 
 def _choose(models: list[str], part: str | None, where: str) -> str:
-    """The prefix of the model to read; of a checkpoint without any, the empty one."""
+    """The prefix of the model to read; "" where no names have one."""
     labels = {prefix: _label(prefix) for prefix in models}
     chosen = [prefix for prefix in models if part is None or part in (labels[prefix], prefix, prefix.rstrip("./"))]
     if len(chosen) == 1:
@@ -79,7 +83,7 @@ def _label(prefix: str) -> str:
 
 
 def _with_prefix(found: dict[str, Entry]) -> dict[str, Entry]:
-    """Towers that transformers 5 wrote without the prefix they have in a whole model get it back."""
+    """Puts back the prefix of a tower (`text_model.`, `vision_model.`) that transformers 5 leaves out."""
     for first, prefix in (
         ("embeddings.token_embedding", "text_model."),
         ("embeddings.patch_embedding", "vision_model."),

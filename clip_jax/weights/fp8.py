@@ -1,6 +1,6 @@
-"""Weights of eight bits that come with a scale: the files of ComfyUI and of compressed-tensors.
+"""Dequantization of float8 weights with a scale, as ComfyUI and compressed-tensors store them.
 
-A float8 array alone is read as the numbers it holds. With a scale beside it, it means their product.
+The weight is the product of the float8 array and its scale. A float8 array without a scale is read as it is.
 """
 
 from pathlib import Path
@@ -12,17 +12,17 @@ from clip_jax.weights.rules import Checkpoint, Entry
 
 WEIGHT = ".weight"
 SCALES = (".scale_weight", ".weight_scale")  # ComfyUI, compressed-tensors
-# Of the activations, for products in eight bits: ours are computed in more, which is closer to the model that was made
-# small. The last is the mark of such a file.
+# Ignored: scales of the activations, for float8 matrix products (ours are computed in a wider dtype), and ComfyUI's
+# marker `scaled_fp8`.
 PASSED_OVER = (".scale_input", ".input_scale", "scaled_fp8")
 REFUSED = (".weight_scale_inv", ".weight_zero_point", ".qweight", ".qzeros", ".absmax", ".quant_map", ".comfy_quant")
 
 
 def scaled(checkpoint: Checkpoint, path: Path) -> Checkpoint:
-    """The checkpoint with each scale multiplied into its weight when that is read, and none left beside.
+    """The checkpoint with dequantized weights (float32, multiplied by their scale when read) and without the scales.
 
     Raises:
-        UserError: there is a scale without a weight, or the weights are made small in another way.
+        UserError: there is a scale without a weight, or the weights are quantized in another way.
     """
     for name in checkpoint:
         if name.endswith(REFUSED):

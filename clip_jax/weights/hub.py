@@ -1,4 +1,4 @@
-"""Checkpoints by their name on the Hugging Face hub, "owner/name", if `huggingface_hub` is installed."""
+"""Downloads checkpoints from the Hugging Face hub by name ("owner/name"); needs `huggingface_hub`."""
 
 import logging
 import re
@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 def fetch(source: str) -> Path:
-    """The directory that the files of a CLIP on the hub were put in.
+    """Downloads the config and weights of a repository and returns their directory.
 
     Args:
-        source: "owner/name", also with OpenCLIP's "hf-hub:" before it.
+        source: "owner/name", or "hf-hub:owner/name" as in OpenCLIP.
 
     Raises:
-        UserError: it is no such name, cannot be reached, or is not there. It suggests the name of a preset that is
-            spelled nearly so.
+        UserError: `source` is no such name, the repository does not exist, or the hub cannot be reached. The error
+            suggests a preset with a similar name.
     """
     name = source.removeprefix("hf-hub:")
     if not is_hub_name(name):
@@ -34,14 +34,14 @@ def fetch(source: str) -> Path:
 
 
 def fetch_published(name: str, published: Published) -> Path:
-    """The directory or file that the published weights of a preset were put in. A line of the log says whose they are.
+    """Downloads the published weights of a preset and returns their directory or file. Logs the repository.
 
     Args:
-        name: of the preset, as the caller wrote it.
-        published: where its weights are.
+        name: the preset, as the caller spelled it.
+        published: the repository of its weights.
 
     Raises:
-        UserError: they cannot be fetched; it names the repository.
+        UserError: the download fails; the error names the repository.
     """
     repository = published.repository
     log.warning("%s: the published weights are those of %s on the hub", name, repository)
@@ -53,7 +53,7 @@ def fetch_published(name: str, published: Published) -> Path:
 
 
 def _fetch_whole(name: str, absent: str | None = None) -> Path:
-    """The configs and weights of a repository. Torch's own files, and Flax's, are fetched where there are no others."""
+    """Downloads configs and weights: safetensors or npz, else torch's `.bin`, else Flax's `.msgpack`."""
     folder = snapshot(name, (*CONFIGS, "*.safetensors", "*.npz"), ("*/*",), absent)
     for kind in ("*.bin", "*.msgpack"):
         if any(file.suffix in (".safetensors", ".npz", ".bin") for file in folder.iterdir()):
@@ -63,22 +63,22 @@ def _fetch_whole(name: str, absent: str | None = None) -> Path:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name could be one on the hub: "owner/name", neither of which begins or ends with a dot or a dash."""
+    """Whether a text is "owner/name", neither of which begins or ends with a dot or a dash."""
     part = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
     return re.fullmatch(rf"{part}/{part}", name, re.ASCII) is not None
 
 
 def snapshot(name: str, patterns: tuple[str, ...], ignore: tuple[str, ...], absent: str | None = None) -> Path:
-    """The directory that those of a repository's files were put in whose names match.
+    """Downloads the files of a repository that match, and returns their directory in the hub's cache.
 
     Args:
         name: "owner/name".
-        patterns: of the files to fetch, as a shell has them.
-        ignore: of files to leave out of these.
-        absent: how an error begins; None: there is no such file or directory, as a mistyped path looks like a name.
+        patterns: shell patterns of the files to download.
+        ignore: shell patterns of files to leave out.
+        absent: the beginning of an error; None: "there is no file or directory …", as `name` may be a mistyped path.
 
     Raises:
-        UserError: the hub cannot be reached, knows no such name, or `huggingface_hub` is not installed.
+        UserError: the hub cannot be reached, the repository does not exist, or `huggingface_hub` is not installed.
     """
     absent = absent or f"there is no file or directory {name} in {Path.cwd()}{did_you_mean(name)}"
     try:
@@ -92,7 +92,7 @@ def snapshot(name: str, patterns: tuple[str, ...], ignore: tuple[str, ...], abse
         return Path(
             huggingface_hub.snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignore))
         )
-    except Exception as error:  # whatever goes wrong between here and there
+    except Exception as error:  # huggingface_hub raises many types: network, HTTP, disk
         raise UserError(
             f"{absent}, and it cannot be fetched from the hub: {one_line(error)[:200]}; give the path of a directory"
         ) from error

@@ -1,7 +1,7 @@
-"""Where the weights of the presets are published on the Hugging Face hub: one row per name that `load` takes.
+"""The Hugging Face repositories of the presets' published weights: one row per preset.
 
-A row is missing where the weights lie on no hub in a layout that is read here (RN50 of Chinese-CLIP), or where the name
-is that of an architecture alone ("shapes").
+Presets without a row: those whose weights are not on the hub in a supported layout (RN50 of Chinese-CLIP), and those
+that name only an architecture ("shapes").
 """
 
 from typing import NamedTuple
@@ -14,9 +14,9 @@ class Published(NamedTuple):
 
     Attributes:
         repository: "owner/name".
-        source: where it is said that these are the weights.
-        file: the weights to fetch, where the repository holds others beside them; "": whatever it holds.
-        has_config: whether a config lies beside the weights; where none does, the preset's counts.
+        source: the document that names this repository as the origin of the weights.
+        file: the weights file, where the repository holds several; "": all weights of the repository.
+        has_config: whether the repository holds a config; otherwise the preset's config is used.
     """
 
     repository: str
@@ -31,7 +31,7 @@ SIGLIP = "huggingface.co/google, the model cards of SigLIP and SigLIP 2"
 CHINESE = "github.com/OFA-Sys/Chinese-CLIP, README"
 EVA = "github.com/baaivision/EVA, EVA-CLIP/README; open_clip/pretrained.py"
 
-# timm's repositories hold the image tower alone beside the whole CLIP.
+# The file of the whole CLIP: timm's repositories also hold the image tower alone.
 WHOLE = "open_clip_model.safetensors"
 # fmt: off
 PUBLISHED: dict[str, Published] = {
@@ -92,5 +92,5 @@ PUBLISHED: dict[str, Published] = {
 
 
 def published_weights(name: str) -> Published | None:
-    """Where the weights of a preset are, by its name in either spelling; None where they are not on the hub."""
+    """The repository of a preset's weights, by either spelling of its name; None where there is none."""
     return PUBLISHED.get(SPELLINGS.get(name, name))

@@ -1,7 +1,7 @@
-"""CLIP, SigLIP and Chinese-CLIP in the names and configs of Hugging Face's transformers, towers alone included.
+"""Checkpoints of Hugging Face's transformers: CLIP, SigLIP and Chinese-CLIP, whole or one tower alone.
 
-transformers 5 writes towers without projection without `text_model.` or `vision_model.` before their names; the reader
-puts it back before the table is read.
+transformers 5 leaves the prefix `text_model.` or `vision_model.` out of a tower without projection; `formats` puts it
+back before this table is applied.
 """
 
 import math
@@ -48,7 +48,7 @@ VISION = (
     Rule("conv1/bias", "embeddings.patch_embedding.bias", same),
     Rule("class_embedding", "embeddings.class_embedding", same),
     Rule("positional_embedding", "embeddings.position_embedding.weight", same),
-    *norm("ln_pre", "pre_layrnorm"),  # so misspelt there
+    *norm("ln_pre", "pre_layrnorm"),  # misspelt in transformers, too
     *BLOCKS,
     *norm("ln_post", "post_layernorm"),
     Rule("head/probe", "head.probe", same),
@@ -74,7 +74,7 @@ BERT_PROJECTION = (Rule("text/text_projection/kernel", "text_projection.weight",
 
 
 def rules(config: CLIPConfig) -> tuple[Rule, ...]:
-    """The table of a `VisionTransformer` beside a text tower of CLIP, SigLIP or BERT."""
+    """The rules of a `VisionTransformer` and a text tower of CLIP, SigLIP or BERT."""
     siglip = config.logit_bias_init is not None
     if isinstance(config.text, BertConfig):
         text = (*renamed(BERT, ours="text/", theirs="text_model."), *BERT_PROJECTION)
@@ -92,7 +92,11 @@ def rules(config: CLIPConfig) -> tuple[Rule, ...]:
 
 
 def sizes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the shapes say."""
+    """The config fields that the shapes determine, {"vision.width": 768, …}.
+
+    Raises:
+        UserError: the checkpoint is a SigLIP 2 for pictures of any shape (NaFlex).
+    """
     found: dict[str, Any] = {}
     if patches := checkpoint.get("vision_model.embeddings.patch_embedding.weight"):
         if len(patches.shape) != 4:
@@ -127,7 +131,11 @@ def sizes(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def infer(checkpoint: Checkpoint) -> CLIPConfig:
-    """Raises UserError: the heads and the activation are in `config.json` only."""
+    """Always raises: shapes do not determine the heads and the activation, which `config.json` holds.
+
+    Raises:
+        UserError: always.
+    """
     raise UserError(
         "the heads and the activation are not in the weights: put the checkpoint's config.json beside them, or give "
         "config= (a preset or a CLIPConfig)"
@@ -138,9 +146,14 @@ FORMAT = Format("huggingface", rules, sizes, infer, r".*position_ids")
 
 
 def preprocess_from_json(data: Mapping[str, Any], config: CLIPConfig, where: str) -> PreprocessConfig:
-    """The `preprocessor_config.json` -> ours, checked against the image tower; without one, what there was.
+    """The preprocessing in a `preprocessor_config.json`; for a config without an image tower, `config.preprocess`.
+
+    Args:
+        data: the content of the file.
+        config: the config of the model.
+        where: how an error names the file.
 
     Raises:
-        UserError: for another size, or a recipe we have not; it names the field.
+        UserError: the size is not that of the image tower, or a setting is not supported; the error names the field.
     """
     return config.preprocess if config.vision is None else preprocess_of(data, config.vision, where)

@@ -1,7 +1,7 @@
-"""The transformers `config.json` of CLIP, SigLIP and Chinese-CLIP as our config, and back.
+"""Conversion between transformers' `config.json` (CLIP, SigLIP, Chinese-CLIP) and `CLIPConfig`.
 
-Everything in a config is either followed, or known to change nothing about what the network computes, or refused by
-name. What is not said there has transformers' default.
+Every field is either read, or known not to change what the network computes, or refused by name. A field that is absent
+has transformers' default.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ ACTIVATIONS = {
 }
 HALF = PreprocessConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize="squash")
 
-# The fields of a tower's config.json are ours by another name; what is not said there has transformers' default.
+# Our config field: the field of config.json.
 NAMES = {
     "width": "hidden_size",
     "layers": "num_hidden_layers",
@@ -83,9 +83,9 @@ MODEL_TYPES = {
     "chinese_clip_vision_model": ("chinese_clip", "vision"),
 }
 
-# What every config of transformers may hold that does not change what an encoder computes: where it came from, how its
-# outputs are handed over, how it was initialised and regularised in training, and how a language model would write
-# text, which versions 4.1x to 4.4x put into every config, nested ones included.
+# Fields that do not change what an encoder computes: provenance, format of the outputs, initialisation and
+# regularisation in training, and text generation, whose fields transformers 4.1x to 4.4x put into every config, nested
+# ones included.
 HARMLESS = {
     # origin
     "_name_or_path", "name_or_path", "_commit_hash", "architectures", "transformers_version", "model_type",
@@ -101,18 +101,18 @@ HARMLESS = {
     # training
     "initializer_factor", "initializer_range", "attention_dropout", "dropout", "hidden_dropout_prob",
     "attention_probs_dropout_prob", "classifier_dropout", "logit_scale_init_value",
-    # writing text, and ids that only writing needs
+    # text generation, and ids that only generation needs
     "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
     "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "forced_bos_token_id",
     "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
     "begin_suppress_tokens", "prefix", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id",
     "decoder_start_token_id", "tie_word_embeddings",
-    # BERT's head for sentences, which no CLIP has
+    # BERT's pooler, which no CLIP uses
     "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
     "pooler_type",
 }  # fmt: skip
-# And what may only be set so.
+# Fields that are supported with this value only.
 FIXED = {
     "pruned_heads": {}, "is_decoder": False, "is_encoder_decoder": False, "tie_encoder_decoder": False,
     "add_cross_attention": False, "cross_attention_hidden_size": None, "quantization_config": None, "auto_map": None,
@@ -128,16 +128,17 @@ def config_from_json(
     projected: bool | None = None,
     pictures: tuple[Mapping[str, Any], str] | None = None,
 ) -> CLIPConfig:
-    """The `config.json` of transformers as our config.
+    """Converts transformers' `config.json` to a `CLIPConfig`.
 
     Args:
-        data: its content.
-        where: the file, for errors.
-        projected: whether the weights of a tower alone have a projection, where `architectures` does not say it.
-        pictures: the content of the `preprocessor_config.json` beside it, and that file's name.
+        data: the content of the file.
+        where: how an error names the file.
+        projected: whether the weights of a tower alone have a projection, used where the field `architectures` is
+            absent.
+        pictures: content and name of the `preprocessor_config.json` beside it; None: the family's preprocessing.
 
     Raises:
-        UserError: for a model of another kind, or one whose settings we have not; it names the field.
+        UserError: the model is of another kind, or a setting is not supported; the error names the field.
     """
     settings = Settings(data, where)
     kind = settings.get("model_type")
@@ -170,15 +171,15 @@ def config_from_json(
         raise located(where, error) from error
     for part in {id(part): part for part in (settings, vision, text) if part is not None}.values():
         part.fixed(FIXED)
-        part.done(HARMLESS | {"projection_dim"})  # where it counts, it was read
+        part.done(HARMLESS | {"projection_dim"})  # read above where the family uses it
     return config
 
 
 def _tower(settings: Settings, name: str, family: str) -> Settings:
     """The config of one tower.
 
-    `text_config_dict`, in older files, is a whole config where it is given: transformers fills it up with defaults and
-    puts it over `text_config`.
+    Older files also have `text_config_dict` (`vision_config_dict`). As in transformers, its fields, completed by
+    defaults, override those of `text_config`.
     """
     where = f"{settings.where}: {name}_config"
     inner = settings.get(f"{name}_config")
@@ -207,8 +208,8 @@ def _clip_text(settings: Settings) -> TextConfig:
     fields = _fields(settings, TEXT_NAMES, CLIP_TEXT_DEFAULTS)
     eos = settings.integer("eos_token_id", CLIP_TEXT_DEFAULTS["eos_token_id"])
     last, pad = fields["vocab_size"] - 1, settings.get("pad_token_id", CLIP_TEXT_DEFAULTS["pad_token_id"])
-    # Configs of 2021 say eos 2, which no text ends with; transformers then takes the highest id, and so do we. The pad
-    # they say, 1, is not true either: the tokenizers of that time pad with the end of the text.
+    # Configs of 2021 have eos_token_id 2, with which no text ends: like transformers, take the highest id instead.
+    # Their pad_token_id 1 is wrong, too: the tokenizers of that time pad with the end of text.
     pad = last if pad in (None, 1) else settings.integer("pad_token_id")
     return TextConfig(eos_id=None if eos in (2, last) else eos, pad_id=pad, **fields)
 
@@ -218,7 +219,7 @@ def _siglip_text(settings: Settings) -> TextConfig:
 
 
 def siglip_text(fields: dict[str, Any]) -> TextConfig:
-    """SigLIP's text tower; 256,000 ids are the Gemma vocabulary of SigLIP 2, which pads with 0."""
+    """The text tower of a SigLIP with these config fields; a vocabulary of 256,000 ids (Gemma) means SigLIP 2."""
     second = fields["vocab_size"] >= 256_000
     return TextConfig(
         attention="full",
@@ -244,7 +245,7 @@ DEFAULTS = {
 
 
 def _fields(settings: Settings, names: dict[str, str], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Our fields of a tower, each of the type of its default."""
+    """Our config fields of a tower, read from `settings`; each must have the type of its default."""
     found: dict[str, Any] = {}
     for ours, theirs in names.items():
         if ours == "activation":
@@ -295,7 +296,11 @@ def _preprocess(
 
 
 def config_to_json(config: CLIPConfig) -> dict[str, Any]:
-    """Our config as transformers' `config.json`. Raises UserError when transformers has no such model."""
+    """Converts a `CLIPConfig` to the content of transformers' `config.json`.
+
+    Raises:
+        UserError: transformers has no such model.
+    """
     family = family_of(config)
     towers: dict[str, dict[str, Any]] = {}
     if config.vision is not None:
@@ -334,14 +339,22 @@ def config_to_json(config: CLIPConfig) -> dict[str, Any]:
 
 
 def pictures_to_json(config: CLIPConfig) -> dict[str, Any]:
-    """Our preprocessing as transformers' `preprocessor_config.json`."""
+    """The content of transformers' `preprocessor_config.json` for the preprocessing of a config.
+
+    Raises:
+        UserError: transformers has no such model.
+    """
     family = family_of(config)
     kind = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}.get(family, "ChineseCLIPImageProcessor")
     return preprocess_to_json(config.preprocess, config.vision.image_size, kind)
 
 
 def family_of(config: CLIPConfig) -> str:
-    """The family: "clip", "siglip" or "chinese_clip". Raises UserError when transformers has no such model."""
+    """The transformers family of a config: "clip", "siglip" or "chinese_clip".
+
+    Raises:
+        UserError: transformers has no such model.
+    """
     vision, text = config.vision, config.text
     clip_vision = isinstance(vision, ViTConfig) and (vision.pool, vision.ln_pre, vision.patch_bias) == (
         "cls",

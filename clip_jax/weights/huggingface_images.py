@@ -1,7 +1,7 @@
-"""transformers' `preprocessor_config.json`, read to the letter: what its image processors would do, or a refusal.
+"""Conversion between transformers' `preprocessor_config.json` and `PreprocessConfig`.
 
-The reference is the processor on Pillow and numpy (`CLIPImageProcessorPil`); the crop begins where it does there, which
-is one pixel off torchvision's for some sizes, as half of an odd remainder is cut down and not rounded.
+The reference is the processor on Pillow and numpy (`CLIPImageProcessorPil`). Where an odd number of pixels is cropped,
+it rounds half of them down; torchvision rounds to the nearest, so its crop may begin one pixel later.
 """
 
 import math
@@ -17,11 +17,11 @@ RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5
 
 
 class _Processor(NamedTuple):
-    """What a class of processors does where the file says nothing."""
+    """The defaults of a class of image processors."""
 
     size: dict[str, int]
     crop: bool
-    square: bool | None  # what a size of one number is: a square, the shortest edge, or (None) nothing
+    square: bool | None  # a size of one number is: True, a square; False, the shortest edge; None, not allowed
     resample: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -36,12 +36,13 @@ _VIT = _Processor(_SQUARE, False, True, 2, _HALF, _HALF)
 PROCESSORS = {"CLIP": _CLIP, "ChineseCLIP": _CLIP, "Bit": _CLIP, "Siglip": _SIGLIP, "ViT": _VIT}
 _KINDS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 
-# Where the result is put, and who reads it: not what it is. Pictures are always brought to the model's channels.
+# Fields that do not change the pixel values. `do_convert_rgb`: pictures always get the channels of the model.
 HARMLESS = {
     "processor_class", "_processor_class", "data_format", "input_data_format", "device", "return_tensors",
     "disable_grouping", "image_seq_length", "_valid_processor_keys", "do_convert_rgb", "use_fast",
     "_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype",
 }  # fmt: skip
+# Fields that are supported with this value only.
 FIXED = {
     "do_pad": False, "pad_size": None, "size_divisor": None, "do_flip_channel_order": False, "crop_pct": None,
     "use_square_size": False, "auto_map": None, "do_reduce_labels": False,
@@ -50,20 +51,20 @@ FIXED = {
 
 @names_its_file
 def preprocess_of(data: Mapping[str, Any], vision: VisionConfig, where: str) -> PreprocessConfig:
-    """The `preprocessor_config.json` of transformers, or the part of `processor_config.json`, as our config.
+    """Converts transformers' `preprocessor_config.json`, or `image_processor` of `processor_config.json`.
 
     Args:
-        data: its content.
-        vision: the image tower, whose size and channels the file must fit.
-        where: the file, for errors.
+        data: the content of the file.
+        vision: the image tower, whose image size and channels the file must have.
+        where: how an error names the file.
 
     Raises:
-        UserError: for another size, or a recipe we have not; it names the field.
+        UserError: the size differs, or a setting is not supported; the error names the field.
     """
     if "image_processor" in data:
         data = Settings(data, where).inner("image_processor").data
     data = Settings(data, where).data
-    # transformers' fast processors write every field; null stands for what their class does.
+    # transformers' fast processors write every field; null means the default of the class.
     settings = Settings({name: value for name, value in data.items() if value is not None}, where)
     usual = _processor(settings, vision)
     settings.fixed(FIXED)
@@ -86,7 +87,7 @@ def preprocess_of(data: Mapping[str, Any], vision: VisionConfig, where: str) -> 
             resize=resize,  # type: ignore[arg-type]
             interpolation=RESAMPLE[resample],  # type: ignore[arg-type]
             resize_to=None if to == side else to,
-            crop="round" if (resize, to) == ("squash", side) else "floor",  # of no matter where nothing is cropped
+            crop="round" if (resize, to) == ("squash", side) else "floor",  # has no effect without a crop
         )
     except UserError as error:
         raise located(where, error) from error
@@ -94,25 +95,25 @@ def preprocess_of(data: Mapping[str, Any], vision: VisionConfig, where: str) -> 
 
 def _processor(settings: Settings, vision: VisionConfig) -> _Processor:
     usual = _SIGLIP if getattr(vision, "pool", None) == "map" else _CLIP
-    said: dict[str, _Processor] = {}
+    processors: dict[str, _Processor] = {}
     for name in ("image_processor_type", "feature_extractor_type"):
         kind = settings.get(name)
         family = next((f for f in PROCESSORS for end in _KINDS if kind == f + end), None)
         if kind is not None and family is None:
             known = ", ".join(f"{family}ImageProcessor" for family in PROCESSORS)
             raise settings.error(name, f"supported are {known}")
-        said |= {} if family is None else {name: PROCESSORS[family]}
-    if len(said) == 2 and said["image_processor_type"] != said["feature_extractor_type"]:
+        processors |= {} if family is None else {name: PROCESSORS[family]}
+    if len(processors) == 2 and processors["image_processor_type"] != processors["feature_extractor_type"]:
         other = settings.get("feature_extractor_type")
         raise settings.error("image_processor_type", f"feature_extractor_type is {other}, which does other things")
-    return next(iter(said.values()), usual)
+    return next(iter(processors.values()), usual)
 
 
 def _sizes(settings: Settings, usual: _Processor) -> tuple[str, int | None, int]:
-    """(how to resize, to what side, the side in the end)."""
+    """(resize mode, side to resize to, side after the crop), in pixels."""
     square = settings.get("default_to_square", usual.square)
     edge, both = _size(settings, "size", usual.size, square)
-    settings.get("crop_size")  # of no matter where nothing is cropped
+    settings.get("crop_size")  # has no effect without a crop: counts as read
     if not settings.flag("do_center_crop", usual.crop):
         if not settings.flag("do_resize", True):
             raise settings.error("do_resize", "without resizing and cropping the pictures stay of any size: set one")
@@ -128,7 +129,7 @@ def _sizes(settings: Settings, usual: _Processor) -> tuple[str, int | None, int]
 
 
 def _size(settings: Settings, name: str, default: Any, square: bool | None) -> tuple[int | None, int | None]:
-    """(the shortest edge, None), or (None, both sides). Raises UserError for any other way to say a size."""
+    """(shortest edge, None) or (None, side of a square), in pixels. Raises UserError for any other size."""
     value = settings.get(name, default)
     if isinstance(value, int) and not isinstance(value, bool):
         if square is None:
@@ -149,7 +150,7 @@ def _size(settings: Settings, name: str, default: Any, square: bool | None) -> t
 
 
 def _normalisation(settings: Settings, usual: _Processor, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std in units of a pixel / 255: (p · factor − mean) / std = (p / 255 − mean / k) / (std / k)."""
+    """Mean and std for pixels p/255, with k = 255 · factor: (p · factor − mean) / std = (p/255 − mean/k) / (std/k)."""
     rescale, factor = settings.flag("do_rescale", True), settings.number("rescale_factor", 1 / 255)
     k = 255 * (factor if rescale else 1.0)
     if not k > 0:
@@ -166,7 +167,7 @@ def _normalisation(settings: Settings, usual: _Processor, channels: int) -> tupl
 
 
 def _numbers(settings: Settings, name: str, default: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """One number per channel; a single one is that of all."""
+    """One number per channel; a single number is used for all channels."""
     value = settings.get(name, default)
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
     if not all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < math.inf for x in values):
@@ -179,10 +180,15 @@ def _numbers(settings: Settings, name: str, default: tuple[float, ...], channels
 
 
 def preprocess_to_json(preprocess: PreprocessConfig, size: int, kind: str) -> dict[str, Any]:
-    """Our preprocessing as transformers' `preprocessor_config.json`, for a network that takes `size` pixels.
+    """The content of transformers' `preprocessor_config.json` for our preprocessing.
 
-    `kind` is the class of the processor. Where an odd number of pixels is cropped, transformers may begin one pixel
-    before torchvision: its processors have no setting for that.
+    `PreprocessConfig.crop` is lost: where an odd number of pixels is cropped, transformers' crop may begin one pixel
+    before torchvision's, and its processors have no setting for that.
+
+    Args:
+        preprocess: our preprocessing.
+        size: the image size of the model in pixels.
+        kind: the class of the processor, such as "CLIPImageProcessor".
     """
     to, squash = preprocess.resize_to or size, preprocess.resize == "squash"
     crop = not squash or to != size

@@ -1,4 +1,4 @@
-"""JSON that others wrote: bounded, and without a key that stands twice."""
+"""Reading of untrusted JSON: of bounded size, and without duplicate keys."""
 
 import json
 from collections import Counter
@@ -10,10 +10,10 @@ from clip_jax.weights.untrusted import MAX_HEADER
 
 
 def parse_json(content: bytes | str) -> Any:
-    """What a JSON text says.
+    """The value of a JSON text.
 
     Raises:
-        UserError: it is no JSON, nested too deep, or has a key twice, of which readers keep the one or the other.
+        UserError: the text is not JSON, is nested too deep, or has a duplicate key, whose value is ambiguous.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
@@ -27,10 +27,10 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in a file.
+    """The JSON object in a file.
 
     Raises:
-        UserError: the file is absent, larger than `MAX_HEADER`, or holds something else.
+        UserError: the file is absent, larger than `MAX_HEADER` bytes, or holds anything but a JSON object.
     """
     try:
         with open(path, "rb") as file:
@@ -50,6 +50,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise UserError(f"the key {printable(repr(twice), 100)} stands twice in it: keep one of the two")
+        duplicate = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise UserError(f"the key {printable(repr(duplicate), 100)} stands twice in it: keep one of the two")
     return data

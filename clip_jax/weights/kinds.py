@@ -1,15 +1,15 @@
-"""What a file is, told from its first bytes: the kinds that are read, and the others by name."""
+"""Recognises the kind of a weights file by its first bytes, and names many kinds that are not supported."""
 
 from pathlib import Path
 
 from clip_jax.errors import UserError
 
 LFS_HEADER = b"version https://git-lfs"
-LOOKED_AT = 512  # bytes
+LOOKED_AT = 512  # bytes at the start of the file
 
 SAFETENSORS, ZIP, PICKLE, MSGPACK = "safetensors", "zip", "pickle", "msgpack"
 
-# The first bytes -> what the file is, and what to do. None of them holds a CLIP that can be read.
+# Kinds that are not supported: (first bytes, what the file is, what to do).
 SAVED_AGAIN = "save the weights as safetensors"
 OTHERS = (
     (b"GGUF", "a GGUF file (llama.cpp, stable-diffusion.cpp)", "take the original weights, as safetensors"),
@@ -34,11 +34,13 @@ OTHERS = (
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a weights file, `SAFETENSORS`, `ZIP`, `PICKLE` or `MSGPACK`, whatever its name is.
+    """The kind of a weights file: `SAFETENSORS`, `ZIP`, `PICKLE` or `MSGPACK`, whatever its suffix.
+
+    A file that is not recognised counts as `SAFETENSORS`, whose reader reports what is wrong.
 
     Raises:
         UserError: the file is of another kind, which the error names.
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
     with open(path, "rb") as file:
         start = file.read(LOOKED_AT)
@@ -57,7 +59,7 @@ def kind_of(path: Path) -> str:
         raise _not_weights(path, "it is a TensorFlow Lite model", SAVED_AGAIN)
     if (text := _text(start)) is not None:
         raise _not_weights(path, f"it is {text}", "download the weights again, and look what came instead")
-    if start[8:9] == b"{":  # where the header of safetensors begins
+    if start[8:9] == b"{":  # the JSON header of safetensors, after 8 bytes of length
         return SAFETENSORS
     if start[:1] == b"\x80" and start[1:2] in b"\x01\x02\x03\x04\x05" and len(start) > 1:
         return PICKLE
@@ -65,7 +67,7 @@ def kind_of(path: Path) -> str:
         raise _not_weights(path, "it is an ONNX model", f"take the model it was made of, or {SAVED_AGAIN}")
     if _is_msgpack(path, start):
         return MSGPACK
-    return SAFETENSORS  # of a damaged header, if anything; its reader says so
+    return SAFETENSORS  # perhaps one with a damaged header: its reader reports that
 
 
 def _not_weights(path: Path, what: str, action: str) -> UserError:
@@ -73,7 +75,7 @@ def _not_weights(path: Path, what: str, action: str) -> UserError:
 
 
 def _text(start: bytes) -> str | None:
-    """What kind of text it is; None for bytes that are no text."""
+    """The kind of text that a file begins with, for an error; None for bytes that are not text."""
     try:
         text = start.decode("utf-8", errors="strict" if len(start) < LOOKED_AT else "ignore")
     except UnicodeDecodeError:
@@ -91,11 +93,11 @@ def _text(start: bytes) -> str | None:
 
 
 def _is_onnx(path: Path, start: bytes) -> bool:
-    """A protobuf whose first field is a small version, and whose second is the text of who made it."""
+    """Whether a file is a protobuf as ONNX writes it: first a small `ir_version`, then `producer_name`."""
     return path.suffix == ".onnx" or (start[:1] == b"\x08" and start[2:3] == b"\x12" and start[1] < 32)
 
 
 def _is_msgpack(path: Path, start: bytes) -> bool:
-    """A map whose first key is a text, as Flax writes it."""
+    """Whether a file is a MessagePack map whose first key is a text, as Flax writes it."""
     short = 0x81 <= start[0] <= 0x8F and (0xA0 <= (start[1:2] or b"\0")[0] <= 0xBF or start[1:2] == b"\xd9")
     return path.suffix == ".msgpack" or short or start[:1] in (b"\xde", b"\xdf")

@@ -1,4 +1,4 @@
-"""A CLIP in the layouts that others read: transformers', OpenCLIP's and OpenAI's."""
+"""Export of a CLIP to the layouts of other projects: transformers, OpenCLIP and OpenAI."""
 
 import dataclasses
 import json
@@ -36,20 +36,23 @@ def export(
     layout: Layout | str = "huggingface",
     dtype: Any = None,
 ) -> None:
-    """Writes a CLIP for others to read; `load(directory)` gives back the same bits.
+    """Writes a CLIP in the layout of another project; `load(directory)` returns the same weights bit by bit.
+
+    Each file is written atomically.
 
     Args:
-        directory: made if it is not there.
+        directory: the directory to write to, created if it is absent.
         model: the module or its config.
-        variables: {"params": …}, and "batch_stats" where there are batch norms.
+        variables: {"params": …}, and "batch_stats" for a model with batch norm.
         tokenizer: written as `tokenizer.json` beside the weights; None leaves it out.
         layout: "huggingface" (transformers' `config.json`, `model.safetensors`, `preprocessor_config.json`),
             "open_clip" (`open_clip_config.json`, `open_clip_model.safetensors`), or "openai" (`model.safetensors` in
             OpenAI's names, for models that OpenAI's code builds from shapes alone).
-        dtype: of the stored weights: "float32", "float16" or "bfloat16"; None keeps theirs.
+        dtype: of the stored weights: "float32", "float16" or "bfloat16"; None keeps that of each array.
 
-    Each file appears whole or not at all. Raises UserError when the layout cannot say what the model is, or a weight is
-    not finite in the stored dtype (float16 ends at 65,504).
+    Raises:
+        UserError: the layout does not exist or cannot express this model, the tokenizer is not the model's, or a weight
+            is not finite in the stored dtype (float16 ends at 65,504).
     """
     config = model.config if isinstance(model, CLIP) else model
     if layout not in get_args(Layout):
@@ -73,7 +76,7 @@ def export(
     table = FORMATS["huggingface" if layout == "huggingface" else "openai"]
     state = to_format(flat_variables(variables), table.rules(config))
     if stored is not None:
-        with np.errstate(over="ignore"):  # found and named below
+        with np.errstate(over="ignore"):  # reported below, by name
             state = {name: array.astype(stored) for name, array in state.items()}
     not_finite = [name for name, array in state.items() if not np.isfinite(array.astype(np.float32)).all()]
     if not_finite:
@@ -93,8 +96,8 @@ def export(
 
 
 def _check_openai(config: CLIPConfig) -> None:
-    """OpenAI's code reads shapes only, so all else must be what it takes for granted."""
-    open_clip.config_to_json(config)  # the same architecture
+    """Raises UserError unless the config is what OpenAI's code builds from the shapes: the rest is fixed there."""
+    open_clip.config_to_json(config)  # raises where OpenAI's architecture cannot express the config
     taken = dataclasses.replace(config, preprocess=type(config.preprocess)())
     vision = dataclasses.replace(
         config.vision, heads=config.vision.width * (32 if isinstance(config.vision, ResNetConfig) else 1) // 64 or 1
@@ -112,7 +115,7 @@ def _check_openai(config: CLIPConfig) -> None:
 
 
 def _unrolled(config: CLIPConfig, variables: Mapping[str, Any]) -> tuple[CLIPConfig, dict[str, Any]]:
-    """The same model with a name for each layer, as all published formats have it."""
+    """The config and variables with one subtree per layer (`scan_layers=False`), as all published formats have it."""
     params = dict(variables["params"])
     changed: dict[str, Any] = {}
     for name, tower in (("visual", config.vision), ("text", config.text)):
@@ -143,6 +146,6 @@ def _tokenizer_config(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Any
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a JSON object; the file appears whole or not at all."""
+    """Writes a JSON object atomically."""
     with native.atomic_path(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

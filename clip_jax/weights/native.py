@@ -1,6 +1,6 @@
-"""Parameters in a safetensors file, named by their path: "visual/transformer/resblocks_0/attn/in_proj/kernel".
+"""Our own weights format: a safetensors file with parameters named by path, "visual/transformer/resblocks_0/attn/…".
 
-Also used by `unclip_jax`. A file is either complete and sound or it is refused, with every fault named at once.
+`unclip_jax` uses it too. A file that does not fit is refused as a whole, with one error that names all faults.
 """
 
 import os
@@ -18,7 +18,7 @@ from clip_jax.weights.digest import check_digest
 from clip_jax.weights.kinds import SAFETENSORS, kind_of
 from clip_jax.weights.safetensors_files import SafetensorsFile
 
-FLOATS = (  # beside numpy's own; float8 is read, and never written by us
+FLOATS = (  # floating-point dtypes that numpy does not know as such; float8 is read, never written
     *(ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float8_e4m3fnuz),
     *(ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e8m0fnu),
 )
@@ -34,7 +34,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": leaf} -> {"a": {"b": leaf}}. Raises UserError when "a" is a leaf and holds one at once."""
+    """{"a/b": leaf} -> {"a": {"b": leaf}}.
+
+    Raises:
+        UserError: a path is a leaf and the parent of another one.
+    """
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, name = path.split("/")
@@ -56,13 +60,13 @@ def save_params(
     dtype: Any = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a nested dict of arrays; the file appears whole or not at all.
+    """Writes a nested dict of arrays to a safetensors file, atomically.
 
     Args:
-        path: of the file.
+        path: the file.
         params: nested dict of arrays.
-        dtype: store floating-point arrays in it (float16 or bfloat16 halve the file); None keeps theirs.
-        metadata: text to keep in the file's header.
+        dtype: of stored floating-point arrays (float16 or bfloat16 halve the file); None keeps that of each array.
+        metadata: texts for the header of the file.
 
     Raises:
         UserError: an array is not finite in the stored dtype (float16 ends at 65,504).
@@ -71,9 +75,9 @@ def save_params(
     for name, value in flatten(params).items():
         array = np.asarray(value)
         if dtype is not None and is_float(array.dtype):
-            with np.errstate(over="ignore"):  # found and named below
+            with np.errstate(over="ignore"):  # reported below, by name
                 array = array.astype(dtype)
-        flat[name] = np.asarray(array, order="C")  # safetensors scrambles anything else without a word
+        flat[name] = np.asarray(array, order="C")  # safetensors writes other memory orders wrongly, without an error
     if faults := _not_finite(flat):
         raise UserError(f"not saving {path}: {faults}")
     with atomic_path(path) as temporary:
@@ -90,15 +94,15 @@ def load_params(
     """Reads what `save_params` wrote, as a nested dict of numpy arrays.
 
     Args:
-        path: of the file.
-        expect: nested dict of anything with a `shape` and perhaps a `dtype` (what `jax.eval_shape` gives); None takes
-            all there is.
-        dtype: of the floating-point arrays; half precision is a way to store, so the default gives float32 back.
-        digest: SHA-256 that the file must have, as `file_digest` gives it; None takes any.
+        path: the file.
+        expect: nested dict of anything with a `shape` and perhaps a `dtype`, such as `jax.eval_shape` returns; None
+            accepts any arrays.
+        dtype: of the returned floating-point arrays, whatever their dtype in the file.
+        digest: the `file_digest` that the file must have; None accepts any.
 
     Raises:
-        UserError: it names, all at once, what is missing, not expected, of another shape or type, or not finite; or
-            that the file is absent, damaged, not the one of this digest, or a Git LFS pointer.
+        UserError: the file is absent, damaged, a Git LFS pointer, or has another digest; or its arrays do not fit: one
+            error names all that are missing, not expected, of another shape or type, or not finite.
     """
     flat = read_safetensors(path)
     check_digest(path, digest)
@@ -126,14 +130,18 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """All arrays of a safetensors file.
 
     Raises:
-        UserError: it is absent, damaged, another kind of file, or holds a name twice.
+        UserError: the file is absent, damaged, of another kind, or holds a name twice.
     """
     file = _open(path)
     return {name: file.read(name) for name in file.tensors}
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """The text kept in the header by `save_params(metadata=…)`."""
+    """The texts that `save_params(metadata=…)` put into the header.
+
+    Raises:
+        UserError: the file is absent, damaged, or of another kind.
+    """
     return _open(path).metadata
 
 
@@ -147,7 +155,10 @@ def _open(path: str | os.PathLike) -> SafetensorsFile:
 
 
 class atomic_path:
-    """`with atomic_path(path) as temporary:` write there; on success it replaces `path`, on failure nothing is left."""
+    """A context manager for atomic writes: `with atomic_path(path) as temporary:` write to `temporary`.
+
+    On success `temporary` replaces `path`; after an exception `temporary` is removed and `path` is unchanged.
+    """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
@@ -160,7 +171,7 @@ class atomic_path:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
-            self.temporary.chmod(0o666 & ~_umask())  # mkstemp's files are for the owner only
+            self.temporary.chmod(0o666 & ~_umask())  # mkstemp creates files that only the owner can read
             _sync(self.temporary)  # before the rename: a power cut must not leave the new name with no content
             os.replace(self.temporary, self.path)
             _sync(self.path.parent)
@@ -188,7 +199,7 @@ def _umask() -> int:
 
 
 def is_float(dtype: Any) -> bool:
-    """Floating point, bfloat16 and float8 included, which numpy does not count among them."""
+    """Whether a dtype is floating point, bfloat16 and float8 included (`np.issubdtype` leaves them out)."""
     return np.issubdtype(dtype, np.floating) or np.dtype(dtype) in FLOATS
 
 

@@ -1,7 +1,7 @@
-"""Archives of numpy arrays (`.npz`): numbers are read, Python objects are not.
+"""Reading of `.npz` archives without evaluating Python: arrays of numbers only, no pickled objects.
 
-The header of an array is a line of Python, which numpy evaluates as a literal. Here it is matched against the one form
-that numpy writes for plain numbers, so there is nothing to evaluate.
+The header of an array is a Python literal, which numpy evaluates. This reader matches it against the one form that
+numpy writes for arrays of numbers.
 """
 
 import math
@@ -14,11 +14,11 @@ from clip_jax.errors import UserError, one_line
 from clip_jax.weights.rules import Entry
 from clip_jax.weights.zips import Archive
 
-NUMBERS = "biufc"  # kinds of numpy
-TEXTS = "SU"  # a name or a note beside the weights: not read before somebody asks
+NUMBERS = "biufc"  # values of `dtype.kind`
+TEXTS = "SU"  # texts beside the weights, such as a name: accepted, and read only on demand
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000  # bytes, as in numpy
-MAX_DIMS = 64  # what numpy has
+MAX_DIMS = 64  # numpy's limit
 HEADER = re.compile(
     r"\{\s*'descr':\s*'(?P<descr>[<>|=]?[A-Za-z]\d{0,9})',\s*'fortran_order':\s*(?P<fortran>True|False),"
     r"\s*'shape':\s*\((?P<shape>[\d,L\s]*)\),?\s*\}\s*"
@@ -26,10 +26,10 @@ HEADER = re.compile(
 
 
 def read_npz(archive: Archive) -> dict[str, Entry]:
-    """The arrays of an archive whose members are all `.npy`.
+    """Opens an archive whose members are all `.npy`; the arrays are read lazily.
 
     Raises:
-        UserError: a member is no array of numbers.
+        UserError: a member is not an array of numbers or texts.
     """
     return {name.removesuffix(".npy"): _entry(archive, name) for name in archive.names}
 
@@ -50,7 +50,7 @@ def _entry(archive: Archive, name: str) -> Entry:
 
 
 def _dtype(name: str, descr: str) -> np.dtype:
-    if descr.lstrip("<>|=") == "V2":  # how numpy writes a bfloat16, of which it knows no name
+    if descr.lstrip("<>|=") == "V2":  # how numpy writes bfloat16, a dtype that it does not know
         return np.dtype(ml_dtypes.bfloat16)
     try:
         dtype = np.dtype(descr)
@@ -62,7 +62,7 @@ def _dtype(name: str, descr: str) -> np.dtype:
 
 
 def _header(archive: Archive, name: str) -> tuple[tuple[int, ...], bool, str, int]:
-    """Shape, whether in Fortran's order, the name of the type, and where the numbers begin."""
+    """(shape, whether in Fortran order, type descriptor, offset of the data in bytes)."""
     start = archive.start(name, MAX_HEADER + 12)
     width = 2 if start[6:7] == b"\x01" else 4  # bytes of the header's length, since version 2
     begin = 8 + width

@@ -1,7 +1,7 @@
-"""OpenCLIP's `open_clip_config.json`, and the JSON of BAAI's EVA-CLIP and of OpenAI's constructor, as our config.
+"""Conversion between OpenCLIP's `open_clip_config.json` and `CLIPConfig`; also BAAI's and OpenAI's JSON configs.
 
-The weights have OpenAI's names. What they do not say stands here: activation, heads, norms, preprocessing. A setting
-that is not known is refused, as it may change what the network computes.
+The weights themselves have OpenAI's names; the config adds activation, heads, norms and preprocessing. A setting that
+is not known is refused, as it may change what the network computes.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from clip_jax.errors import UserError, names_its_file
 from clip_jax.weights.settings import Settings, located
 
 EVA_FIXED = {"rope": True, "naiveswiglu": True, "subln": True, "intp_freq": True, "qkv_bias": True, "postnorm": False}
-# What these are set to when they change nothing.
+# Fields that are supported with this value only.
 VISION_FIXED = {
     "global_average_pool": False, "attentional_pool": False, "no_ln_pre": False, "ls_init_value": None,
     "input_patchnorm": False, "pos_embed_type": "learnable", "pool_type": "tok", "final_ln_after_pool": False,
@@ -25,7 +25,7 @@ TEXT_FIXED = {
     "act_kwargs": None, "norm_kwargs": None, "ls_init_value": None, "mlp_ratio": 4.0, "block_type": None,
     "qk_norm": False, "scaled_cosine_attn": False, "eos_id": None, "correct_cls_mask": False, "text_mask": "first",
 }  # fmt: skip
-# How texts become tokens: OpenCLIP's own tokenizer, in lower case. Another one gives other ids for the same text.
+# OpenCLIP's own tokenizer, in lower case, is supported: another tokenizer gives other ids for the same text.
 TOKENIZER_FIXED = {"hf_tokenizer_name": "", "tokenizer_mode": None}
 TOKENIZER_KWARGS_FIXED = {
     "clean": "lower", "strip_sep_token": False, "reduction_mask": "", "additional_special_tokens": [], "language": None,
@@ -36,16 +36,20 @@ TRAINING = {
 
 
 def matches(data: Mapping[str, Any]) -> bool:
-    """Whether a JSON is one of these."""
+    """Whether a JSON object is a config of OpenCLIP, of BAAI's EVA-CLIP, or the arguments of OpenAI's `CLIP`."""
     return "model_cfg" in data or {"vision_cfg", "text_cfg"} <= data.keys() or "transformer_width" in data
 
 
 @names_its_file
 def config_from_json(data: Mapping[str, Any], where: str) -> CLIPConfig:
-    """`open_clip_config.json`, or one of its relatives, as our config.
+    """Converts `open_clip_config.json`, or a config of BAAI or OpenAI (see `matches`), to a `CLIPConfig`.
+
+    Args:
+        data: the content of the file.
+        where: how an error names the file.
 
     Raises:
-        UserError: for settings we have not, that are missing or of a wrong type; it names the file and the field.
+        UserError: a setting is not supported, is missing or has the wrong type; the error names the file and the field.
     """
     try:
         if "transformer_width" in data:
@@ -64,7 +68,7 @@ def config_from_json(data: Mapping[str, Any], where: str) -> CLIPConfig:
             logit_bias_init=bias,
         )
         model.flag("custom_text", False)
-        model.get("init_logit_scale")  # where training starts
+        model.get("init_logit_scale")  # the initial value in training: not used
         model.done()
         outer.done({"model_cfg"})
         return config
@@ -79,7 +83,7 @@ def _vision(data: Settings, activation: str) -> ViTConfig | ResNetConfig:
     head = _at_least_one(data, "head_width", 64)
     size = data.side("image_size", 224)
     if isinstance(layers, list):
-        data.get("patch_size")  # not a ResNet's
+        data.get("patch_size")  # a ResNet does not use it: counts as read
         data.done(TRAINING | {"mlp_ratio"})
         return ResNetConfig(image_size=size, layers=tuple(layers), width=width, heads=width * 32 // head)  # type: ignore[arg-type]
     tower = ViTConfig(
@@ -135,7 +139,7 @@ def _text(data: Settings, activation: str) -> TextConfig:
 
 
 def _check_tokenizer(data: Settings, context_length: int) -> None:
-    """Raises UserError unless texts are tokenised as OpenCLIP's own tokenizer does by default."""
+    """Raises UserError unless texts are tokenised by OpenCLIP's own tokenizer with its default settings."""
     for name, value in TOKENIZER_FIXED.items():
         if data.get(name) not in (None, value):
             raise data.error(name, "texts of this model are tokenised by another tokenizer than CLIP's, which we lack")
@@ -187,7 +191,7 @@ def _preprocess(data: Settings, image_size: int, where: str) -> PreprocessConfig
         if not isinstance(value, list | tuple):
             raise data.error(name, "it must be a list of numbers")
     data.fixed({"mode": "RGB"})
-    data.done({"fill_color"})  # of a border, which neither way of resizing leaves
+    data.done({"fill_color"})  # the colour of a border, which both resize modes never leave
     return PreprocessConfig(mean=tuple(mean), std=tuple(std), interpolation=interpolation, resize=resize)
 
 
@@ -199,7 +203,11 @@ def _at_least_one(data: Settings, name: str, default: int) -> int:
 
 
 def config_to_json(config: CLIPConfig) -> dict[str, Any]:
-    """Our config as `open_clip_config.json`. Raises UserError when OpenCLIP has no such model."""
+    """Converts a `CLIPConfig` to the content of `open_clip_config.json`.
+
+    Raises:
+        UserError: OpenCLIP has no such model.
+    """
     vision, text = config.vision, config.text
     if not isinstance(vision, ViTConfig | ResNetConfig) or not isinstance(text, TextConfig):
         raise UserError(
@@ -240,7 +248,7 @@ def config_to_json(config: CLIPConfig) -> dict[str, Any]:
     else:
         towers |= {"layers": vision.layers, "head_width": vision.width // vision.heads, "patch_size": vision.patch_size}
         mlp_width = vision.mlp_width or 4 * vision.width
-        exact = mlp_width % vision.width == 0  # else a little more, as the product is cut down to an integer
+        exact = mlp_width % vision.width == 0  # else slightly more: OpenCLIP truncates width · ratio to an integer
         towers |= {"mlp_ratio": (mlp_width if exact else mlp_width + 0.25) / vision.width}
     return {
         "model_cfg": {

@@ -1,6 +1,6 @@
-"""OpenAI's names, which are ours but for torch's transpositions; OpenCLIP uses them too.
+"""Checkpoints in OpenAI's names, which OpenCLIP uses too. Our names are the same; torch transposes the kernels.
 
-`text.` before the names of the text tower (OpenCLIP's `custom_text`, EVA) is taken off before the table is read.
+`formats` removes the prefix `text.` of the text tower (OpenCLIP's `custom_text`, EVA) before this table is applied.
 """
 
 import math
@@ -63,20 +63,21 @@ TEXT = (
     Rule("text_projection", "text_projection", same),
 )
 
-NOT_OPENAIS = (1280, 1408, 1664, 1792)  # ViT-H, g, bigG, e: 16 heads, whatever the width, and of either activation
+# Widths of OpenCLIP's ViT-H, g, bigG and e: they have 16 heads at any width, and the activation is not determined.
+NOT_OPENAIS = (1280, 1408, 1664, 1792)
 
-# These are not weights: numbers and masks that the original keeps beside them.
+# Names of buffers in the checkpoints, which are not weights: sizes, the causal mask, counters.
 BUFFERS = r"(visual\.)?(input_resolution|context_length|vocab_size)|attn_mask|.*\.num_batches_tracked"
 
 
 def rules(config: CLIPConfig) -> tuple[Rule, ...]:
-    """The table of a ViT or a ModifiedResNet beside a `TextTransformer`."""
+    """The rules of a ViT or a ModifiedResNet and a `TextTransformer`."""
     visual = RESNET if isinstance(config.vision, ResNetConfig) else VIT
     return (*renamed(visual, ours="visual/", theirs="visual."), *renamed(TEXT, ours="text/"), *SCALE)
 
 
 def text_sizes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Sizes of the text tower, where there is one."""
+    """The sizes of the text tower from its shapes, {"text.width": 512, …}; {"text": None} without one."""
     if "token_embedding.weight" not in checkpoint:
         return {"text": None}
     vocab_size, width = checkpoint["token_embedding.weight"].shape
@@ -95,7 +96,7 @@ def text_sizes(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def vision_sizes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Sizes of the image tower, where there is one."""
+    """The sizes of the image tower from its shapes, {"vision.width": 768, …}; {"vision": None} without one."""
     if "visual.layer1.0.conv1.weight" in checkpoint:
         return _resnet_sizes(checkpoint)
     if "visual.conv1.weight" not in checkpoint or len(checkpoint["visual.conv1.weight"].shape) != 4:
@@ -131,7 +132,7 @@ def _resnet_sizes(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def sizes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the shapes say."""
+    """The config fields that the shapes determine, {"vision.width": 768, …}."""
     return {**text_sizes(checkpoint), **vision_sizes(checkpoint)}
 
 
@@ -141,10 +142,10 @@ def tower(found: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def infer(checkpoint: Checkpoint) -> CLIPConfig:
-    """OpenAI's models say all but the number of heads, which is always width / 64.
+    """The config of an OpenAI model: sizes from the shapes, and heads of 64 channels.
 
     Raises:
-        UserError: for sizes that only other projects have: their heads and activations are not in the weights.
+        UserError: a tower has a width that no OpenAI model has, so its heads and activation are not known.
     """
     found = sizes(checkpoint)
     vision, text = tower(found, "vision"), tower(found, "text")
@@ -163,14 +164,17 @@ def infer(checkpoint: Checkpoint) -> CLIPConfig:
 
 
 def vision_config(found: dict[str, Any]) -> ViTConfig | ResNetConfig:
-    """The image tower of these sizes, with OpenAI's heads of 64 channels unless they are given."""
+    """The config of an image tower with these fields; `heads` defaults to OpenAI's heads of 64 channels."""
     if isinstance(found["layers"], tuple):
         return ResNetConfig(**{"heads": max(1, found["width"] * 32 // 64), **found})
     return ViTConfig(**{"heads": found["width"] // 64, **found})
 
 
 def known(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Of OpenAI's own archives, which carry the resolution; others use the names for models of other kinds."""
+    """The fixed settings of OpenAI's own archives; {} for checkpoints of other projects in the same names.
+
+    Only OpenAI's archives have the buffer `input_resolution`.
+    """
     if "input_resolution" not in checkpoint:
         return {}
     preprocess = PreprocessConfig()  # OpenAI's

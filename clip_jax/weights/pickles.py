@@ -1,9 +1,9 @@
-"""Pickles read as data, by a small interpreter that runs nothing.
+"""A safe pickle reader: a small interpreter that runs no code of the file.
 
-A pickle is a program for a stack machine. Python's own interpreter of it allocates what the program claims (a memo of
-2^26 entries is a gigabyte), sets attributes and items of whatever is on the stack, and calls what it is told to. This
-one has the opcodes that data need: it makes plain Python values and the frozen classes below, calls nothing but the
-functions its caller hands out, and its work and its memory are bounded by the length of the program.
+A pickle is a program for a stack machine. Python's own interpreter allocates what the program claims (a memo of 2^26
+entries is a gigabyte), sets attributes and items of any object on the stack, and calls any importable function. This
+interpreter has only the opcodes that data need. It makes plain Python values and the classes below, calls only the
+functions that `Names` provides, and its time and memory are bounded by the length of the program.
 """
 
 import io
@@ -14,31 +14,36 @@ from typing import Any
 
 from clip_jax.errors import printable
 
-MAX_STEPS = 500_000  # a tensor takes some 25 opcodes: twenty thousand of them, in a second
-MAX_PROGRAM = 1 << 26  # bytes; beside names and numbers, a checkpoint may hold the texts of its settings
-MAX_KEY = 1 << 60  # larger integers are made to collide in a table too easily
+MAX_STEPS = 500_000  # opcodes; a tensor takes about 25, so this allows 20,000 tensors, and takes about a second
+MAX_PROGRAM = 1 << 26  # bytes; checkpoints may also hold the texts of their training settings
+MAX_KEY = 1 << 60  # larger integers can be chosen so that their hashes collide, which makes a dict slow
 
 
 class PickleError(ValueError):
-    """The program is damaged, or does what no program that saves weights does."""
+    """The pickle is damaged, or has an operation that no pickle of weights needs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Function:
-    """A function of the caller's, which a program may call by its name. Its arguments come from the program."""
+    """A function that the pickle may call by its name. Its arguments come from the pickle and are untrusted."""
 
     call: Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kind:
-    """A name that stands for itself: a type of numbers."""
+    """The dtype that a name in the pickle stands for; it cannot be called."""
 
     value: Any
 
 
 class Object:
-    """An object of a class that is not known here: its attributes if they are weights (`keeps`), else nothing."""
+    """An instance of an unknown class.
+
+    Attributes:
+        keeps: whether attributes are kept, because they may be weights (modules of TorchScript).
+        attributes: the attributes, by name; empty unless `keeps`.
+    """
 
     __slots__ = ("attributes", "keeps")
 
@@ -49,24 +54,24 @@ class Object:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Names:
-    """What the names and references of a program mean. Each raises what it likes for those it does not know."""
+    """Resolves the global names and persistent ids of a pickle. Both functions raise for those that are unknown."""
 
     find: Callable[[str, str], Any]  # (module, name)
     refer: Callable[[Any], Any]  # (persistent id)
 
 
 class Bounded:
-    """A file of which no more than `limit` bytes can be read, whatever a program claims."""
+    """A file reader that returns at most `limit` bytes in all."""
 
     def __init__(self, file: io.BufferedIOBase, limit: int = MAX_PROGRAM):
         self._file, self._left = file, limit
 
     def read(self, count: int) -> bytes:
-        """At most `count` bytes."""
+        """The next bytes, at most `count`."""
         return self._taken(self._file.read(max(0, min(count, self._left))))
 
     def readline(self) -> bytes:
-        """A line, or what is left."""
+        """The next line, cut off at the limit."""
         return self._taken(self._file.readline(self._left))
 
     def _taken(self, content: bytes) -> bytes:
@@ -75,21 +80,26 @@ class Bounded:
 
 
 def read_pickle(file: io.BufferedIOBase | Bounded, names: Names) -> Any:
-    """The value of one pickle, which begins where the file stands; the file is left behind its end.
+    """Reads one pickle from the current position of a file, and leaves the position at its end.
+
+    Args:
+        file: the file; a plain one is read up to `MAX_PROGRAM` bytes.
+        names: resolves the global names and persistent ids.
 
     Returns:
-        None, numbers, texts, tuples, lists, dicts, `Object`, and whatever the functions of `names` return. Lists and
-        dicts may hold themselves, and the same value may stand in many places. Only texts and integers below 2^60 are
-        kept as keys: the names of weights are texts, and the rest can be made to collide.
+        None, numbers, texts, bytes, tuples, lists, dicts, `Object`, and what the functions of `names` return. Lists and
+        dicts may contain themselves, and values may be shared. Dict entries whose keys are not texts or integers below
+        2^60 are dropped: their hashes can be made to collide, and names of weights are texts.
 
     Raises:
-        PickleError: or what `names` raises; ValueError from the arguments of opcodes.
+        PickleError: the pickle is damaged or does what no pickle of weights needs.
+        ValueError: the argument of an opcode is damaged.
     """
     return _Machine(names).run(file if isinstance(file, Bounded) else Bounded(file))
 
 
 def brief(value: Any) -> str:
-    """A value for an error line: short texts as they are, of others what they are."""
+    """A value for an error: texts and integers as they are (shortened), others by their type."""
     if type(value) is str:
         return repr(printable(value, 80))
     if type(value) is int and abs(value) < MAX_KEY:
@@ -101,8 +111,8 @@ class _Machine:
     def __init__(self, names: Names):
         self._names = names
         self._stack: list[Any] = []
-        self._below: list[list[Any]] = []  # what lies under each mark
-        self._memo: dict[int, Any] = {}  # a table, as an index may be anything
+        self._below: list[list[Any]] = []  # the stack below each mark
+        self._memo: dict[int, Any] = {}  # a dict and not a list: the pickle chooses the indices
         self._left = MAX_STEPS
 
     def run(self, file: Bounded) -> Any:
@@ -134,7 +144,7 @@ class _Machine:
         return self._stack.pop()
 
     def _many(self) -> list[Any]:
-        """What lies above the last mark."""
+        """Removes the last mark and returns the items above it."""
         if not self._below:
             raise PickleError("its program takes up to a mark that is not there")
         items, self._stack = self._stack, self._below.pop()
@@ -198,14 +208,14 @@ class _Machine:
         if type(target) is Object:
             if target.keeps and type(state) is dict:
                 target.attributes = state
-        elif type(target) is not dict:  # an OrderedDict may have attributes, which are no weights
+        elif type(target) is not dict:  # attributes of an OrderedDict are not weights: dropped
             raise PickleError(f"its program sets attributes of {brief(target)}")
 
     def _call(self, arguments: Any) -> None:
         function = self._pop()
         if type(function) is not Function or type(arguments) is not tuple:
             raise PickleError(f"its program calls {brief(function)}")
-        # A function may look at all items of its arguments, which a program can repeat at the price of one step.
+        # A function may visit all items of its arguments, and one opcode can repeat a long argument: count the items.
         self._spend(sum(len(value) for value in arguments if type(value) in (list, tuple, dict)))
         self._stack.append(function.call(*arguments))
 

@@ -1,9 +1,9 @@
-"""Which models a checkpoint holds, told from what remains of the names when what wrappers put before them is left out.
+"""Finds the models in a checkpoint by the prefixes that wrappers put before the parameter names.
 
-A training script wraps the model in others (data parallel, compiled, FSDP, a LightningModule), and each puts a word
-before the names; so do dicts in dicts. No list of such words is tried: a model is where a name that only a CLIP has
-ends a name of the checkpoint, and its prefix is what comes before. What lies outside the prefix is not the model's (a
-loss, a classifier); what lies inside must all find its place.
+Wrappers of training scripts (data parallel, `torch.compile`, FSDP, a LightningModule) and nested dicts add prefixes.
+There is no list of known prefixes: where a name ends with one that only a CLIP has (an anchor), the text before the
+anchor is the prefix of a model. Arrays without the prefix are not part of the model (a loss, a classifier); arrays with
+it must all be named by a rule.
 """
 
 import re
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from clip_jax.errors import UserError
 from clip_jax.weights.rules import Checkpoint, Entry, some
 
-# Names of which a tower has exactly one each; the longest that fits counts. Towers of transformers 5 that stand alone
-# begin with `embeddings.`.
+# Anchors: each tower has exactly one of these names. The longest match counts. Single towers of transformers 5 begin
+# with `embeddings.`.
 ANCHORS = sorted(
     (
         "visual.conv1.weight",
@@ -33,33 +33,39 @@ ANCHORS = sorted(
     key=len,
     reverse=True,
 )
-# Modules that put their names inside those of others, and that no CLIP has: FSDP, checkpointing, compilation.
+# Wrappers that add a component inside a name: FSDP, gradient checkpointing, `torch.compile`. No CLIP has these names.
 INSIDE = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|module)\.")
+# Prefixes of optimizer states, which hold arrays (Adam's moments) under the names of the parameters.
 MOMENTS = re.compile(r"(^|[./])(opt|optim|optimizer|opt_state|optimizer_state\w*|exp_avg\w*|mu|nu)[./]")
 
 
 def without_inner_wrappers(checkpoint: Checkpoint, where: str) -> dict[str, Entry]:
-    """The same arrays without the names of wrappers inside theirs (`visual._orig_mod.conv1.weight`).
+    """The checkpoint without wrappers inside its names: `visual._orig_mod.conv1.weight` -> `visual.conv1.weight`.
 
     Raises:
         UserError: two arrays then have the same name.
     """
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     twice = []
     for name, entry in checkpoint.items():
         clean = INSIDE.sub("", name)
-        if clean in found:
+        if clean in entries:
             twice.append(clean)
-        found[clean] = entry
+        entries[clean] = entry
     if twice:
         raise UserError(f"{where} holds {some(twice, 2)} twice, once inside a wrapper: save the model without it")
-    return found
+    return entries
 
 
 def prefixes(names: Iterable[str], anchors: Iterable[str] = ANCHORS) -> list[str]:
-    """What comes before the names of each model in a checkpoint, in their order; [""] for a plain one, [] for none.
+    """The prefixes of the models in a checkpoint, in the order of its names.
 
-    `anchors` are names of which each model has one, the longer ones first.
+    Args:
+        names: the names of its arrays.
+        anchors: names of which each tower has one, the longer ones first.
+
+    Returns:
+        [""] for one model without a prefix; [] where no name ends with an anchor.
     """
     found: dict[str, None] = {}
     for name in names:
@@ -73,7 +79,13 @@ def prefixes(names: Iterable[str], anchors: Iterable[str] = ANCHORS) -> list[str
 
 
 def under(checkpoint: Checkpoint, prefix: str, others: Iterable[str]) -> dict[str, Entry]:
-    """The arrays whose names begin with `prefix`, without it; those of the `others` inside it are left out."""
+    """The arrays of the model with a prefix, by their names without the prefix.
+
+    Args:
+        checkpoint: the arrays of all models.
+        prefix: the prefix of the model.
+        others: the prefixes of all models; arrays of one that is nested in this model are left out.
+    """
     longer = tuple(other for other in others if other != prefix and other.startswith(prefix))
     return {
         name.removeprefix(prefix): entry

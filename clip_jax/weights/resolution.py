@@ -1,8 +1,8 @@
-"""A model at another resolution: the positions of its patches are interpolated from one grid to another.
+"""Change of a model's image size by bicubic interpolation of its position embeddings.
 
-Two rules are in use. transformers (`interpolate_pos_encoding=True`) and EVA take torch's bicubic interpolation, whose
-kernel has a = −0.75; OpenCLIP (`force_image_size`) takes the antialiased one, with a = −0.5. Weights in OpenAI's names,
-which OpenCLIP reads, get the latter, all others the former, so that each is what its own project would compute.
+Two kernels are in use. transformers (`interpolate_pos_encoding=True`) and EVA use torch's bicubic interpolation
+(a = −0.75); OpenCLIP (`force_image_size`) uses the antialiased one (a = −0.5). Weights in OpenAI's names, which
+OpenCLIP reads, get the latter and all others the former, so that the result is that of the weights' own project.
 """
 
 import dataclasses
@@ -19,10 +19,11 @@ POSITIONS = {ViTConfig: "visual/positional_embedding", EVA02Config: "visual/pos_
 
 
 def at_resolution(config: CLIPConfig, image_size: int) -> CLIPConfig:
-    """The config of the same model for pictures of another size.
+    """The config with another image size, in pixels.
 
     Raises:
-        UserError: the model has no grid of positions that could be interpolated, or the size does not fit it.
+        UserError: the model has no image tower or no learned position embeddings to interpolate, its preprocessing
+            crops, or the size is not valid for the tower.
     """
     vision = config.vision
     if vision is None:
@@ -45,13 +46,13 @@ def at_resolution(config: CLIPConfig, image_size: int) -> CLIPConfig:
 def interpolated(
     flat: Mapping[str, np.ndarray], before: CLIPConfig, after: CLIPConfig, *, antialias: bool
 ) -> dict[str, np.ndarray]:
-    """Flat parameters of `before` for the grid of `after`: the class token's position stays, the others are bicubic.
+    """Interpolates the position embeddings in flat parameters; that of the class token is kept.
 
     Args:
-        flat: parameters by their path.
-        before: their config.
-        after: the config for pictures of another size.
-        antialias: OpenCLIP's rule, else transformers'.
+        flat: parameters by path.
+        before: the config of the parameters.
+        after: the same config with another image size.
+        antialias: True: OpenCLIP's antialiased kernel; False: transformers' kernel.
     """
     old, new = before.vision.grid, after.vision.grid
     if old == new:
@@ -67,7 +68,7 @@ def interpolated(
 
 
 def bicubic(n: int, m: int, *, antialias: bool) -> Float[np.ndarray, "m n"]:
-    """The matrix that takes n samples to m, as torch's `interpolate(mode="bicubic", align_corners=False)`."""
+    """The [m, n] matrix of torch's `interpolate(mode="bicubic", align_corners=False)` from n to m samples."""
     scale = n / m
     matrix = np.zeros((m, n))
     for i in range(m):
@@ -78,12 +79,13 @@ def bicubic(n: int, m: int, *, antialias: bool) -> Float[np.ndarray, "m n"]:
             matrix[i, low:high] = np.array(weights) / sum(weights)
             continue
         at = scale * (i + 0.5) - 0.5
-        for j in range(math.floor(at) - 1, math.floor(at) + 3):  # beyond the edge its last sample counts
+        for j in range(math.floor(at) - 1, math.floor(at) + 3):  # samples beyond the edge repeat the last one
             matrix[i, min(max(j, 0), n - 1)] += _kernel(at - j, -0.75)
     return matrix
 
 
 def _kernel(x: float, a: float) -> float:
+    """Keys' cubic convolution kernel with parameter a."""
     x = abs(x)
     if x < 1:
         return ((a + 2) * x - (a + 3)) * x * x + 1

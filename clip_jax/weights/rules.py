@@ -1,9 +1,9 @@
-"""The one engine that turns published checkpoints into our parameters, and back.
+"""Conversion of published checkpoints to our parameters and back, by tables of rules.
 
-A format is a table: each `Rule` says which published arrays make one of ours, and by which `Op`. Tables are read from
-our side: every parameter the model has must be named by a rule, the rule names the arrays it needs, and whatever is
-then left over in the checkpoint is a fault too. So nothing is missing, unused or of another shape without being said,
-all of it at once. Read backwards, the same table exports. An `Op` only rearranges, which is why a round trip is exact.
+Each published format has a table. A `Rule` names the published arrays that make one of our parameters, and the `Op`
+that rearranges them. `convert` looks up a rule for every parameter of the model and collects all faults (arrays that
+are missing, unused or of another shape) in one error. `export` applies the same table backwards. An `Op` only
+rearranges values, so a round trip is exact.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ from clip_jax.model import init
 from clip_jax.weights.native import flatten, is_float, unflatten
 
 Shape = tuple[int, ...]
+# The path of a parameter in block 0 of a tower.
 BLOCK = re.compile(r"(?P<before>(?P<tower>visual|text)/(\w+/)?(resblocks|blocks|layer)_)0(?P<after>/.*)")
-BATCH_STATS = "batch_stats/"  # what comes before the path of a running statistic, in tables and in files
+BATCH_STATS = "batch_stats/"  # the prefix of the paths of running statistics, in tables and in files
 
 
 class Entry(NamedTuple):
-    """An array of a checkpoint that has not been read yet."""
+    """An array of a checkpoint that is read lazily: its shape, and a function that reads it."""
 
     shape: Shape
     read: Callable[[], np.ndarray]
@@ -35,14 +36,25 @@ Checkpoint = Mapping[str, Entry]
 
 
 class Op(NamedTuple):
-    """`read`: published arrays -> ours. `write`: ours -> the published ones, as a tuple."""
+    """A conversion of arrays.
+
+    Attributes:
+        read: published arrays -> our array.
+        write: our array -> a tuple of published arrays; the inverse of `read`.
+    """
 
     read: Callable[..., np.ndarray]
     write: Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 
 class Rule(NamedTuple):
-    """`ours`: the path of a parameter; `theirs`: names of the arrays it is made of. `{i}`, `{j}` stand for numbers."""
+    """Which published arrays make one of our parameters. `{i}`, `{j}`, `{k}` in a name stand for words such as numbers.
+
+    Attributes:
+        ours: the path of the parameter.
+        theirs: the names of the published arrays.
+        op: how to convert them.
+    """
 
     ours: str
     theirs: str | tuple[str, ...]
@@ -58,21 +70,25 @@ join_linear = Op(
 )  # [3C, C] of q, k, v -> [C, 3C]
 
 
-scalar = Op(lambda x: x.reshape(()), lambda x: (x.reshape(1),))  # a number kept as [1]
+scalar = Op(lambda x: x.reshape(()), lambda x: (x.reshape(1),))  # a scalar stored as [1]
 
 
 def drop_axes(n: int) -> Op:
-    """`n` leading axes of length 1 fall away."""
+    """An `Op` that removes `n` leading axes of length 1."""
     return Op(lambda x: x.reshape(x.shape[n:]), lambda x: (x.reshape((1,) * n + x.shape),))
 
 
 class Format(NamedTuple):
-    """How one family of checkpoints names its weights.
+    """A published format of checkpoints.
 
-    `rules(config)`: its table. `sizes(checkpoint)`: what the shapes say about the config, {"vision.width": 768, …}.
-    `infer(checkpoint)`: the whole config where shapes and the family's habits determine it, else a UserError that says
-    what is open. `ignore`: see `convert`. `known(checkpoint)`: what a config must say beyond the shapes, as the
-    family's own code takes it for granted.
+    Attributes:
+        name: of the format.
+        rules: config -> the table of rules.
+        sizes: checkpoint -> the config fields that its shapes determine, {"vision.width": 768, …}.
+        infer: checkpoint -> its config, from the shapes and the fixed settings of the format; raises a UserError that
+            names what is not known where they do not determine it.
+        ignore: a regular expression for names that are not weights (see `convert`).
+        known: checkpoint -> fixed settings of the format, which every config of such a checkpoint must have.
     """
 
     name: str
@@ -84,17 +100,17 @@ class Format(NamedTuple):
 
 
 def linear(ours: str, theirs: str) -> tuple[Rule, Rule]:
-    """A torch Linear with bias."""
+    """The rules of a torch Linear with bias."""
     return Rule(f"{ours}/kernel", f"{theirs}.weight", transpose), Rule(f"{ours}/bias", f"{theirs}.bias", same)
 
 
 def norm(ours: str, theirs: str) -> tuple[Rule, Rule]:
-    """A torch LayerNorm."""
+    """The rules of a torch LayerNorm."""
     return Rule(f"{ours}/scale", f"{theirs}.weight", same), Rule(f"{ours}/bias", f"{theirs}.bias", same)
 
 
 def batch_norm(ours: str, theirs: str) -> tuple[Rule, ...]:
-    """A torch BatchNorm with its running statistics."""
+    """The rules of a torch BatchNorm with its running statistics."""
     return (
         *norm(ours, theirs),
         Rule(f"{BATCH_STATS}{ours}/mean", f"{theirs}.running_mean", same),
@@ -103,7 +119,7 @@ def batch_norm(ours: str, theirs: str) -> tuple[Rule, ...]:
 
 
 def renamed(rules: Iterable[Rule], *, ours: str = "", theirs: str = "") -> tuple[Rule, ...]:
-    """The same rules with something before the names of either side."""
+    """The same rules with a prefix before our paths and one before the published names."""
 
     def under(path: str) -> str:
         if path.startswith(BATCH_STATS):
@@ -114,12 +130,12 @@ def renamed(rules: Iterable[Rule], *, ours: str = "", theirs: str = "") -> tuple
 
 
 def names(rule: Rule) -> tuple[str, ...]:
-    """The published names of a rule, also where there is one only."""
+    """The published names of a rule as a tuple, also where `theirs` is a single text."""
     return (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
 
 
 def flat_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """{"params": …, "batch_stats": …} -> {path: leaf}: parameters by their path, the rest after `batch_stats/`."""
+    """{"params": …, "batch_stats": …} -> {path: leaf}; paths of running statistics begin with `batch_stats/`."""
     others = {collection: tree for collection, tree in variables.items() if collection != "params"}
     return flatten({**variables["params"], **others})
 
@@ -134,22 +150,22 @@ def nested_variables(flat: Mapping[str, Any]) -> dict[str, Any]:
 def convert(
     checkpoint: Checkpoint, rules: Iterable[Rule], expect: Mapping[str, Any], *, ignore: str = "", where: str
 ) -> dict[str, np.ndarray]:
-    """A checkpoint in the names of a table -> our parameters, flat, float32.
+    """Converts a checkpoint to our parameters: {path: float32 array}.
 
     Args:
         checkpoint: the published arrays.
-        rules: the table.
-        expect: our flat parameters, as anything with a `shape`.
-        ignore: a regular expression for names that are no weights (buffers, counters) and may be left over.
-        where: what to call the checkpoint in an error.
+        rules: the table of their format.
+        expect: {path: anything with a `shape`} of our parameters.
+        ignore: a regular expression for names of arrays that are not weights (buffers, counters) and may be unused.
+        where: how an error names the checkpoint.
 
     Raises:
-        UserError: it names everything that is missing, left over, of another shape, or not finite.
+        UserError: arrays are missing, unused, of another shape, not floating point, or not finite; it names them.
     """
     links = list(_links(rules, {name: tuple(leaf.shape) for name, leaf in expect.items()}))
     needed: dict[str, Shape] = {}
     for _, theirs, op, shape in links:
-        ghost = np.broadcast_to(np.float32(0), shape)  # costs no memory, and every `write` keeps it so
+        ghost = np.broadcast_to(np.float32(0), shape)  # takes no memory; `write` gives the published shapes
         needed.update(zip(theirs, (part.shape for part in op.write(ghost)), strict=True))
     ignored = re.compile(ignore) if ignore else None
     unused = [n for n in checkpoint if n not in needed and not (ignored and ignored.fullmatch(n))]
@@ -180,12 +196,16 @@ def convert(
 
 
 def _fits(shape: Shape, needed: Shape) -> bool:
-    """Whether an array is of the shape that is needed; a number may be kept as [] or [1]."""
+    """Whether an array has the needed shape; a scalar may be stored as [] or [1]."""
     return shape == needed or {shape, needed} == {(), (1,)}
 
 
 def export(flat: Mapping[str, Any], rules: Iterable[Rule]) -> dict[str, np.ndarray]:
-    """Our flat parameters -> arrays in the names and shapes of a table: `convert` read backwards."""
+    """Converts our flat parameters to arrays with the names and shapes of a table: the inverse of `convert`.
+
+    Raises:
+        UserError: a parameter has no rule.
+    """
     links = _links(rules, {name: tuple(np.shape(leaf)) for name, leaf in flat.items()})
     state: dict[str, np.ndarray] = {}
     for ours, theirs, op, _ in links:
@@ -195,10 +215,10 @@ def export(flat: Mapping[str, Any], rules: Iterable[Rule]) -> dict[str, np.ndarr
 
 
 def expected(config: CLIPConfig) -> dict[str, Any]:
-    """Shapes of our flat parameters for a config, without any memory.
+    """The shapes of our flat parameters for a config, {path: `jax.ShapeDtypeStruct`}, without allocating them.
 
-    The blocks of a tower are alike, so one of them is traced and the others follow: tracing them all takes seconds, and
-    of a config with a thousand layers in it minutes.
+    Only one block of each tower is traced, as all have the same shapes: tracing all takes seconds, and minutes for a
+    (damaged) config with a thousand layers.
     """
     repeated = {"visual": config.vision, "text": config.text}
     repeated = {name: tower for name, tower in repeated.items() if isinstance(getattr(tower, "layers", None), int)}
@@ -217,24 +237,28 @@ def expected(config: CLIPConfig) -> dict[str, Any]:
 
 
 def count(checkpoint: Checkpoint, pattern: str) -> int:
-    """How many different numbers stand in the place of the group in names that begin with `pattern`."""
+    """The number of layers: of different values of the group in `pattern`, matched at the start of the names."""
     return len({match[1] for name in checkpoint if (match := re.match(pattern, name))})
 
 
 def report(where: str, **faults: list[str]) -> None:
-    """Raises one UserError for all faults there are, each kind with the names it concerns."""
+    """Raises one UserError for all faults, {kind: names}, if there are any.
+
+    Raises:
+        UserError: there is a fault.
+    """
     told = [f"{kind.replace('_', ' ')}: {some(found)}" for kind, found in faults.items() if found]
     if told:
         raise UserError(f"{where} does not fit: {'; '.join(told)}")
 
 
 def some(found: list[str], limit: int = 8) -> str:
-    """The first few, and how many more there are."""
+    """A list of names for an error: the first `limit`, and how many more there are."""
     return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
 
 
 def _links(rules: Iterable[Rule], shapes: Mapping[str, Shape]) -> Iterable[tuple[str, tuple[str, ...], Op, Shape]]:
-    """(our path, published names, op, our shape) of each of our parameters, by the first rule that names it."""
+    """(path, published names, op, shape) of each of our parameters, by the first rule whose `ours` matches its path."""
     patterns = [(_pattern(rule.ours), names(rule), rule.op) for rule in rules]
     for path, shape in shapes.items():
         for pattern, theirs, op in patterns:

@@ -1,7 +1,6 @@
-"""Safetensors files, read by a reader of our own: eight bytes of length, a JSON header, and the arrays' bytes.
+"""A safetensors reader of our own: eight bytes of length, a JSON header, and the bytes of the arrays, read lazily.
 
-The library accepts a name that stands twice (the last one wins) and has no types of eight bits for numpy. Only the
-header is read at first; an array is read when it is asked for.
+The library `safetensors` accepts duplicate names (the last one wins) and has no float8 for numpy.
 """
 
 import math
@@ -36,12 +35,12 @@ DTYPES: dict[str, Any] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-PREFIX = 8  # bytes of the header's length
-MAX_DIMS = 64  # what numpy has
+PREFIX = 8  # size in bytes of the field with the length of the header
+MAX_DIMS = 64  # numpy's limit
 
 
 class Tensor(NamedTuple):
-    """Where an array lies in its file: `begin` and `end` are counted from the file's start."""
+    """Type, shape and place of an array; `begin` and `end` are offsets in bytes from the start of the file."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -50,10 +49,15 @@ class Tensor(NamedTuple):
 
 
 class SafetensorsFile:
-    """The header of a safetensors file, and its arrays on demand.
+    """A safetensors file: its header, and its arrays on demand.
+
+    Attributes:
+        path: the file.
+        metadata: the texts in the header.
+        tensors: {name: `Tensor`}.
 
     Raises:
-        UserError: the file is absent, cut off, holds a name twice, or anything but arrays that fill it exactly.
+        UserError: the file is absent, cut off, or holds a name twice, or its arrays do not fill it exactly.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -63,7 +67,11 @@ class SafetensorsFile:
             self.metadata, self.tensors = _header(file.read, os.fstat(file.fileno()).st_size)
 
     def read(self, name: str) -> np.ndarray:
-        """An array, copied from the file. Raises UserError when the file has changed since it was opened."""
+        """Reads an array into memory.
+
+        Raises:
+            UserError: the file has changed since it was opened.
+        """
         tensor = self.tensors[name]
         with reading(self.path, name), open(self.path, "rb") as file:
             if _identity(file.fileno()) != self._identity:
@@ -124,7 +132,7 @@ def _integers(values: Any) -> bool:
 
 
 def _check_filled(tensors: Mapping[str, Tensor], start: int, size: int) -> None:
-    """The arrays lie one behind the other, without a hole and without sharing a byte."""
+    """Raises UserError unless the arrays fill the file from `start` to its end, without overlaps and gaps."""
     at = start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != at:

@@ -1,7 +1,7 @@
-"""A foreign JSON config, read field by field: nothing in it is skipped without having been looked at.
+"""Strict reading of another project's JSON config: no field is skipped without notice.
 
-What is read is followed; what is left over must be known to change nothing (`Settings.done`), else it is refused by
-name, as it may change what the network computes.
+`Settings` records which fields were read. Every other field must be known to be harmless (`Settings.done`), else it is
+refused by name, as it may change what the network computes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,11 +12,14 @@ from clip_jax.fields import brief
 
 
 class Settings:
-    """One object of a config and what of it was read. Every error names the file and the field.
+    """One object of a config, which records the fields that were read. Every error names the file and the field.
 
     Args:
         data: the JSON object.
-        where: the file, and the place in it: "config.json: text_config".
+        where: how an error names the object: the file, and the place in it ("config.json: text_config").
+
+    Raises:
+        UserError: `data` is not an object.
     """
 
     def __init__(self, data: Any, where: str):
@@ -29,23 +32,31 @@ class Settings:
         return name in self.data
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a field, whatever it is."""
+        """The value of a field, of any type; the field counts as read."""
         self._read.add(name)
         return self.data.get(name, default)
 
     def error(self, name: str, what: str) -> UserError:
-        """What is wrong with the value of a field, as an error to raise."""
+        """A UserError, to be raised, about the value of a field; `what` says what is wrong and what to do."""
         return UserError(f"{self.where}.{name} is {brief(self.data.get(name))}: {what}")
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """An integer. Raises UserError when it is something else, or absent and without default."""
+        """The value of a field that must be an integer.
+
+        Raises:
+            UserError: the value is of another type, or the field is absent and has no default.
+        """
         value = self._required(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.error(name, "it must be an integer")
         return value
 
     def side(self, name: str, default: int | None = None) -> int:
-        """An integer, also as both sides of a square: 12 of 12, [12, 12] or [3, 12, 12]."""
+        """The side of a square: 12 from 12, [12, 12] or [3, 12, 12].
+
+        Raises:
+            UserError: the value is of another type or not square, or the field is absent and has no default.
+        """
         value = self._required(name, default)
         sides = list(value)[-2:] if isinstance(value, list | tuple) else [value]
         if not sides or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
@@ -55,41 +66,62 @@ class Settings:
         return sides[0]
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A finite number. Raises UserError when it is something else, or absent and without default."""
+        """The value of a field that must be a finite number.
+
+        Raises:
+            UserError: the value is of another type, or the field is absent and has no default.
+        """
         value = self._required(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
             raise self.error(name, "it must be a number")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false. Raises UserError when it is something else."""
+        """The value of a field that must be true or false.
+
+        Raises:
+            UserError: the value is of another type.
+        """
         value = self.get(name, default)
         if not isinstance(value, bool):
             raise self.error(name, "it must be true or false")
         return value
 
     def inner(self, name: str, default: Any = None) -> "Settings":
-        """An object inside this one. Raises UserError when it is something else, or absent and without default."""
+        """The value of a field that must be an object, as `Settings`.
+
+        Raises:
+            UserError: the value is of another type, or the field is absent and has no default.
+        """
         return Settings(self._required(name, default), f"{self.where}: {name}")
 
     def one_of(self, name: str, known: Iterable[Any], default: Any) -> Any:
-        """One of the values that are supported."""
+        """The value of a field that must be one of `known`, type included.
+
+        Raises:
+            UserError: the value is none of them.
+        """
         value, known = self.get(name, default), list(known)
         if not any(type(value) is type(choice) and value == choice for choice in known):
             raise self.error(name, f"supported are {', '.join(map(str, known))}")
         return value
 
     def fixed(self, defaults: Mapping[str, Any]) -> None:
-        """Fields that may only have the value at which they change nothing (null and {} count as not set)."""
+        """Checks fields that are supported with one value only, {field: value}; null and {} count as absent.
+
+        Raises:
+            UserError: a field has another value.
+        """
         for name, value in defaults.items():
-            found = self.get(name)
-            if found is not None and found != value and found != {}:
+            actual = self.get(name)
+            if actual is not None and actual != value and actual != {}:
                 raise self.error(name, f"supported is {value!r}: this model needs what we lack")
 
     def done(self, harmless: Iterable[str] = ()) -> None:
-        """Raises UserError naming each field that was not read, is not `harmless`, and says something.
+        """Checks that every field was read, is `harmless`, or is null, {} or [].
 
-        null, {} and [] say nothing.
+        Raises:
+            UserError: there are other fields; it names the first four.
         """
         known = self._read | set(harmless)
         left = [name for name, value in self.data.items() if name not in known and value not in (None, {}, [])]
@@ -107,5 +139,5 @@ class Settings:
 
 
 def located(where: str, error: UserError) -> UserError:
-    """The same error with its place before it, unless it names it already."""
+    """The error with `where` before its text, unless the text contains `where`."""
     return error if where in str(error) else UserError(f"{where}: {error}")

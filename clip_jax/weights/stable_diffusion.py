@@ -1,8 +1,8 @@
-"""The text encoders of Stable Diffusion, SD 3 and FLUX: in their single files, and alone (`clip_l.safetensors`).
+"""CLIP text encoders of Stable Diffusion, SDXL, SD 3 and FLUX: in single-file checkpoints, or alone (`clip_l`, …).
 
-The place in a single file says which encoder it is, and so what the weights do not: SD 1 and the first of SDXL are
-OpenAI's ViT-L/14 (QuickGELU), SD 2 and the second of SDXL are OpenCLIP's (GELU). SD 1 and SD 3 have Hugging Face's
-names, the others OpenCLIP's own.
+In a single-file checkpoint, the prefix of the names tells which encoder it is, and so its activation, which the weights
+do not tell: SD 1 and the first encoder of SDXL are OpenAI's ViT-L/14 (QuickGELU); SD 2 and the second encoder of SDXL
+are OpenCLIP's (GELU). SD 1 and SD 3 use transformers' names, the others OpenCLIP's.
 """
 
 import re
@@ -17,10 +17,10 @@ from clip_jax.weights.rules import Checkpoint, Format
 
 
 class Place(NamedTuple):
-    """Where a text encoder lies in a single file, and what it then is."""
+    """A place of a text encoder in a single-file checkpoint, and the encoder's properties."""
 
-    prefix: str  # what comes before the names of the weights, as a regular expression
-    part: str  # the name of the directory in the layout of diffusers
+    prefix: str  # regular expression for the prefix of its array names
+    part: str  # the name of its directory in the layout of diffusers
     activation: str
 
 
@@ -35,17 +35,23 @@ PLACES = (
     Place(r"text_encoders\.clip_g\.(transformer\.)?", SECOND, "gelu"),
 )
 IGNORE = r"logit_scale|logit_bias"
-WIDE = (512, 640)  # the text encoders of CLIP's smaller models, which no diffusion model has, of either activation
-DEEP = 23  # layers: OpenCLIP's H and bigG have 24 and 32, OpenAI's L has 12
+WIDE = (512, 640)  # widths of smaller CLIPs: no diffusion model uses them, and the activation is not determined
+DEEP = 23  # layers, as in ComfyUI: OpenCLIP's H and bigG have 24 and 32 (at least 23), OpenAI's L has 12
 
 
 def place_of(prefix: str) -> Place | None:
-    """The place in a single file that names with this prefix lie in, whatever wrappers come before."""
+    """The text encoder that a prefix belongs to, whatever wrappers come before it; None for other prefixes."""
     return next((place for place in PLACES if re.search(rf"(^|\.){place.prefix}$", prefix)), None)
 
 
 def encoder(table: Format, activation: str, part: str) -> Format:
-    """A format whose config follows from the place in the file: the heads have 64 channels in all of these encoders."""
+    """The format of a text encoder in a single-file checkpoint: its config is inferred with heads of 64 channels.
+
+    Args:
+        table: the format of its names.
+        activation: "quick_gelu" or "gelu", from its `Place`.
+        part: "text_encoder" or "text_encoder_2", from its `Place`.
+    """
 
     def infer(checkpoint: Checkpoint) -> CLIPConfig:
         return _config(table, checkpoint, activation, zero_pad=table is openai.FORMAT or part == SECOND)
@@ -54,20 +60,24 @@ def encoder(table: Format, activation: str, part: str) -> Format:
 
 
 def is_encoder(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint in Hugging Face's names is a text tower of CLIP alone."""
+    """Whether a checkpoint in transformers' names is a text tower of CLIP without an image tower."""
     return "text_model.embeddings.token_embedding.weight" in checkpoint and not any(
         name.startswith(("vision_model.", "text_model.head.")) for name in checkpoint
     )
 
 
 def infer_alone(checkpoint: Checkpoint, where: str) -> CLIPConfig:
-    """The config of a text encoder that came without one: `clip_l.safetensors`, `clip_g.safetensors` and the like.
+    """Infers the config of a text encoder without a config file, such as `clip_l.safetensors`, `clip_g.safetensors`.
 
-    The name of the file says which it is, else the depth, as in ComfyUI: OpenAI's L has QuickGELU, OpenCLIP's H and
-    bigG have GELU. A warning says what was taken.
+    The file name tells the activation, or else the depth, as in ComfyUI: OpenAI's L has QuickGELU, OpenCLIP's H and
+    bigG have GELU. A warning tells the choice.
+
+    Args:
+        checkpoint: the weights in transformers' names.
+        where: the path of the file.
 
     Raises:
-        UserError: for a size that only other models have, whose activation is not in the weights.
+        UserError: no text encoder of a diffusion model has this width, so the activation is not known.
     """
     found = openai.tower(huggingface.FORMAT.sizes(checkpoint), "text")
     named = re.search(r"clip[_-]?([lgh])(?![a-z])", Path(where).name.lower())

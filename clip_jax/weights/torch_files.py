@@ -1,9 +1,9 @@
-"""Files of torch: a pickle that names tensors, and the bytes they are made of.
+"""A reader of torch files without torch: a pickle that describes tensors, and the bytes of their storages.
 
-`torch.save` writes a zip (from torch 1.6) or its legacy container of pickles and bytes. A TorchScript archive (OpenAI's
-`.pt`) is such a zip whose classes are made up: they become plain holders of their attributes, and the code beside them
-is not looked at. The pickle is read by `clip_jax.weights.pickles`, which runs nothing; here stands what the names in it
-mean. Every other name is refused.
+`torch.save` writes a zip (since torch 1.6) or a legacy container of pickles and bytes. A TorchScript archive (OpenAI's
+`.pt`) is such a zip with classes of its own: their instances become plain holders of attributes, and the archive's code
+is ignored. `clip_jax.weights.pickles` reads the pickle and runs no code; this module lists the global names that a
+pickle may use. Every other name is refused.
 """
 
 import io
@@ -45,7 +45,7 @@ STORAGES: dict[str, Any] = {
     "BoolStorage": np.bool_,
     "ComplexFloatStorage": np.complex64,
     "ComplexDoubleStorage": np.complex128,
-    "UntypedStorage": np.uint8,  # bytes: the tensor over it says what they are
+    "UntypedStorage": np.uint8,  # bytes: the tensor has the dtype
 }
 DTYPES: dict[str, Any] = {
     **{name: getattr(np, name) for name in ("float64", "float32", "float16", "complex64", "complex128")},
@@ -59,7 +59,8 @@ DTYPES: dict[str, Any] = {
     "float8_e8m0fnu": ml_dtypes.float8_e8m0fnu,
 }
 
-# What training scripts keep beside the weights: settings, counters, paths. It is passed over: nothing of it is made.
+# Classes of what training scripts save beside the weights (settings, counters, paths): accepted, and replaced by empty
+# objects.
 BESIDE = {  # module -> names in it
     "_codecs": "encode",
     "argparse": "Namespace",
@@ -91,19 +92,19 @@ BESIDE = {  # module -> names in it
 
 # The keys under which training scripts keep the model, the usual one first.
 MODELS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "model_state")
-MAX_DEPTH = 32  # of modules in modules, and of dicts in dicts before the weights
-MAX_DIMS = 64  # what numpy has
-MAX_SIZE = 1 << 62  # of anything that is counted in bytes
+MAX_DEPTH = 32  # of nested modules, and of nested dicts around the weights
+MAX_DIMS = 64  # numpy's limit
+MAX_SIZE = 1 << 62  # limit of sizes, offsets and strides
 SUFFIX = "/data.pkl"
 
-# The legacy container: four pickles, the first of which is this number, then the keys of the storages, then their bytes
-# with the number of elements before each.
+# The legacy container: pickles of this magic number, the protocol version, the system's properties, the data and the
+# keys of the storages; then the bytes of each storage, after its number of elements.
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Storage:
-    """A run of bytes under a key: `num_bytes` of them from `begin` on. `dtype`: of its elements."""
+    """Bytes of a file member or legacy storage: `num_bytes` from `begin` on, with elements of `dtype`."""
 
     key: str
     dtype: np.dtype
@@ -113,7 +114,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A view of a storage, in elements of `dtype`; found to lie inside it."""
+    """A strided view of a storage. `offset` and `steps` (strides) count elements; it was checked to lie inside."""
 
     storage: Storage
     dtype: np.dtype
@@ -122,14 +123,15 @@ class Tensor:
     steps: tuple[int, ...]
 
 
-Read = Callable[[str], bytes]  # all bytes of the storage of a key
+Read = Callable[[str], bytes]  # key of a storage -> all its bytes
 
 
 def read_torch_zip(archive: Archive) -> dict[str, Entry]:
-    """The tensors of what `torch.save` or `torch.jit.save` wrote.
+    """Opens a zip of `torch.save` or `torch.jit.save`; the tensors are read lazily.
 
     Raises:
-        UserError, PickleError: it is another kind of zip, damaged, or holds anything but data.
+        UserError: the zip is of another kind or big-endian, holds no weights, or asks for code.
+        PickleError: the pickle is damaged.
     """
     roots = [name.removesuffix(SUFFIX) for name in archive.names if name.endswith(SUFFIX)]
     if len(roots) != 1 or "/" in roots[0]:
@@ -153,10 +155,11 @@ def read_torch_zip(archive: Archive) -> dict[str, Entry]:
 
 
 def read_legacy(path: Path) -> dict[str, Entry]:
-    """The tensors of what torch wrote before 1.6, and writes today when it is told to.
+    """Opens a legacy file of torch (before 1.6, or `_use_new_zipfile_serialization=False`), tensors read lazily.
 
     Raises:
-        UserError, PickleError: it is another pickle, damaged, or holds anything but data.
+        UserError: the file is a bare pickle or big-endian, holds no weights, or asks for code.
+        PickleError: the pickle is damaged.
     """
     storages: dict[str, Storage] = {}
     beside: set[str] = set()
@@ -196,7 +199,7 @@ def read_legacy(path: Path) -> dict[str, Entry]:
 
 
 def _plain(source: Bounded) -> Any:
-    """A pickle without a name in it."""
+    """Reads a pickle that must not use global names or persistent ids."""
 
     def refuse(*_: Any) -> Any:
         raise PickleError("it is a bare pickle that asks for a name, which can run code: save it as safetensors")
@@ -207,7 +210,7 @@ def _plain(source: Bounded) -> Any:
 def _places(
     file: io.BufferedIOBase, keys: Any, storages: Mapping[str, Storage], size: int
 ) -> dict[str, tuple[int, int]]:
-    """Where the bytes of each storage lie in a legacy file: (begin, number of bytes)."""
+    """{key of a storage: (offset, number of bytes)} in a legacy file of `size` bytes."""
     if type(keys) is not list or not all(type(key) is str for key in keys) or {*keys} != storages.keys():
         raise PickleError("the storages it lists are not those of its tensors")
     if len(keys) != len(storages):
@@ -224,7 +227,7 @@ def _places(
 
 
 def _reference(pid: Any, length: int) -> tuple[np.dtype, str, int, Any]:
-    """(dtype, key, number of elements, what follows) of a persistent id."""
+    """(dtype, key, number of elements, view or None) of a persistent id, which has at most `length` fields."""
     if type(pid) is not tuple or len(pid) not in (5, length) or pid[0] != "storage":
         raise PickleError(f"it refers to {brief(pid)}, which is not a storage")
     kind, key, count = pid[1], pid[2], pid[4]
@@ -237,13 +240,15 @@ def _counts(values: Any) -> bool:
     return all(type(n) is int and 0 <= n < MAX_SIZE for n in values)
 
 
-# names
+# Global names
 
 
 def _names(refer: Callable[[Any], Any], beside: set[str]) -> Names:
-    """What names in a pickle stand for. To `beside` go those that are passed over.
+    """The resolver of global names in a pickle; a name that no weights file needs raises UserError.
 
-    Asking for a name that data do not need raises UserError.
+    Args:
+        refer: resolves persistent ids.
+        beside: gets the names that are replaced by empty objects (`BESIDE`).
     """
 
     def find(module: str, name: str) -> Any:
@@ -263,7 +268,7 @@ def _names(refer: Callable[[Any], Any], beside: set[str]) -> Names:
 
 
 def _ordered_dict(pairs: Any = ()) -> dict:
-    """`OrderedDict()`, or as Python 2 wrote it: of a list of pairs."""
+    """`OrderedDict()`, or `OrderedDict(pairs)` as Python 2 pickles it."""
     if type(pairs) not in (list, tuple) or not all(
         type(pair) in (list, tuple) and len(pair) == 2 and type(pair[0]) is str for pair in pairs
     ):
@@ -284,7 +289,7 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
 
 
 def _rebuild_typed(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any) -> Tensor:
-    """`_rebuild_tensor_v3`: the storage is untyped, the type stands beside it."""
+    """Torch's `_rebuild_tensor_v3`: the storage is untyped, and the dtype is an argument."""
     if type(storage) is not Storage or type(dtype) is not Kind:
         raise PickleError(f"a tensor is made of {brief(storage)} and {brief(dtype)}")
     return _tensor(storage, dtype.value, offset, size, stride)
@@ -300,7 +305,7 @@ def _tensor(storage: Storage, dtype: np.dtype, offset: Any, size: Any, stride: A
 
 
 def _check_inside(tensor: Tensor, num_bytes: int) -> None:
-    """Raises PickleError when a tensor would read beyond the bytes there are, or repeats some of them."""
+    """Raises PickleError for a tensor that reads beyond its storage, or has more elements than its storage."""
     elements = math.prod(tensor.shape)
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.steps, strict=True))
     fits = elements * tensor.dtype.itemsize <= num_bytes and (last + 1) * tensor.dtype.itemsize <= num_bytes
@@ -309,7 +314,7 @@ def _check_inside(tensor: Tensor, num_bytes: int) -> None:
 
 
 def _rebuild_with_attributes(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
-    """`_rebuild_from_type_v2`: a parameter that somebody gave attributes, which are no weights."""
+    """Torch's `_rebuild_from_type_v2`: a tensor of a subclass or with attributes; both are dropped."""
     if type(function) is not Function or type(arguments) is not tuple:
         raise PickleError(f"a tensor is made of {brief(function)}")
     if function.call is _rebuild_with_attributes:
@@ -346,7 +351,7 @@ FUNCTIONS: dict[tuple[str, str], Any] = {
 }
 
 
-# from what a pickle holds to arrays
+# From the value of a pickle to arrays
 
 
 def _entries(data: Any, beside: set[str], read: Read) -> dict[str, Entry]:
@@ -363,15 +368,15 @@ def _reader(tensor: Tensor, read: Read) -> Callable[[], np.ndarray]:
             return np.zeros(tensor.shape, tensor.dtype)
         storage = tensor.storage
         content = memoryview(read(storage.key))[storage.begin : storage.begin + storage.num_bytes]
-        _check_inside(tensor, len(content))  # what is really there, whatever was claimed
+        _check_inside(tensor, len(content))  # again: the bytes that were read may be fewer than the pickle claims
         offset, *strides = (step * tensor.dtype.itemsize for step in (tensor.offset, *tensor.steps))
-        return np.ndarray(tensor.shape, tensor.dtype, content, offset, strides)  # which looks at the buffer's end, too
+        return np.ndarray(tensor.shape, tensor.dtype, content, offset, strides)  # numpy checks the bounds, too
 
     return load
 
 
 def _model(data: Any) -> Any:
-    """What of a file is the model: training checkpoints keep it beside the optimizer, the loss and their settings."""
+    """The model in the value of a pickle: training checkpoints also hold the optimizer, the loss and settings."""
     found = _choose(data, set()) if type(data) is dict else None
     return data if found is None else found
 
@@ -379,8 +384,11 @@ def _model(data: Any) -> Any:
 def _choose(data: Any, seen: set[int], depth: int = 0) -> Any:
     """The dict or module of weights in `data`; None where there is none.
 
-    It is under a name that scripts give the model, or else the only one there is. Each is looked into once: they may
-    hold each other, or themselves.
+    A value under one of the keys `MODELS` comes first; otherwise there must be only one. `seen` holds the ids of
+    visited dicts and modules, as they may contain each other or themselves.
+
+    Raises:
+        UserError: there are several.
     """
     if id(data) in seen or depth > MAX_DEPTH:
         return None
@@ -395,7 +403,7 @@ def _choose(data: Any, seen: set[int], depth: int = 0) -> Any:
     for name in MODELS:
         if name in inner and (found := _choose(inner[name], seen, depth + 1)) is not None:
             return found
-    own = sum(type(value) is Tensor for value in data.values())  # weights, or a loss beside them
+    own = sum(type(value) is Tensor for value in data.values())  # direct tensors: weights or a loss
     chosen = {name: _choose(value, seen, depth + 1) for name, value in inner.items()}
     chosen = {
         name: found for name, found in chosen.items() if found is not None and sum(1 for _ in _tensors(found)) > own
@@ -414,8 +422,8 @@ def _count(data: Any) -> int:
 
 
 def _tensors(data: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a dict, or of a module and the modules in it, by their path."""
-    left = MAX_ARRAYS  # of attributes that are looked at: modules may share others, so that their paths have no end
+    """(path, tensor) of the tensors in a dict, or in a module and its submodules."""
+    left = MAX_ARRAYS  # attributes to visit: shared submodules can make the number of paths exponential
 
     def walk(attributes: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
         nonlocal left

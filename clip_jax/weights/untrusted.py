@@ -1,4 +1,4 @@
-"""Limits that the readers of weights share: what no honest file has, and a hostile one may claim."""
+"""Limits of untrusted weights files, shared by all readers: far above what real checkpoints have."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,11 @@ MAX_HEADER = 1 << 23  # bytes of JSON: 8 MiB describe eighty thousand arrays, an
 
 
 def check_names(names: Mapping[str, Any]) -> None:
-    """Raises UserError for names of arrays that no program gives: too many, too long, or not printable."""
+    """Checks the names of the arrays in a file.
+
+    Raises:
+        UserError: there are too many names, or one is too long or not printable.
+    """
     if len(names) > MAX_ARRAYS:
         raise UserError(f"it holds {len(names)} arrays, at most {MAX_ARRAYS} are read: it is not a weights file")
     for name in names:

@@ -1,4 +1,4 @@
-"""Zip archives of weights: checked before a member is read, and nothing is unpacked to disk."""
+"""Safe reading of zip archives: members are checked before they are read, and nothing is unpacked to disk."""
 
 import os
 import zipfile
@@ -7,19 +7,20 @@ from pathlib import Path, PurePosixPath
 from clip_jax.errors import UserError
 from clip_jax.weights.untrusted import MAX_NAME
 
-MAX_INFLATION = 20  # weights hardly compress: what claims to grow more than this (and is big) is a bomb
-BIG = 1 << 26
-MAX_DIRECTORY = 1 << 22  # bytes of the list of members: sixty thousand of them, which take some 40 MiB here
-END = b"PK\x05\x06"  # the record at the end of a zip; at most 64 KiB of comment may follow its 22 bytes
+MAX_INFLATION = 20  # weights hardly compress: a large archive with a higher ratio is a decompression bomb
+BIG = 1 << 26  # bytes: below this size the ratio is not checked
+MAX_DIRECTORY = 1 << 22  # bytes of the central directory: about 60,000 members, whose objects take about 40 MiB
+END = b"PK\x05\x06"  # end of central directory record: 22 bytes, then a comment of at most 64 KiB
 END_SIZE, MAX_COMMENT = 22, 1 << 16
-ENCRYPTED = 1  # bit of a member's flags
+ENCRYPTED = 1  # bit in the flags of a member
 
 
 class Archive:
-    """The members of a zip archive that were found sound: no bomb, no name twice, nothing that points outside.
+    """A checked zip archive: no decompression bomb, no duplicate names, no paths that point outside.
 
     Raises:
-        UserError: the archive is anything else. Other exceptions mean a damaged file.
+        UserError: a check fails.
+        Exception: the file is damaged (`zipfile.BadZipFile` and others).
     """
 
     def __init__(self, path: Path):
@@ -39,18 +40,22 @@ class Archive:
         return name in self._sizes
 
     def size(self, name: str) -> int:
-        """How many bytes a member claims to have."""
+        """The uncompressed size of a member in bytes, as the archive claims it."""
         return self._sizes[name]
 
     def read(self, name: str) -> bytes:
-        """All of a member, of which the checksum is checked."""
+        """The content of a member; its checksum is verified.
+
+        Raises:
+            UserError: the member has not the size that the archive claims.
+        """
         content = self._zip.read(name)
         if len(content) != self.size(name):
             raise UserError(f"{name} has {len(content)} bytes, the archive claims {self.size(name)}: it is damaged")
         return content
 
     def recent(self, name: str) -> bytes:
-        """The same, kept until another is asked for: arrays that share a member follow each other."""
+        """`read` with a cache of the last member: arrays that share a member are read one after the other."""
         kept, content = self._recent
         if kept != name:
             content = self.read(name)
@@ -58,13 +63,13 @@ class Archive:
         return content
 
     def start(self, name: str, count: int) -> bytes:
-        """The first `count` bytes of a member, or fewer where it is shorter."""
+        """The first `count` bytes of a member, fewer if the member is shorter."""
         with self._zip.open(name) as file:
             return file.read(count)
 
 
 def _check_directory(path: Path) -> None:
-    """Bounds the list of members before it is read, as each of them becomes an object."""
+    """Raises UserError for a large central directory before it is parsed, as each member becomes an object."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         file.seek(-min(size, END_SIZE + MAX_COMMENT), os.SEEK_END)
@@ -73,7 +78,7 @@ def _check_directory(path: Path) -> None:
     if at < 0 or len(tail) < at + END_SIZE:
         raise UserError("it is a zip archive that is cut off: the list of its members is not there; download it again")
     length = int.from_bytes(tail[at + 12 : at + 16], "little")
-    if length == 0xFFFFFFFF:  # zip64: the length stands in a record of its own, 56 bytes that lie before 20 others
+    if length == 0xFFFFFFFF:  # zip64: the length is in a record of 56 bytes, before a locator of 20 bytes
         length = int.from_bytes(tail[at - 36 : at - 28], "little") if at >= 76 else length
     if length > MAX_DIRECTORY:
         raise UserError(f"the list of its members claims {length} bytes: it is not a weights file")
