@@ -23,7 +23,7 @@ class MoVQConfig:
     """Architecture of the decoder.
 
     Attributes:
-        levels: resolutions from the finest to the coarsest, each half of the one before, with the blocks of the decoder.
+        levels: resolutions from the finest to the coarsest, each half of the one before, with their blocks.
         latent_channels: channels of the latents.
         channels: channels of the pictures.
         dtype: dtype of the matrix products; parameters, norms and softmax are always float32.

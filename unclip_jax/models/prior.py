@@ -117,7 +117,7 @@ class PriorConfig(CaptionConfig):
             embeddings by 17.2 without standardising them.
         skip: the output is x_t times a gate learned from t, plus what is read at the query. The optimal estimate for
             Gaussian data has this form, and at low noise a narrow transformer need not carry x_t through its blocks.
-        self_condition: x_t is read together with the previous estimate of x0, zeros if there is none (Chen et al. 2022).
+        self_condition: x_t is read together with the previous estimate of x0, at first zeros (Chen et al. 2022).
 
     Raises:
         UserError: a value is out of range, or skip or self-conditioning is set without a timestep.

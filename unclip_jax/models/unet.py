@@ -382,7 +382,7 @@ class Context(nn.Module):
     """Embeds a `Cond`: (addition to the timestep embedding, context tokens [B, S, c], their mask bool [B, S]).
 
     A dropped condition is replaced by its null embedding: a learned one (a dropped caption is one learned token), or a
-    statistic, see `ImageCond.black_null` and `TextCond.empty_caption`. Without image and text, tokens and mask are None.
+    statistic, see `ImageCond.black_null` and `TextCond.empty_caption`. Tokens and mask are None without image and text.
     """
 
     config: UNetConfig
