@@ -155,8 +155,8 @@ def distances_to_real(seen: dict[str, np.ndarray], real: np.ndarray) -> dict[str
     """Fréchet distances of sets of pictures to real pictures.
 
     Args:
-        seen: name of a set -> features [N, F], one split after the other. The set "floor" is that of other real pictures
-            of the same labels, the smallest distance to be expected.
+        seen: name of a set -> features [N, F], one split after the other. The set "floor" is of other real pictures of
+            the same labels, whose distance is the smallest to be expected.
         real: features of real pictures, [N, F].
 
     Returns:
