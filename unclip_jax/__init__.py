@@ -1,4 +1,4 @@
-"""unCLIP (DALL·E 2) for JAX.
+"""unCLIP (DALL·E 2, Ramesh et al. 2022) for JAX: text to image, variations, edits, and their training.
 
 In short:
 

@@ -1,4 +1,4 @@
-"""`python -m unclip_jax`: see `unclip_jax.commands.main`."""
+"""Command line `python -m unclip_jax`: see `unclip_jax.commands.main`."""
 
 from unclip_jax.commands.main import main
 

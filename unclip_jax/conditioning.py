@@ -1,4 +1,4 @@
-"""What a stage is conditioned on, as one pytree of batch-first arrays."""
+"""The conditioning of a stage (caption, image embedding, low-resolution picture) as one pytree of batched arrays."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from clip_jax.towers.text import TextFeatures
 
 
 class Cond(struct.PyTreeNode):
-    """Conditioning of a batch; a stage reads the fields its model was configured for and ignores the rest.
+    """Conditioning of a batch; a network reads the fields that its config names and ignores the others.
 
-    `keep_text` and `keep_image` say per sample whether that condition is present. A dropped condition is replaced
-    by the model's own null embedding (learned, or what CLIP says of the empty caption), so the unconditional twin of a
-    batch has the same shapes and runs in the same program.
+    `keep_text` and `keep_image` say per sample whether that condition is present. A network replaces a dropped
+    condition by its null embedding (learned, or CLIP's features of the empty caption), so that the unconditional twin
+    of a batch has the same shapes and runs in the same program.
 
     Attributes:
         text_embed: [B, D] float, CLIP text embedding z_t as the encoder returns it (not normalised).
         text_encodings: [B, L, C] float, per-token hidden states of the text tower.
         text_mask: [B, L] bool, True for the tokens of the caption up to and including its end.
         image_embed: [B, D] float, CLIP image embedding z_i as the encoder returns it (not normalised).
-        low_res: [B, h, w, 3] float in [-1, 1], the picture an upsampler starts from.
-        low_res_level: [B] float in [0, 1], how much noise was mixed into `low_res` (`degrade.add_level`). None in
-            sampling means that of the stage's `Sampling`, which then adds the noise.
+        low_res: [B, h, w, 3] float in [−1, 1], the picture that an upsampler starts from.
+        low_res_level: [B] float in [0, 1], the level of noise that was mixed into `low_res` (`degrade.add_level`). If
+            None, sampling mixes in noise of the level in the stage's `Sampling`.
         keep_text: [B] bool. None means all True.
         keep_image: [B] bool. None means all True.
     """
@@ -40,16 +40,16 @@ class Cond(struct.PyTreeNode):
 
     @classmethod
     def of(cls, text: TextFeatures, image_embed: Float[Array, "B D"] | None = None) -> Cond:
-        """All that CLIP says of B captions, and of their pictures where it is given.
+        """Conditioning on captions, and on image embeddings if given.
 
         Args:
-            text: features of the captions.
-            image_embed: [B, D], of the pictures or of a prior.
+            text: CLIP's features of B captions.
+            image_embed: [B, D], from CLIP's image tower or from a prior.
         """
         return cls(text_embed=text.embed, text_encodings=text.encodings, text_mask=text.mask, image_embed=image_embed)
 
     def with_keep(self, batch_size: int) -> Cond:
-        """The same conditioning with `keep_text` and `keep_image` spelled out as [batch_size] arrays."""
+        """The same conditioning with `keep_text` and `keep_image` as bool [batch_size] in place of None."""
         everything = jnp.ones((batch_size,), bool)
         return self.replace(
             keep_text=everything if self.keep_text is None else self.keep_text,
@@ -57,7 +57,7 @@ class Cond(struct.PyTreeNode):
         )
 
     def null(self) -> Cond:
-        """The unconditional twin: text and image dropped, `low_res` kept (nothing is guided away from its input)."""
+        """The unconditional twin: text and image embedding are dropped, `low_res` is kept (it is not guided)."""
         full = self.with_keep(self.batch_size)
         return full.replace(
             keep_text=jnp.zeros_like(need(full.keep_text, "keep_text")),
@@ -66,26 +66,30 @@ class Cond(struct.PyTreeNode):
 
     @property
     def batch_size(self) -> int:
-        """Leading dimension shared by all fields."""
+        """B, the leading dimension of all fields.
+
+        Raises:
+            ValueError: no field is given.
+        """
         leaves = jax.tree.leaves(self)
         if not leaves:
             raise ValueError("an empty Cond has no batch size; give at least one field")
         return leaves[0].shape[0]
 
     def repeat(self, n: int) -> Cond:
-        """Each sample `n` times in a row: [B, ...] -> [B * n, ...]."""
+        """Repeats each sample `n` times in succession: [B, ...] -> [B · n, ...]."""
         return jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), self)
 
 
 def need(array: Array | None, name: str) -> Array:
-    """A field of a condition that a network reads.
+    """A field of a `Cond` that a network requires.
 
     Args:
         array: the field.
-        name: of the field.
+        name: name of the field, for the message.
 
     Raises:
-        ValueError: it was not given.
+        ValueError: the field is None.
     """
     if array is None:
         raise ValueError(f"the condition has no {name}, which this network reads")
@@ -93,7 +97,7 @@ def need(array: Array | None, name: str) -> Array:
 
 
 def concatenate(first: Cond, second: Cond) -> Cond:
-    """The two batches one after the other (same fields present in both)."""
+    """Concatenates two batches along the first axis; both must have the same fields."""
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 
 
@@ -101,14 +105,20 @@ EMPTY_CAPTION = 2  # tokens of a caption without words: its start and its end
 
 
 def with_empty_captions(cond: Cond, encodings: Float[Array, "2 C"], embed: Float[Array, " D"]) -> Cond:
-    """Dropped captions become the empty caption, and none is dropped any more: the null of Karlo and Kandinsky.
+    """Replaces dropped captions by the empty caption, the null condition of Karlo and Kandinsky.
 
-    CLIP's text tower is causal, so two tokens say all there is of it, however it is padded.
+    CLIP's text tower is causal, so the encodings of its two tokens do not depend on the padding.
 
     Args:
         cond: batch of B samples, with `keep_text` False where a caption was dropped.
-        encodings: [2, C], what CLIP's text tower says of the start and the end.
-        embed: [D], its text embedding.
+        encodings: [2, C], text encodings of the start and the end of the empty caption.
+        embed: [D], text embedding of the empty caption.
+
+    Returns:
+        The batch with `keep_text` True everywhere.
+
+    Raises:
+        ValueError: `cond` has no text encodings or no text mask.
     """
     text_encodings, text_mask = need(cond.text_encodings, "text_encodings"), need(cond.text_mask, "text_mask")
     length = text_encodings.shape[1]
@@ -126,9 +136,9 @@ def with_empty_captions(cond: Cond, encodings: Float[Array, "2 C"], embed: Float
 
 
 def drop(cond: Cond, key: Key[Array, ""], *, text: float, image: float) -> Cond:
-    """Drops text and image independently per sample, for training with classifier-free guidance.
+    """Condition dropout for classifier-free guidance: drops text and image independently per sample.
 
-    The paper's probabilities (Ramesh et al. 2022, §2.1) are 50 % for text and 10 % for the image.
+    The probabilities of the paper's decoder (Ramesh et al. 2022, §2.1) are 50 % for text and 10 % for the image.
 
     Args:
         cond: batch of B samples.

@@ -1,8 +1,8 @@
-"""How a training picture is spoilt before an upsampler sees it as its low-resolution input.
+"""Degradations (blur, noise, BSR, JPEG) of the low-resolution input that upsamplers are trained with, and crops.
 
-At sampling time that input comes from a decoder, which is never quite sharp or quite right; an upsampler that only ever
-saw clean reductions amplifies those faults (Ramesh et al. 2022, §2.1; Ho et al. 2021, cascaded diffusion). Every sample
-is spoilt by its own draw.
+In sampling that input comes from a decoder, whose pictures are never quite sharp or right; an upsampler trained on
+clean reductions would amplify their faults (Ramesh et al. 2022, §2.1; Ho et al. 2022, cascaded diffusion). The
+degradation of each sample is drawn independently.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class DegradeConfig:
     """Gaussian blur and a little noise, for the first upsampler.
 
     Attributes:
-        blur_prob: probability in [0, 1] that a sample is blurred at all.
+        blur_prob: probability in [0, 1] that a sample is blurred.
         blur_sigma: range of the standard deviation, in pixels of the low-resolution picture (the paper: 3×3 kernel,
             σ 0.6).
-        noise_std: largest standard deviation of the Gaussian noise that is added, for pictures in [−1, 1]; the draw is
-            uniform from 0.
+        noise_std: largest standard deviation of the added Gaussian noise, for pictures in [−1, 1]; the deviation of a
+            sample is uniform from 0 to it.
     """
 
     blur_prob: float = 0.5
@@ -37,20 +37,20 @@ class DegradeConfig:
 
 @dataclass(frozen=True)
 class BSRConfig:
-    """Much worse treatment, for the upsampler to the largest size: after BSR (Zhang et al. 2021).
+    """A stronger degradation, for the upsampler to the largest size: after BSR (BSRGAN, Zhang et al. 2021).
 
-    Blur, loss of resolution, noise and JPEG, each sample with its own draw of which of them and how much. Simpler than
-    theirs: the four come in this order, where theirs are shuffled; one blur where there are two; noise that is grey
-    or independent per channel; and no noise of a camera's sensor.
+    Blur, resizing, noise and JPEG compression; for each sample it is drawn which of them apply, and how strongly. It is
+    simpler than the original: the four come in this order and are not shuffled, there is one blur instead of two, the
+    noise is grey or independent per channel, and there is no camera sensor noise.
 
     Attributes:
         prob: probability of each of the four.
-        blur_sigma: range of the two deviations of the kernel, in pixels. Half of the kernels are round, the others have
-            two different ones and any orientation.
-        scale: smallest size, as a fraction, that a picture is reduced to before it is enlarged again, bilinearly or
+        blur_sigma: range of the two standard deviations of the blur kernel, in pixels. Half of the kernels are
+            isotropic; the others have two different deviations and a random orientation.
+        scale: smallest factor, in (0, 1], by which a picture is reduced before it is enlarged again, bilinearly or
             bicubically.
-        noise_std: largest standard deviation of the noise, for pictures in [−1, 1] (theirs: 25 levels of 255).
-        quality: range of JPEG's quality, 1 to 100.
+        noise_std: largest standard deviation of the noise, for pictures in [−1, 1] (in the paper 25 levels of 255).
+        quality: range of the JPEG quality, 1 to 100.
     """
 
     prob: float = 0.8
@@ -62,10 +62,14 @@ class BSRConfig:
 
 @standard_settings
 def box_reduce(images: Float[Array, "B H W C"], height: int) -> Float[Array, "B {height} w C"]:
-    """Mean over square boxes: [B, H, W, C] -> [B, height, W · height / H, C].
+    """Reduces pictures by the mean over square boxes: [B, H, W, C] -> [B, height, W · height / H, C].
+
+    Args:
+        images: [B, H, W, C].
+        height: height of the result; must divide H, and H / height must divide W.
 
     Raises:
-        UserError: such boxes do not fill the pictures.
+        UserError: the pictures cannot be divided into such boxes.
     """
     b, h, w, c = images.shape
     factor = max(h // height, 1)
@@ -76,7 +80,12 @@ def box_reduce(images: Float[Array, "B H W C"], height: int) -> Float[Array, "B 
 
 @standard_settings
 def gaussian_blur(images: Float[Array, "B H W C"], sigma: Float[Array, " B"]) -> Float[Array, "B H W C"]:
-    """3×3 Gaussian with a standard deviation per sample: images [B, H, W, C], sigma [B] > 0; edges are repeated."""
+    """Gaussian blur with a 3×3 kernel; edges are repeated.
+
+    Args:
+        images: [B, H, W, C].
+        sigma: standard deviation of each sample, [B] > 0, in pixels.
+    """
     side = jnp.exp(-0.5 / sigma**2)[:, None, None, None]
     for axis in (1, 2):
         pad = [(1, 1) if a == axis else (0, 0) for a in range(4)]
@@ -91,7 +100,16 @@ def gaussian_blur(images: Float[Array, "B H W C"], sigma: Float[Array, " B"]) ->
 def degrade(
     low_res: Float[Array, "B h w C"], key: Key[Array, ""], config: DegradeConfig | BSRConfig
 ) -> Float[Array, "B h w C"]:
-    """Spoils each sample of [B, h, w, C] in [−1, 1] by its own random amount, as the config says."""
+    """Degrades each sample by an independent random amount.
+
+    Args:
+        low_res: [B, h, w, C] in [−1, 1].
+        key: one PRNG key.
+        config: which degradation.
+
+    Returns:
+        [B, h, w, C]; noise may leave [−1, 1].
+    """
     if isinstance(config, BSRConfig):
         return bsr(low_res, key, config)
     batch = low_res.shape[0]
@@ -105,7 +123,13 @@ def degrade(
 
 @standard_settings
 def bsr(images: Float[Array, "B H W 3"], key: Key[Array, ""], config: BSRConfig) -> Float[Array, "B H W 3"]:
-    """Blur, resize, noise, JPEG on each of [B, H, W, 3] in [−1, 1], as `BSRConfig` says."""
+    """Blur, resizing, noise and JPEG compression of each sample, see `BSRConfig`.
+
+    Args:
+        images: [B, H, W, 3] in [−1, 1].
+        key: one PRNG key.
+        config: probabilities and ranges.
+    """
     batch = images.shape[0]
     keys = jax.random.split(key, 12)
 
@@ -116,7 +140,7 @@ def bsr(images: Float[Array, "B H W 3"], key: Key[Array, ""], config: BSRConfig)
         return jnp.where(jax.random.bernoulli(keys[i], config.prob, (batch, 1, 1, 1)), changed, images)
 
     sigma = uniform(0, *config.blur_sigma, shape=(batch, 2))
-    sigma = jnp.where(jax.random.bernoulli(keys[1], 0.5, (batch, 1)), sigma[:, :1], sigma)  # a round one
+    sigma = jnp.where(jax.random.bernoulli(keys[1], 0.5, (batch, 1)), sigma[:, :1], sigma)  # isotropic
     images = sometimes(2, blur(images, sigma, uniform(3, 0.0, jnp.pi)), images)
     reduced = lose_resolution(images, uniform(4, config.scale, 1.0), jax.random.bernoulli(keys[5], 0.5, (batch,)))
     images = sometimes(6, reduced, images)
@@ -134,13 +158,13 @@ def bsr(images: Float[Array, "B H W 3"], key: Key[Array, ""], config: BSRConfig)
 def blur(
     images: Float[Array, "B H W C"], sigma: Float[Array, "B 2"], angle: Float[Array, " B"], radius: int = 3
 ) -> Float[Array, "B H W C"]:
-    """Gaussian blur with a covariance per sample; edges are repeated.
+    """Anisotropic Gaussian blur with a covariance per sample; edges are repeated.
 
     Args:
         images: [B, H, W, C].
         sigma: [B, 2] > 0, standard deviations along and across `angle`.
         angle: [B], in radians from the x to the y axis.
-        radius: the kernel has 2·radius + 1 pixels a side.
+        radius: the kernel has 2 · radius + 1 pixels along each side.
     """
     offsets = jnp.arange(-radius, radius + 1, dtype=jnp.float32)
     y, x = jnp.meshgrid(offsets, offsets, indexing="ij")
@@ -162,10 +186,17 @@ def blur(
 def lose_resolution(
     images: Float[Array, "B H W C"], scale: Float[Array, " B"], cubic: Bool[Array, " B"]
 ) -> Float[Array, "B H W C"]:
-    """Reduces each picture by `scale` [B] in (0, 1], to whole pixels, and enlarges it again: [B, H, W, C].
+    """Reduces each picture (antialiased) and enlarges it to its size again.
 
-    Sizes are data here and shapes are not, so both are one matrix per axis. With `cubic` [B] bicubic, else bilinear;
-    antialiased on the way down.
+    The factor is traced while shapes are static, so both resizings together are one matrix product per axis.
+
+    Args:
+        images: [B, H, W, C].
+        scale: factor of each sample, [B] in (0, 1]; the reduced size is rounded to whole pixels.
+        cubic: [B], bicubic if True, bilinear if False.
+
+    Returns:
+        [B, H, W, C].
     """
     rows, columns = (
         jax.vmap(lambda s, c, n=n: _reduced_and_enlarged(n, s, c))(scale, cubic) for n in images.shape[1:3]
@@ -189,13 +220,13 @@ def _reduced_and_enlarged(size: int, scale: Float[Array, ""], cubic: Bool[Array,
         total = chosen.sum(axis=1, keepdims=True)
         return chosen / jnp.where(total == 0, 1.0, total)
 
-    # Rows of `down` past the small picture, some of them empty, are read by no column of `up`.
+    # Rows of `down` beyond the reduced size have no meaning: the columns of `up` that would read them are zero.
     down = weights((index + 0.5) / ratio - 0.5, 1.0 / ratio, size)
     up = weights((index + 0.5) * ratio - 0.5, 1.0, small)
     return up @ down
 
 
-# Tables K.1 and K.2 of the JPEG standard (ITU-T T.81): steps of quality 50.
+# Quantisation tables K.1 and K.2 of the JPEG standard (ITU-T T.81), for quality 50.
 _LUMINANCE = np.array(
     [
         [16, 11, 10, 16, 24, 40, 51, 61],
@@ -212,7 +243,7 @@ _LUMINANCE = np.array(
 _CHROMINANCE = np.full((8, 8), 99, np.float32)
 _CHROMINANCE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 _TABLES = np.stack([_LUMINANCE, _CHROMINANCE, _CHROMINANCE])  # of Y, Cb and Cr
-# JFIF: R'G'B' -> Y'CbCr, without the offset of the latter two.
+# JFIF: R'G'B' -> Y'CbCr, without the offset of Cb and Cr.
 _YCBCR = np.array(
     [[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]], np.float32
 )
@@ -223,9 +254,16 @@ _DCT = _DCT.astype(np.float32)
 
 @standard_settings
 def jpeg(images: Float[Array, "B H W 3"], quality: Float[Array, " B"]) -> Float[Array, "B H W 3"]:
-    """What JPEG makes of pictures [B, H, W, 3] in [−1, 1] at `quality` [B], 1 to 100: the loss without the file.
+    """The loss of JPEG compression: 8×8 DCT, quantisation and back, without an encoded file.
 
-    Blocks of 8×8, the standard's tables scaled as libjpeg does, no subsampling of colour.
+    The tables of the standard are scaled by quality as in libjpeg; chroma is not subsampled.
+
+    Args:
+        images: [B, H, W, 3] in [−1, 1].
+        quality: [B], 1 to 100.
+
+    Returns:
+        [B, H, W, 3] in [−1, 1].
     """
     batch, height, width, _ = images.shape
     padded = jnp.pad(images, ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0)), mode="edge")
@@ -248,9 +286,14 @@ def jpeg(images: Float[Array, "B H W 3"], quality: Float[Array, " B"]) -> Float[
 def add_level(
     low_res: Float[Array, "B h w C"], level: Float[Array, " B"], noise: Float[Array, "B h w C"]
 ) -> Float[Array, "B h w C"]:
-    """Non-truncated conditioning augmentation (Ho et al. 2022, §4): √(1 − level²)·low_res + level·noise, level [B] ≤ 1.
+    """Conditioning augmentation, non-truncated (Ho et al. 2022, §4): √(1 − level²)·low_res + level·noise.
 
-    The upsampler is told the level, in training and sampling alike, and learns how far to trust its input.
+    The upsampler reads the level, in training and in sampling, and so learns how far to trust its input.
+
+    Args:
+        low_res: [B, h, w, C].
+        level: [B] in [0, 1].
+        noise: standard normal noise, [B, h, w, C].
     """
     level = level[:, None, None, None]
     return jnp.sqrt(1.0 - level**2) * low_res + level * noise
@@ -260,7 +303,16 @@ def add_level(
 def random_crops(
     images: tuple[Float[Array, "B H W _"], ...], key: Key[Array, ""], size: int
 ) -> tuple[Float[Array, "B {size} {size} _"], ...]:
-    """The same random size×size window of each picture, drawn per sample: each [B, H, W, C] -> [B, size, size, C]."""
+    """Random crops, at a place drawn per sample and the same in all arrays.
+
+    Args:
+        images: arrays [B, H, W, C] of the same B, H and W.
+        key: one PRNG key.
+        size: side of the crops in pixels, at most H and W.
+
+    Returns:
+        One array [B, size, size, C] per array of `images`.
+    """
     batch, height, width = images[0].shape[:3]
     key_y, key_x = jax.random.split(key)
     tops = jax.random.randint(key_y, (batch,), 0, height - size + 1)

@@ -1,4 +1,4 @@
-"""Pictures that are computed together, split over the devices of this machine."""
+"""Data parallelism for sampling: splits a batch of pictures over the devices of this machine."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Devices:
-    """As many of the local devices as divide `batch_size`; with one of them nothing is moved."""
+    """A mesh over gcd(`batch_size`, number of local devices) devices; with a single device no array is moved."""
 
     def __init__(self, batch_size: int):
         devices = jax.local_devices()
         self.mesh = Mesh(np.array(devices[: math.gcd(batch_size, len(devices))]), ("batch",))
 
     def everywhere(self, tree: Any) -> Any:
-        """A pytree of arrays, parameters say, on every device."""
+        """Replicates a pytree of arrays (parameters, for example) on every device."""
         return self._put(tree, PartitionSpec())
 
     def split(self, tree: Any) -> Any:
-        """A pytree of arrays [batch_size, ...], each device holding its share of the rows."""
+        """Splits a pytree of arrays [batch_size, ...] along the first axis, a part to each device."""
         return self._put(tree, PartitionSpec("batch"))
 
     def _put(self, tree: Any, spec: PartitionSpec) -> Any:

@@ -1,9 +1,9 @@
-"""Progressive distillation: a student that does in one step of DDIM what its teacher does in two.
+"""Progressive distillation: trains a student to do in one DDIM step what its teacher does in two.
 
-Salimans & Ho 2022, algorithm 2, on a decoder or an upsampler. The teacher is sampled as its stage says, guided and
-clipped, and the student learns the result without guidance (as in Meng et al. 2023, for one scale): it needs half the
-steps and, where the teacher was guided, a quarter of the network's evaluations. The student of one round is the teacher
-of the next. Both run on the "trailing" grid, of which half as many steps visit every other time.
+Salimans & Ho 2022, algorithm 2, for a decoder or an upsampler. The teacher is guided and clipped as its stage says, and
+the student learns the guided result without guidance (as Meng et al. 2023, for one guidance scale). It needs half the
+steps and, if the teacher was guided, a quarter of the network evaluations. The student of one round is the teacher of
+the next. Both use the "trailing" grid, on which half as many steps visit every other timestep.
 """
 
 from __future__ import annotations
@@ -39,11 +39,15 @@ from unclip_jax.variables import STATISTICS, Variables
 
 
 def student_of(teacher: Stage, num_steps: int) -> Stage:
-    """The stage of a student of `num_steps` steps: the teacher's network, without guidance, sampled by DDIM.
+    """The stage of a student: the teacher's network without guidance, sampled by DDIM in `num_steps` steps.
+
+    Args:
+        teacher: stage of the teacher.
+        num_steps: sampling steps of the student, 1 to T // 2.
 
     Raises:
-        UserError: the network predicts eps, which at the noisiest time says nothing of x0 (Salimans & Ho 2022, §4), or
-            twice as many steps are more than the schedule has.
+        UserError: the network predicts eps, which at the noisiest timestep does not determine x0 (Salimans & Ho 2022,
+            §4), or `num_steps` is out of range.
     """
     if teacher.prediction == "eps":
         raise UserError("a network that predicts eps cannot be distilled: train one that predicts v or x0")
@@ -52,12 +56,12 @@ def student_of(teacher: Stage, num_steps: int) -> Stage:
     sampling = dataclasses.replace(
         teacher.sampling, sampler=DDIM(grid=Trailing()), num_steps=num_steps, guidance_scale=None
     )
-    # The measured error, where there was one, is the teacher's.
+    # A measured x0_error is that of the teacher.
     return dataclasses.replace(teacher, sampling=sampling, weight=TruncatedSNR(), x0_error=False)
 
 
 def student_variables(variables: Variables) -> Variables:
-    """What a student starts from: the teacher's variables, without the error that was measured of the teacher."""
+    """Initial variables of a student: those of the teacher, without its measured `x0_error`."""
     trees = {
         name: {key: leaf for key, leaf in tree.items() if (name, key) != (STATISTICS, X0_ERROR)}
         for name, tree in variables.items()
@@ -68,7 +72,18 @@ def student_variables(variables: Variables) -> Variables:
 def ddim_step(
     denoise: Denoiser, schedule: NoiseSchedule, x_t: Float[Array, "B ..."], t: Int[Array, " B"], s: Int[Array, " B"]
 ) -> Float[Array, "B ..."]:
-    """One deterministic step of DDIM from times t to times s < t, each [B]: unlike a sampler's, its own per sample."""
+    """One deterministic DDIM step, with timesteps per sample (those of a sampler are the same for the whole batch).
+
+    Args:
+        denoise: function (x_t, t [B]) -> Denoised.
+        schedule: the noise schedule.
+        x_t: [B, ...].
+        t: timesteps of x_t, [B].
+        s: next timesteps, s < t, [B]; −1 is clean data.
+
+    Returns:
+        x_s [B, ...].
+    """
     x0 = denoise(x_t, t).x0
     alpha_t, sigma_t, alpha_s, sigma_s = (
         per_sample(f(time), x_t) for time in (t, s) for f in (schedule.alpha, schedule.sigma)
@@ -84,9 +99,20 @@ def target(
     middle: Int[Array, " B"],
     s: Int[Array, " B"],
 ) -> Float[Array, "B ..."]:
-    """The x0 with which one step from t to s ends where the teacher's two, by way of `middle`, end: [B, ...].
+    """Distillation target: the x0 with which one DDIM step from t to s gives the result of two steps of the teacher.
 
-    Salimans & Ho 2022, algorithm 2, with its z_t, z_t' and z_t''.
+    Salimans & Ho 2022, algorithm 2, where x at t, `middle` and s is z_t, z_t' and z_t''.
+
+    Args:
+        denoise: the teacher.
+        schedule: the noise schedule.
+        x_t: [B, ...].
+        t: timesteps of x_t, [B].
+        middle: timesteps between the teacher's two steps, [B].
+        s: timesteps after them, [B]; −1 is clean data.
+
+    Returns:
+        [B, ...].
     """
     x_s = ddim_step(denoise, schedule, ddim_step(denoise, schedule, x_t, t, middle), middle, s)
     alpha_t, sigma_t, alpha_s, sigma_s = (
@@ -100,13 +126,23 @@ def target(
 def step_times(
     student: Stage, key: Key[Array, ""], batch_size: int
 ) -> tuple[Int[Array, " B"], Int[Array, " B"], Int[Array, " B"]]:
-    """One of the student's steps for each sample, as (t, middle, s), int32 [B] each; s of the last step is −1.
+    """Draws one of the student's sampling steps for each sample, uniformly.
 
-    The steps of a batch are spread evenly over the grid, as the times of `losses.noised` are.
+    The steps of a batch are evenly spread over the grid from one random offset, as the timesteps of `losses.noised`.
+
+    Args:
+        student: stage of the student.
+        key: one PRNG key.
+        batch_size: B.
+
+    Returns:
+        (t, middle, s), int32 [B] each; s of the last step is −1.
     """
     own = student.sampling
     fine = dataclasses.replace(student, sampling=dataclasses.replace(own, num_steps=2 * own.num_steps))
-    visited = jnp.append(jnp.asarray(stages.timesteps(fine)), -1)  # the teacher's; every other one is the student's
+    visited = jnp.append(
+        jnp.asarray(stages.timesteps(fine)), -1
+    )  # timesteps of the teacher; the student visits every other
     fractions = (jax.random.uniform(key, (), jnp.float32) + jnp.arange(batch_size) / batch_size) % 1.0
     first = 2 * jnp.minimum((fractions * own.num_steps).astype(jnp.int32), own.num_steps - 1)
     return visited[first], visited[first + 1], visited[first + 2]
@@ -114,14 +150,14 @@ def step_times(
 
 @dataclass(frozen=True)
 class DistillTask:
-    """One round of distillation.
+    """Training task of one round of distillation.
 
     Attributes:
-        of: the task the teacher was trained with; it says what a batch holds for it. What it drops is dropped here from
-            teacher and student alike, so that the student still draws without a caption what the teacher would.
-        teacher: the stage as it is guided and clipped; its sampler and grid do not matter.
-        teacher_variables: its variables, with which the student starts.
-        num_steps: of the student; the teacher takes twice as many.
+        of: the task that the teacher was trained with, which turns a batch into examples. Its condition dropout applies
+            to teacher and student alike, so that the student also learns to draw without a caption.
+        teacher: stage of the teacher, with its guidance and clipping; its sampler and grid are not used.
+        teacher_variables: variables of the teacher, with which the student starts.
+        num_steps: sampling steps of the student; the teacher takes twice as many.
     """
 
     of: DecoderTask | UpsamplerTask
@@ -136,17 +172,17 @@ class DistillTask:
 
     @property
     def frozen(self) -> Mapping[str, Any]:
-        """Trees that the loss reads and nobody trains: those of the teacher's own task, and the teacher."""
+        """Parameters that the loss reads and that are not trained: those of the teacher's task, and the teacher."""
         return {**self.of.frozen, "teacher": self.teacher_variables}
 
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
-        """The teacher's `(params, model_state)`; `key` is not needed."""
+        """`(params, model_state)` of the teacher; `key` is not used."""
         return with_statistics(student_variables(self.teacher_variables), {})
 
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
-        """`(loss, (metrics, model_state))` of a batch; `model_state` holds the frozen trees too."""
+        """Loss of a batch: `(loss, (metrics, model_state))`; `model_state` has the trees of `frozen` too."""
         key_example, key_loss = jax.random.split(key)
         x0, cond = self.of.example(model_state, batch, key_example, train=train)
         loss = distillation_loss(
@@ -174,14 +210,28 @@ def distillation_loss(
     *,
     train: bool = True,
 ) -> Float[Array, ""]:
-    """Weighted error of the student against two steps of the teacher, over a batch x0 [B, ...]: a scalar."""
+    """Weighted squared error between the student's prediction and the target of two teacher steps.
+
+    Args:
+        student: stage of the student.
+        variables: variables of the student.
+        teacher: stage of the teacher.
+        teacher_variables: variables of the teacher; no gradient flows into them.
+        x0: clean data, [B, ...].
+        cond: the condition of the B samples.
+        key: one PRNG key.
+        train: whether dropout is on.
+
+    Returns:
+        The mean over the batch, a scalar.
+    """
     key_times, key_eps, key_dropout = jax.random.split(key, 3)
     schedule = stages.noise_schedule(student)
     t, middle, s = step_times(student, key_times, len(x0))
     x_t = add_noise(schedule, x0, t, jax.random.normal(key_eps, x0.shape, jnp.float32))
     guided = stages.conditional_denoiser(teacher, jax.lax.stop_gradient(teacher_variables), cond)
     x0_wanted = jax.lax.stop_gradient(target(guided, schedule, x_t, t, middle, s))
-    # The noise that x_t would hold if that were its clean data: what a network that predicts v has to match.
+    # The eps of x_t for the target as its x0, which the target of a network that predicts v depends on.
     alpha, sigma = (per_sample(f(t), x_t) for f in (schedule.alpha, schedule.sigma))
     at = Noised(x_t, t, (x_t - alpha * x0_wanted) / sigma)
     output = stages.network(student).apply(variables, x_t, t, cond, train=train, rngs={"dropout": key_dropout})

@@ -1,13 +1,14 @@
-"""The paper's manipulations of pictures (Ramesh et al. 2022, §3) and two that users expect beside them.
+"""Edits of pictures: variations, interpolation and text diffs (Ramesh et al. 2022, §3), SDEdit and inpainting.
 
-A picture is encoded as the pair (z_i, x_T): what CLIP sees of it, and the noise from which the decoder draws exactly
-that picture, found by inverting DDIM. Every edit moves one of the two, or keeps part of the picture, and decodes again.
+A picture is encoded as the pair (z_i, x_T): its CLIP image embedding, and the noise from which the decoder draws that
+picture, found by DDIM inversion. An edit changes one of the two, or keeps a part of the picture, and decodes again.
 
     latent = encode(unclip, params, images)
-    variations(unclip, params, latent, keys).images          # the same meaning, other details
+    variations(unclip, params, latent, keys).images          # the same content and style, other details
 
-Pictures are [B, H, W, 3], float in [−1, 1] or uint8, of the size that the system draws. All functions are pure and
-compile; what they are given is checked by `inputs`, and one of a thing stands for all pictures of a batch.
+Pictures are [B, H, W, 3], float in [−1, 1] or uint8, of the size that the system draws. All functions are pure and can
+be compiled by `jax.jit`. Arguments are checked by `inputs`, which raises UserError with the name of the argument; an
+argument of batch size 1 is broadcast to all pictures.
 """
 
 from __future__ import annotations
@@ -40,21 +41,29 @@ Params = dict[str, Any]
 
 
 class Latent(NamedTuple):
-    """A picture as the paper's pair: image embedding z_i [B, D] and decoder noise x_T [B, h, w, 3]."""
+    """Encoded pictures, the paper's pair (z_i, x_T).
+
+    Attributes:
+        image_embed: CLIP image embedding z_i, not normalised, [B, D].
+        x_T: noise of the decoder, [B, h, w, 3].
+    """
 
     image_embed: Float[Array, "B D"]
     x_T: Float[Array, "B h w 3"]
 
 
 def slerp(first: Float[Array, "*B D"], second: Float[Array, "*B D"], weight: Float[Array, "*W"]) -> Float[Array, "..."]:
-    """Spherical interpolation of vectors [..., D]; their lengths are interpolated linearly.
+    """Spherical interpolation (slerp) of vectors; their lengths are interpolated linearly.
 
-    weight: broadcasts against [..., 1]; 0 gives `first`, 1 `second`, both exactly.
+    Args:
+        first: [..., D].
+        second: [..., D].
+        weight: broadcasts against [..., 1]; 0 gives exactly `first`, 1 exactly `second`.
     """
     lengths = [jnp.linalg.norm(a, axis=-1, keepdims=True) for a in (first, second)]
     cosine = jnp.sum(unit_norm(first) * unit_norm(second), axis=-1, keepdims=True)
     angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
-    # Between vectors of one direction the sphere is flat, and sin(angle) no divisor.
+    # Vectors of nearly one direction are interpolated linearly, as sin(angle) is nearly 0 there.
     flat = angle < 1e-3
     sine = jnp.where(flat, 1.0, jnp.sin(angle))
     a = jnp.where(flat, 1.0 - weight, jnp.sin((1.0 - weight) * angle) / sine)
@@ -66,7 +75,19 @@ def slerp(first: Float[Array, "*B D"], second: Float[Array, "*B D"], weight: Flo
 
 @standard_settings
 def embed_images(unclip: UnCLIP, params: Params, images: Any) -> Float[Array, "B D"]:
-    """CLIP's image embeddings [B, D], not normalised, of pictures [B, H, W, 3], float in [−1, 1] or uint8."""
+    """CLIP image embeddings of pictures.
+
+    Args:
+        unclip: the architecture of the system.
+        params: variables of its networks, as `load` returns them.
+        images: [B, H, W, 3], float in [−1, 1] or uint8, of any size; resized to that of CLIP (bicubic).
+
+    Returns:
+        float32 [B, D], not normalised.
+
+    Raises:
+        UserError: `images` are no such pictures, or the CLIP has no image tower.
+    """
     images = inputs.pictures(images, ())
     if unclip.clip.vision is None:
         raise UserError("the CLIP of this system has no image tower: it cannot see a picture to edit; give image_embed")
@@ -85,17 +106,18 @@ def encode(
     image_embed: Any = None,
     iterations: int = 5,
 ) -> Latent:
-    """The pair (z_i, x_T) of pictures: `decode` of it gives them back, as far as the decoder can draw them.
+    """Encodes pictures as (z_i, x_T) by DDIM inversion; `decode` reconstructs them, as far as the decoder can.
 
     Args:
         unclip: the architecture of the system.
-        params: variables of its networks, as `load` gives them.
+        params: variables of its networks, as `load` returns them.
         images: [B, H, W, 3], float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
-        image_embed: float [B, D] to pair the noise with, instead of what CLIP sees.
-        iterations: denoiser calls per step of the inversion; see `samplers.invert`.
+        image_embed: float [B, D], image embeddings to invert with in place of those of the pictures.
+        iterations: fixed-point iterations per step of the inversion, see `samplers.invert`.
 
     Raises:
-        UserError: as all functions here, for an argument of another shape, type or range; the line names it.
+        UserError: an argument has another shape, dtype or range, the CLIP has no image tower, or the decoder draws
+            latents (Kandinsky), which cannot be edited.
     """
     _check_draws_pictures(unclip)
     images = inputs.pictures(images, (unclip.decoder.sample_shape[0],))
@@ -125,15 +147,18 @@ def decode(
     eta: float = 0.0,
     guidance_scale: GuidanceScale = 1.0,
 ) -> Generation:
-    """Pictures of pairs (z_i, x_T), by DDIM and without a caption.
+    """Decodes pairs (z_i, x_T) to pictures, by DDIM and without a caption.
 
     Args:
         unclip: the architecture of the system.
-        params: variables of its networks, as `load` gives them.
-        latent: of as many pictures as there are keys, or of one.
-        keys: [B], for the noise of `eta` > 0 and of the upsamplers.
-        eta: 0 draws the one picture that x_T stands for; up to 1, ever freer of it.
-        guidance_scale: 1.0, off, is what pictures are inverted with.
+        params: variables of its networks, as `load` returns them.
+        latent: of B pictures, or of one.
+        keys: [B], for the noise of DDIM with `eta` > 0 and of the upsamplers.
+        eta: DDIM stochasticity, 0 to 1; 0 reconstructs the picture of x_T, larger values depend less on x_T.
+        guidance_scale: scale of the decoder, a scalar or [B]; pictures are inverted with 1.0 (off).
+
+    Raises:
+        UserError: an argument has another shape, dtype or range.
     """
     keys = inputs.picture_keys(keys)
     latent = _latents(unclip, latent, len(keys), "latent")
@@ -162,9 +187,18 @@ def variations(
     eta: float = 1.0,
     guidance_scale: GuidanceScale = 1.0,
 ) -> Generation:
-    """Other pictures with the meaning of this one (§3.1): its z_i is kept, its x_T the less the larger `eta` is.
+    """Variations of pictures (§3.1): z_i is kept, and x_T counts less the larger `eta` is.
 
-    latent: of one picture or of as many as there are `keys` [B].
+    Args:
+        unclip: the architecture of the system.
+        params: variables of its networks, as `load` returns them.
+        latent: of B pictures, or of one.
+        keys: [B].
+        eta: DDIM stochasticity, 0 (reconstruction) to 1.
+        guidance_scale: as in `decode`.
+
+    Raises:
+        UserError: an argument has another shape, dtype or range.
     """
     return decode(unclip, params, latent, keys, eta=eta, guidance_scale=guidance_scale)
 
@@ -180,16 +214,19 @@ def interpolate(
     *,
     guidance_scale: GuidanceScale = 1.0,
 ) -> Generation:
-    """Pictures on the way from one to another (§3.2): z_i and x_T both turn along the great circle.
+    """Interpolates between two pictures (§3.2): spherical interpolation of both z_i and x_T.
 
     Args:
         unclip: the architecture of the system.
-        params: variables of its networks, as `load` gives them.
-        first: of one picture.
-        second: of one picture.
+        params: variables of its networks, as `load` returns them.
+        first: latent of one picture.
+        second: latent of one picture.
         weights: [B] in [0, 1]; 0 is `first`, 1 is `second`.
         keys: [B].
-        guidance_scale: as in `decode`; off, the ends are the two pictures.
+        guidance_scale: as in `decode`; with 1.0 (off) weights 0 and 1 reconstruct the two pictures.
+
+    Raises:
+        UserError: an argument has another shape, dtype or range.
     """
     keys = inputs.picture_keys(keys)
     first, second = _latents(unclip, first, 1, "first"), _latents(unclip, second, 1, "second")
@@ -213,20 +250,23 @@ def text_diff(
     *,
     guidance_scale: GuidanceScale = 1.0,
 ) -> Generation:
-    """A picture changed as one caption differs from another (§3.3), with its x_T kept.
+    """Text diff (§3.3): edits pictures by the difference between two captions; x_T is kept.
 
-    z_i turns towards z_d = (z_t − z_t0) / |z_t − z_t0| by the share `strength` of the angle between them. The paper
-    uses 0.25 to 0.5.
+    z_i is rotated towards z_d = (z_t − z_t0) / |z_t − z_t0|, where z_t0 and z_t are the normalised text embeddings, by
+    the fraction `strength` of the angle between them. The length of z_i is kept.
 
     Args:
         unclip: the architecture of the system.
-        params: variables of its networks, as `load` gives them.
-        latent: of one picture or of B.
-        tokens_from: int32 [1, L] or [B, L], what the picture shows.
-        tokens_to: int32 [1, L] or [B, L], what it should show.
-        strength: [B] in [0, 1].
+        params: variables of its networks, as `load` returns them.
+        latent: of B pictures, or of one.
+        tokens_from: int32 [1, L] or [B, L], captions of the pictures as they are.
+        tokens_to: int32 [1, L] or [B, L], captions of the pictures as they should be.
+        strength: a scalar or [B], in [0, 1]; 0.25 to 0.5 in the paper.
         keys: [B].
         guidance_scale: as in `decode`.
+
+    Raises:
+        UserError: an argument has another shape, dtype or range.
     """
     keys = inputs.picture_keys(keys)
     count, text = len(keys), unclip.clip.text
@@ -253,17 +293,20 @@ def image_to_image(
     image_embed: Any = None,
     guidance_scale: GuidanceScale | None = None,
 ) -> Generation:
-    """Pictures redrawn to a prompt from some way up: noise hides their details and leaves their layout (SDEdit).
+    """Image to image (SDEdit, Meng et al. 2022): draws a prompt starting from noised pictures, whose layout is kept.
 
     Args:
         unclip: the architecture of the system.
-        params: variables of its networks, as `load` gives them.
+        params: variables of its networks, as `load` returns them.
         images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8; H = W, a multiple of the decoder's size.
-        tokens: int32 [B, L], or of one prompt for all.
+        tokens: int32 [B, L], or [1, L], one prompt for all.
         keys: [B].
-        strength: share of the decoder's steps that are taken, in (0, 1]; at 1 nothing of the picture is left.
-        image_embed: [B, D], what to draw; by default the prior's for the prompt.
-        guidance_scale: of the decoder, a scalar or [B]; None takes its own, 1.0 is off.
+        strength: share of the decoder's sampling steps that are taken, in (0, 1]; with 1 the pictures are all noise.
+        image_embed: [B, D], image embeddings to draw; None samples the prior for the prompt.
+        guidance_scale: scale of the decoder, a scalar or [B]; None takes that of the stage, 1.0 is off.
+
+    Raises:
+        UserError: an argument has another shape, dtype or range, or the decoder draws latents (Kandinsky).
     """
     inputs.number(strength, 1e-6, 1.0, "strength")
     stage = unclip.decoder
@@ -296,21 +339,24 @@ def inpaint(
     image_embed: Any = None,
     guidance_scale: GuidanceScale | None = None,
 ) -> Generation:
-    """Pictures drawn anew to a prompt where `mask` is True; every other pixel is left as it was, exactly.
+    """Inpainting: draws a prompt where `mask` is True; every other pixel keeps its exact value.
 
-    The decoder samples by DDPM and takes each step `resamples` times (RePaint, Lugmayr et al. 2022), so that what it
-    draws fits its surroundings.
+    The decoder samples by DDPM and takes each step `resamples` times (RePaint, Lugmayr et al. 2022), so that the new
+    part fits its surroundings.
 
     Args:
         unclip: the architecture of the system.
-        params: variables of its networks, as `load` gives them.
+        params: variables of its networks, as `load` returns them.
         images: [B, H, W, 3], or one for all, float in [−1, 1] or uint8, of the size that the system draws.
-        mask: bool [B, H, W, 1], or one for all, [H, W] say.
-        tokens: int32 [B, L], or of one prompt for all.
+        mask: bool [B, H, W, 1], or one for all, [H, W] for example; True where a picture is drawn anew.
+        tokens: int32 [B, L], or [1, L], one prompt for all.
         keys: [B].
-        resamples: how often each step is taken.
-        image_embed: [B, D], what to draw; by default the prior's for the prompt.
-        guidance_scale: of the decoder, a scalar or [B]; None takes its own, 1.0 is off.
+        resamples: how often each step is taken, 1 to 1000.
+        image_embed: [B, D], image embeddings to draw; None samples the prior for the prompt.
+        guidance_scale: scale of the decoder, a scalar or [B]; None takes that of the stage, 1.0 is off.
+
+    Raises:
+        UserError: an argument has another shape, dtype or range, or the decoder draws latents (Kandinsky).
     """
     _check_draws_pictures(unclip)
     keys = inputs.picture_keys(keys)
@@ -323,7 +369,7 @@ def inpaint(
 
     def decorate(stage: Stage) -> guidance.Decorator:
         small = mask.shape[1] // stage.sample_shape[0]
-        # A pixel of the small picture is free if any of those under it is.
+        # A pixel of the reduced picture is drawn anew if any of the pixels that it averages is.
         free = mask.reshape(len(mask), mask.shape[1] // small, small, mask.shape[2] // small, small, 1).any(axis=(2, 4))
         return guidance.inpaint(_reduced(stage, images), free)
 
@@ -345,7 +391,7 @@ def _check_draws_pictures(unclip: UnCLIP) -> None:
 
 
 def _latents(unclip: UnCLIP, latent: Any, count: int, name: str) -> Latent:
-    """The latents of `count` pictures, from those or from one."""
+    """Checks a latent of `count` pictures or of one, and broadcasts it to `count` pictures."""
     if not isinstance(latent, tuple) or len(latent) != 2:
         raise UserError(f"{name} is {type(latent).__name__}; give a Latent, as encode returns it")
     return Latent(
@@ -355,7 +401,7 @@ def _latents(unclip: UnCLIP, latent: Any, count: int, name: str) -> Latent:
 
 
 def _meaning(unclip: UnCLIP, image_embed: Float[Array, "B D"]) -> Cond:
-    """The image embedding alone: a caption that is dropped."""
+    """A condition of image embeddings alone, with the caption dropped."""
     batch, width = len(image_embed), unclip.clip.text.width
     return Cond(
         image_embed=image_embed,
@@ -373,15 +419,15 @@ def _asked(
     keys: Key[Array, " B"],
     image_embed: Any,
 ) -> tuple[TextFeatures, Float[Array, "B D"]]:
-    """Text features of a prompt and the image embedding to draw: the one given, or the prior's."""
+    """Text features of the prompts, and the image embeddings to draw: those given, or samples of the prior."""
     text = encode_text(unclip, params, inputs.prompt_tokens(tokens, len(keys), unclip.clip.text))
     if image_embed is not None:
         image_embed = inputs.floats(image_embed, (len(keys), joint_width(unclip.clip)), "image_embed")
-    # The decoder folds 0 and the upsamplers 1, 2, … into the keys.
+    # 0 is folded into the keys for the decoder, 1, 2, … for the upsamplers, and the next number for the prior.
     own = fold_in_each(keys, 1 + len(unclip.upsamplers))
     return text, sample_prior(unclip, params, text, own) if image_embed is None else image_embed
 
 
 def _reduced(stage: Stage, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w 3"]:
-    """Pictures at the size of a stage."""
+    """Pictures reduced to the size that a stage draws, by averaging boxes."""
     return box_reduce(images, stage.sample_shape[0])

@@ -1,7 +1,7 @@
-"""What the functions that draw are given, made into arrays of one batch or refused in a line that names the argument.
+"""Validates the arguments of sampling and editing functions, and broadcasts them to one batch.
 
-Shapes and types are checked under `jit` too; values only where they are there to be seen. One of a thing stands for
-all pictures of a batch: one prompt with four keys is four pictures of it.
+Every function raises UserError with a message that names the argument. Shapes and dtypes are checked under `jit` too,
+values only if they are concrete. An argument of batch size 1 is broadcast: one prompt with four keys gives 4 pictures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ ONE_KEY_EACH = "give one key per picture, unclip_jax.sample_keys(jax.random.key(
 
 
 def picture_keys(keys: Any) -> Key[Array, " B"]:
-    """Keys of pictures [B] of threefry, from keys of any kind; see `diffusion.keys.threefry`."""
+    """Converts the keys of pictures to threefry keys.
+
+    Args:
+        keys: [B], of any kind that `diffusion.keys.threefry` takes; B at least 1.
+
+    Returns:
+        Threefry keys [B].
+
+    Raises:
+        UserError: `keys` are no keys, or not [B].
+    """
     keys = threefry(keys)
     if keys.ndim != 1:
         raise UserError(f"keys are {list(keys.shape) if keys.ndim else 'one key'}; {ONE_KEY_EACH}")
@@ -31,9 +41,19 @@ def picture_keys(keys: Any) -> Key[Array, " B"]:
 
 
 def prompt_tokens(tokens: Any, count: int, text: Any, name: str = "tokens") -> Int[Array, "B L"]:
-    """Tokens int32 [B, L] of `count` pictures, from those of as many prompts or of one.
+    """Checks tokens and broadcasts them to all pictures.
 
-    `text`: the config of the tower that reads them.
+    Args:
+        tokens: integers [count, L] or [1, L].
+        count: number of pictures.
+        text: config of the text tower, whose context length and vocabulary are checked.
+        name: name of the argument, for the message.
+
+    Returns:
+        int32 [count, L].
+
+    Raises:
+        UserError: the tokens have another shape or dtype, or an id outside the vocabulary.
     """
     dtype, shape = _described(tokens)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or len(shape) != 2:
@@ -53,14 +73,35 @@ def prompt_tokens(tokens: Any, count: int, text: Any, name: str = "tokens") -> I
 
 
 def for_all(array: Array, count: int, what: str) -> Array:
-    """[1, ...] or [count, ...] -> [count, ...]; `what` begins the line that refuses another number."""
+    """Broadcasts [1, ...] or [count, ...] to [count, ...].
+
+    Args:
+        array: the array.
+        count: number of pictures.
+        what: beginning of the message, "images are 3" for example.
+
+    Raises:
+        UserError: the first axis has another size.
+    """
     if array.shape[0] not in (1, count):
         raise UserError(f"{what}, keys are {count}; give as many of both, or one for all pictures")
     return jnp.broadcast_to(array, (count, *array.shape[1:]))
 
 
 def floats(given: Any, shape: tuple[int, ...], name: str) -> Float[Array, "..."]:
-    """An array of finite floats of this shape, whose first axis may be 1."""
+    """Checks an array of finite floats and broadcasts its first axis.
+
+    Args:
+        given: array-like of `shape`, or with a first axis of 1.
+        shape: shape of the result.
+        name: name of the argument, for the message.
+
+    Returns:
+        float32 of `shape`.
+
+    Raises:
+        UserError: it has another shape or dtype, or a value that is not finite.
+    """
     try:
         array, seen = jnp.asarray(given), values(given)
     except (TypeError, ValueError):
@@ -74,7 +115,21 @@ def floats(given: Any, shape: tuple[int, ...], name: str) -> Float[Array, "..."]
 
 
 def weights(given: Any, count: int, name: str, low: float = 0.0, high: float = float("inf")) -> Float[Array, " B"]:
-    """Numbers [B] from one or from [B] of them, each in [low, high] where it can be seen."""
+    """Checks one number per picture, or one for all.
+
+    Args:
+        given: a scalar, [1] or [count].
+        count: number of pictures.
+        name: name of the argument, for the message.
+        low: smallest value.
+        high: largest value.
+
+    Returns:
+        float32 [count].
+
+    Raises:
+        UserError: it has another shape, or a value that is out of range or not finite.
+    """
     try:
         array, seen = jnp.asarray(given, jnp.float32), values(given)
     except (TypeError, ValueError):
@@ -88,14 +143,33 @@ def weights(given: Any, count: int, name: str, low: float = 0.0, high: float = f
 
 
 def guidance(value: Any, count: int, name: str = "guidance_scale") -> Any:
-    """A guidance scale as it is given: None, a plain number, or an array of one or [B]."""
+    """Checks a guidance scale and returns it unchanged.
+
+    Args:
+        value: None, a number, or an array [], [1] or [count] of non-negative numbers.
+        count: number of pictures.
+        name: name of the argument, for the message.
+
+    Raises:
+        UserError: it is something else.
+    """
     if value is not None:
         weights(value, count, name)
     return value
 
 
 def number(value: Any, low: float, high: float, name: str) -> Any:
-    """A number in [low, high] that is known when the program is traced; whole where `low` is an int."""
+    """Checks a number that must be concrete (static under `jit`), and returns it unchanged.
+
+    Args:
+        value: the number; a whole number if `low` is an int.
+        low: smallest value.
+        high: largest value.
+        name: name of the argument, for the message.
+
+    Raises:
+        UserError: it is no such number, or a traced value.
+    """
     kind: Any = numbers.Integral if isinstance(low, int) else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
         whole = ", a whole number" if isinstance(low, int) else ""
@@ -104,12 +178,19 @@ def number(value: Any, low: float, high: float, name: str) -> Any:
 
 
 def pictures(images: Any, sizes: tuple[int, ...], name: str = "images") -> Float[Array, "B H W 3"]:
-    """Pictures float32 [B, H, W, 3] in [−1, 1], from those or from uint8 ones.
+    """Checks pictures and converts them to float32 in [−1, 1].
 
     Args:
-        images: square, and their side a multiple of all `sizes`; with none of these of any size.
-        sizes: sides in pixels of the networks that take them.
-        name: what an error calls them.
+        images: [B, H, W, 3], float in [−1, 1] or uint8. If `sizes` are given, square, with a side that is a multiple of
+            each of them.
+        sizes: sides in pixels of the networks that read them; empty for pictures of any size.
+        name: name of the argument, for the message.
+
+    Returns:
+        float32 [B, H, W, 3] in [−1, 1].
+
+    Raises:
+        UserError: the pictures have another shape, dtype or range.
     """
     dtype, shape = _described(images)
     if dtype is None or len(shape) != 4 or shape[-1] != 3 or not shape[0]:
@@ -125,7 +206,7 @@ def pictures(images: Any, sizes: tuple[int, ...], name: str = "images") -> Float
     seen = values(images)
     if seen is not None:
         low, high = float(seen.min()), float(seen.max())
-        if not (low >= -1.01 and high <= 1.01):  # NaN is in no range; a network's rounding is
+        if not (low >= -1.01 and high <= 1.01):  # a network's output may round beyond ±1; NaN fails too
             raise UserError(
                 f"{name} are from {low:g} to {high:g}; give float in [−1, 1] or uint8, unclip_jax.to_signed makes one "
                 "of the other"
@@ -134,7 +215,20 @@ def pictures(images: Any, sizes: tuple[int, ...], name: str = "images") -> Float
 
 
 def free_pixels(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Bool[Array, "B H W 1"]:
-    """A mask bool [B, H, W, 1] for pictures of `shape` [B, H, W, 3], from [H, W], [B, H, W] or with the last axis."""
+    """Checks a mask for inpainting and broadcasts it.
+
+    Args:
+        mask: bool [H, W], [1, H, W] or [B, H, W], each with or without a last axis of 1; True where the picture is
+            drawn anew.
+        shape: shape of the pictures, (B, H, W, 3).
+        name: name of the argument, for the message.
+
+    Returns:
+        bool [B, H, W, 1].
+
+    Raises:
+        UserError: the mask has another shape or dtype.
+    """
     dtype, given = _described(mask)
     batch, height, width = shape[:3]
     if dtype is None or not jnp.issubdtype(dtype, jnp.bool_):
@@ -148,9 +242,15 @@ def free_pixels(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Bool[A
 
 
 def values(array: Any) -> np.ndarray | None:
-    """The values of an array, on the host; None where a program is being traced with it, or other hosts hold a part.
+    """The values of a concrete array as a numpy array.
 
-    Within `jit` an operation of JAX on a known array gives an unknown one, so checks are of numpy.
+    numpy, because within `jit` even an operation of JAX on a concrete array is traced.
+
+    Args:
+        array: array-like.
+
+    Returns:
+        None if the array is traced, or if a part of it is on other hosts.
     """
     leaves = jax.tree.leaves(array)
     if any(isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
@@ -159,5 +259,5 @@ def values(array: Any) -> np.ndarray | None:
 
 
 def _described(array: Any) -> tuple[Any, tuple[int, ...]]:
-    """(dtype, shape) of an array; (None, ()) of what is none."""
+    """(dtype, shape) of an array; (None, ()) of any other object."""
     return getattr(array, "dtype", None), tuple(getattr(array, "shape", ()))

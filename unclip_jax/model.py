@@ -1,7 +1,7 @@
-"""What stages and systems ask of the config of a network: the model contract.
+"""The model contract: protocols `Network` and `Model`, which stages and systems use in place of config classes.
 
-A config satisfies it by shape and stands beside the module that it configures: `models/prior.py`, `models/unet.py`,
-`models/ar_prior.py`. Nobody else asks of which class a config is.
+A config satisfies a protocol by its attributes and methods (structural typing), and is defined in the module of its
+network: `models/prior.py`, `models/unet.py`, `models/ar_prior.py`. Code outside does not test the class of a config.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Role = Literal["prior", "decoder", "upsampler"]
 """What a network does in a system."""
 
 Reader = Callable[..., Float[Array, "B ..."]]
-"""(x_t [B, …], t int32 [B], x0_hat?) -> what the network outputs; the condition is bound, and read already."""
+"""Function (x_t [B, …], t int32 [B], x0_hat if self-conditioned) -> output; the condition is bound and read already."""
 
 
 @runtime_checkable
@@ -30,8 +30,8 @@ class Network(Protocol):
     """The config of any network of a system.
 
     Attributes:
-        role: what the network does in a system; a folder of a run directory holds one role.
-        dtype: of the matrix products.
+        role: what the network does in a system; each folder of a run directory holds a network of one role.
+        dtype: dtype of the matrix products.
     """
 
     @property
@@ -41,7 +41,7 @@ class Network(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Of the matrix products."""
+        """Dtype of the matrix products."""
         ...
 
     def network(self) -> nn.Module:
@@ -53,7 +53,14 @@ class Network(Protocol):
         ...
 
     def fitted(self, clip: CLIPConfig) -> Self:
-        """The same config with the widths of this CLIP; a network that sees no CLIP stays as it is."""
+        """The same config with the widths of a CLIP; unchanged for a network that reads no features of CLIP.
+
+        Args:
+            clip: config of the CLIP that conditions the network.
+
+        Raises:
+            UserError: the CLIP lacks a tower, or the joint space, that the network needs.
+        """
         ...
 
 
@@ -62,11 +69,11 @@ class Model(Network, Protocol):
     """The config of a denoising network: what a `Stage` asks of it.
 
     Attributes:
-        sample_shape: of one sample: [D] for a prior, [H, W, C] for pictures.
-        reads_time: whether the network is told the time, as it has to be in a diffusion of more than one step.
-        learned_variance: the output holds the variance beside the prediction, [..., 2C].
-        self_condition: the network also reads its last estimate of x0.
-        reads_level: the network is told how much noise was mixed into `Cond.low_res`.
+        sample_shape: shape of one sample: [D] for a prior, [H, W, C] for pictures.
+        reads_time: whether the network reads the timestep; without it only a one-step prior is possible.
+        learned_variance: whether the output holds the variance beside the prediction, [..., 2C].
+        self_condition: whether the network reads its previous estimate of x0 (self-conditioning).
+        reads_level: whether the network reads the noise level of `Cond.low_res`.
     """
 
     @property
@@ -76,30 +83,30 @@ class Model(Network, Protocol):
 
     @property
     def reads_time(self) -> bool:
-        """Whether the network is told the time."""
+        """Whether the network reads the timestep."""
         ...
 
     @property
     def learned_variance(self) -> bool:
-        """Whether the output holds the variance too."""
+        """Whether the output holds the variance beside the prediction."""
         ...
 
     @property
     def self_condition(self) -> bool:
-        """Whether the last estimate of x0 is read."""
+        """Whether the network reads its previous estimate of x0."""
         ...
 
     @property
     def reads_level(self) -> bool:
-        """Whether the noise of `low_res` is told."""
+        """Whether the network reads the noise level of `Cond.low_res`."""
         ...
 
     def read(self, module: Any, variables: Variables, cond: Cond) -> Reader:
         """Binds a condition. What depends on the condition alone is computed here, once for all steps of a sampler.
 
         Args:
-            module: what `network` returned.
-            variables: of the network.
+            module: the linen module that `network` returned.
+            variables: variables of the network.
             cond: the condition of B samples.
 
         Returns:
@@ -108,27 +115,40 @@ class Model(Network, Protocol):
         ...
 
     def restore(self, module: Any, variables: Variables, x0: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-        """From the space that the diffusion runs in to that of the data: CLIP's embeddings, or pictures as they are."""
+        """Maps samples from the space of the diffusion to that of the data.
+
+        Args:
+            module: the linen module that `network` returned.
+            variables: variables of the network.
+            x0: [B, ...], standardised embeddings or pictures.
+
+        Returns:
+            CLIP image embeddings [B, D], or the pictures unchanged.
+        """
         ...
 
 
 def joint_width(clip: CLIPConfig) -> int:
-    """Width D of a CLIP's embeddings. Raises UserError for a tower without a joint space."""
+    """Width D of the joint embeddings of a CLIP.
+
+    Raises:
+        UserError: the CLIP is a tower without a joint space.
+    """
     if clip.embed_dim is None:
         raise UserError("the CLIP has no joint space (embed_dim is None): give one with both towers")
     return clip.embed_dim
 
 
 def differences(config: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Fields of two configs that differ.
+    """Compares two configs field by field; fields that are dataclasses are compared recursively.
 
     Args:
-        config: a dataclass; a field may be one too.
-        other: of the same class.
-        prefix: what comes before the names of the fields.
+        config: a dataclass.
+        other: a dataclass of the same class.
+        prefix: prefix of the names of the fields.
 
     Yields:
-        (name of the field, its value in `config`, its value in `other`); "text.width" for a field of a field.
+        (name, value in `config`, value in `other`) of every field that differs; nested names are like "text.width".
     """
     for field in dataclasses.fields(config):
         name, ours, theirs = f"{prefix}{field.name}", getattr(config, field.name), getattr(other, field.name)

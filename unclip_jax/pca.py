@@ -1,6 +1,6 @@
-"""Principal components of CLIP image embeddings: what the autoregressive prior writes down, and what can be left out.
+"""PCA of CLIP image embeddings, whose coordinates the autoregressive prior predicts.
 
-Ramesh et al. 2022, §2.2: of the 1,024 dimensions 319 keep nearly all of the information.
+Ramesh et al. 2022, §2.2: 319 principal components of 1,024 dimensions keep nearly all of the information.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from jaxtyping import Array, Float
 
 
 class PCA(NamedTuple):
-    """Axes of the data by decreasing variance: row k of `components` [K, D] is the k-th, of unit norm.
+    """Principal components in the order of decreasing variance, float32.
 
-    mean: [D]. variances: [K], of the data along each axis.
+    Attributes:
+        mean: mean of the data, [D].
+        components: axes as rows of unit norm, [K, D].
+        variances: variance of the data along each axis, [K].
     """
 
     mean: Float[Array, " D"]
@@ -24,12 +27,14 @@ class PCA(NamedTuple):
 
 
 def principal_components(embeds: Float[np.ndarray, "N D"], num_components: int | None = None) -> PCA:
-    """The principal components of embeddings [N, D], all D or the first `num_components`.
+    """Computes principal components in float64; the entry of largest magnitude of each axis is positive.
 
-    Computed in float64; the sign of an axis is that which makes its largest entry positive.
+    Args:
+        embeds: [N, D], N at least 2.
+        num_components: K, 1 to D; None takes all D.
 
     Raises:
-        ValueError: fewer embeddings than two, or more components than dimensions are asked for.
+        ValueError: N or K is out of range.
     """
     count, width = embeds.shape
     wanted = width if num_components is None else num_components

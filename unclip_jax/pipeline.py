@@ -1,8 +1,8 @@
-"""Text to pictures in one program: tokens -> CLIP text -> prior -> decoder -> upsamplers -> pictures.
+"""Text to image in one program: tokens -> CLIP text tower -> prior -> decoder -> upsamplers -> pictures.
 
-`generate` is pure and compiles into a single program with one scan per stage; prompts, keys and the guidance scales
-given are its data, so new ones never compile again. A trained system is a directory with a folder per network, each
-holding its config and its weights.
+`generate` is pure and compiles to a single program with one scan per stage. Prompts, keys and guidance scales are
+traced, so that other values do not compile again. A trained system is a directory with a folder per network, which
+holds the config and the weights of the network.
 """
 
 from __future__ import annotations
@@ -53,9 +53,14 @@ class UnCLIP:
     """The architecture of a whole system; hashable, so it can be a static argument of `jit`.
 
     Attributes:
-        prior: of any kind, see `priors`; None in a system that only varies pictures, and is given their embeddings.
-        candidates: image embeddings the prior draws per picture; the one closest to the caption is kept (the paper: 2).
-        movq: what turns the decoder's latents into pictures (Kandinsky); None where the decoder draws pictures.
+        clip: config of the CLIP that the stages were trained with.
+        prior: a prior of any kind, see `priors`; None in a system for image variations only, where the caller gives the
+            image embeddings.
+        decoder: draws pictures, or latents for `movq`, from image embeddings.
+        upsamplers: enlarge the pictures, in this order.
+        candidates: image embeddings that the prior samples per picture, of which reranking keeps the one closest to the
+            caption (2 in the paper).
+        movq: decodes the latents of the decoder to pictures (Kandinsky); None where the decoder draws pictures.
     """
 
     clip: CLIPConfig
@@ -70,8 +75,8 @@ class Generation(NamedTuple):
     """What `generate` computed.
 
     Attributes:
-        text: features of the prompts; None for what was made without any.
-        image_embed: [B, D] the image embeddings that the pictures were decoded from.
+        text: features of the prompts; None for pictures that were drawn without prompts.
+        image_embed: [B, D], the image embeddings that the pictures were decoded from.
         images: [B, H, W, 3] float32 in [−1, 1].
     """
 
@@ -81,14 +86,25 @@ class Generation(NamedTuple):
 
 
 class Guidance(NamedTuple):
-    """Guidance scales, each a scalar or [B]; 1.0 is off, None takes the stage's own."""
+    """Guidance scales, each a scalar or [B]; 1.0 is off, None takes the scale of the stage.
+
+    Attributes:
+        prior: scale of the prior.
+        decoder: scale of the decoder.
+    """
 
     prior: GuidanceScale | None = None
     decoder: GuidanceScale | None = None
 
 
 class LoadedUnCLIP(NamedTuple):
-    """A system ready to use: `generate(unclip, params, tokenize(prompts), keys)`."""
+    """A system ready to use: `generate(unclip, params, tokenize(prompts), keys)`.
+
+    Attributes:
+        unclip: the architecture.
+        params: variables of each network by the name of its folder; "clip" holds all weights of the CLIP as one tree.
+        tokenize: prompts -> int32 [B, L].
+    """
 
     unclip: UnCLIP
     params: dict[str, Any]
@@ -97,7 +113,13 @@ class LoadedUnCLIP(NamedTuple):
 
 @standard_settings
 def encode_text(unclip: UnCLIP, params: dict[str, Any], tokens: Int[Array, "B L"]) -> TextFeatures:
-    """Features of prompts int32 [B, L]."""
+    """CLIP's features of prompts.
+
+    Args:
+        unclip: the architecture.
+        params: variables of its networks, as `load` returns them.
+        tokens: int32 [B, L].
+    """
     return encode_texts(unclip.clip, params["clip"], tokens)
 
 
@@ -110,14 +132,20 @@ def sample_prior(
     *,
     guidance_scale: GuidanceScale | None = None,
 ) -> Float[Array, "B D"]:
-    """Image embeddings [B, D] for prompts: of `unclip.candidates` draws each, the one closest to the text (rerank).
+    """Samples image embeddings for prompts, with reranking.
+
+    The prior samples `unclip.candidates` embeddings per prompt; the one with the largest cosine to the text embedding
+    is kept.
 
     Args:
         unclip: the architecture.
-        params: variables of its networks, as `load` gives them.
+        params: variables of its networks, as `load` returns them.
         text: features of B prompts.
         keys: [B], one per sample.
-        guidance_scale: of the prior, a scalar or [B]; None takes its own, 1.0 is off.
+        guidance_scale: scale of the prior, a scalar or [B]; None takes that of the stage, 1.0 is off.
+
+    Returns:
+        float32 [B, D], not normalised.
 
     Raises:
         UserError: the system has no prior.
@@ -144,15 +172,18 @@ def decode(
     *,
     guidance_scale: GuidanceScale | None = None,
 ) -> Float[Array, "B H W 3"]:
-    """Pictures [B, H, W, 3] in [−1, 1] from an image embedding and text: the decoder, then every upsampler.
+    """Draws pictures from image embeddings and text: the decoder, MoVQ if there is one, then every upsampler.
 
     Args:
         unclip: the architecture.
-        params: variables of its networks, as `load` gives them.
-        cond: image_embed and the text_embed, text_encodings and text_mask of B samples; with `keep_text` False the
-            image embedding decides.
+        params: variables of its networks, as `load` returns them.
+        cond: image_embed, text_embed, text_encodings and text_mask of B samples; with `keep_text` False the picture
+            depends on the image embedding alone.
         keys: [B], one per sample.
-        guidance_scale: of the decoder, a scalar or [B]; None takes its own, 1.0 is off.
+        guidance_scale: scale of the decoder, a scalar or [B]; None takes that of the stage, 1.0 is off.
+
+    Returns:
+        float32 [B, H, W, 3] in [−1, 1].
     """
     images = stages.run(unclip.decoder, params["decoder"], cond, fold_in_each(keys, 0), guidance_scale=guidance_scale)
     if unclip.movq is not None:
@@ -169,14 +200,17 @@ def upsample(
     *,
     decorate: Callable[[Stage], Decorator | None] = lambda stage: None,
 ) -> Float[Array, "B H W 3"]:
-    """Pictures of the decoder [B, h, w, 3] through every upsampler: [B, H, W, 3].
+    """Enlarges pictures by every upsampler of the system.
 
     Args:
         unclip: the architecture.
-        params: variables of its networks, as `load` gives them.
-        images: of the decoder, in [−1, 1].
+        params: variables of its networks, as `load` returns them.
+        images: pictures of the decoder, [B, h, w, 3] in [−1, 1].
         keys: [B], one per sample.
-        decorate: what to do to a stage's denoiser, as in `stage.run`.
+        decorate: stage -> a decorator of its denoiser for `stage.run`, or None.
+
+    Returns:
+        float32 [B, H, W, 3] in [−1, 1].
     """
     for i, stage in enumerate(unclip.upsamplers):
         cond, own = Cond(low_res=images), fold_in_each(keys, 1 + i)
@@ -194,18 +228,18 @@ def generate(
     image_embed: Any = None,
     guidance: Guidance | Any = Guidance(),
 ) -> Generation:
-    """From prompts to pictures.
+    """Text to image: draws pictures for prompts. Not compiled; see `generate_jit`.
 
     Args:
         unclip: the architecture.
         params: {"clip": weights as one tree, "prior": variables, "decoder": variables, "upsampler_0": variables, …}.
-        tokens: int32 [B, L], one prompt per picture, or [1, L], one for all of them.
-        keys: [B] keys, one per picture: a picture depends on its own prompt and key, not on its neighbours.
-        image_embed: float [B, D] or [1, D], to decode from instead of the prior's.
-        guidance: scales for prior and decoder.
+        tokens: int32 [B, L], one prompt per picture, or [1, L], one prompt for all pictures.
+        keys: [B], one per picture: a picture depends on its own prompt and key, not on the others of the batch.
+        image_embed: float [B, D] or [1, D], image embeddings to decode in place of sampling the prior.
+        guidance: guidance scales of prior and decoder.
 
     Raises:
-        UserError: an argument has another shape or type, or they do not go together; the line names it.
+        UserError: an argument has another shape or type, or two arguments do not fit; the message names them.
     """
     keys, tokens, image_embed = _checked(unclip, tokens, keys, image_embed, guidance)
     text = encode_text(unclip, params, tokens)
@@ -217,7 +251,7 @@ def generate(
 
 
 def _checked(unclip: UnCLIP, tokens: Any, keys: Any, image_embed: Any, guidance: Any) -> tuple[Any, Any, Any]:
-    """(keys, tokens, image_embed) of one batch, see `generate`."""
+    """Checks the arguments of `generate`, and broadcasts them to one batch: (keys, tokens, image_embed)."""
     keys = inputs.picture_keys(keys)
     tokens = inputs.prompt_tokens(tokens, len(keys), unclip.clip.text)
     if image_embed is not None:
@@ -241,17 +275,27 @@ def generate_jit(
     image_embed: Any = None,
     guidance: Guidance | Any = Guidance(),
 ) -> Generation:
-    """`generate` compiled once per architecture, batch size and which of the guidance scales are given."""
+    """Calls `generate` as a compiled program.
+
+    It is compiled once per architecture, batch size and set of guidance scales that are given. Arguments are those of
+    `generate`.
+
+    Raises:
+        UserError: an argument has another shape, type or range, or two arguments do not fit; the message names them.
+    """
     keys, tokens, image_embed = _checked(unclip, tokens, keys, image_embed, guidance)
     return _generate_jit(unclip, params, tokens, keys, image_embed=image_embed, guidance=guidance)
 
 
 def check_drawn(generation: Generation, names: Sequence[str]) -> None:
-    """Raises UserError for pictures of NaN or infinite numbers, which would be written as black ones.
+    """Refuses pictures with NaN or infinite values, which would be written as black pictures.
 
     Args:
-        generation: computed, not being traced.
-        names: what to call each of its B pictures in the line, which also says the first part that went wrong.
+        generation: concrete arrays, not traced ones.
+        names: names of its B pictures, for the message.
+
+    Raises:
+        UserError: a value is not finite; the message names the first picture and the first network it came from.
     """
     parts = {"the prior (or the CLIP)": generation.image_embed, "the decoder or an upsampler": generation.images}
     if generation.text is not None:
@@ -266,15 +310,15 @@ def check_drawn(generation: Generation, names: Sequence[str]) -> None:
 
 
 def with_sampling(loaded: LoadedUnCLIP, **changes: Any) -> LoadedUnCLIP:
-    """The same system with other fields of the decoder's `Sampling`; those that are not named stay.
+    """The same system with other values for fields of the decoder's `Sampling`.
 
     Args:
         loaded: the system.
-        changes: fields of `Sampling`; `sampler` by its name in `SAMPLERS`, on the grid that the decoder has unless the
-            row has one of its own.
+        changes: fields of `Sampling` by name. `sampler` is a name in `SAMPLERS`; the decoder's grid is kept, unless the
+            row has another grid than `Uniform()`.
 
     Raises:
-        UserError: a value that `Sampling` refuses, or guidance for a decoder that is drawn without.
+        UserError: a value is refused, or a guidance scale is given for a decoder without guidance.
     """
     if changes.get("guidance_scale") is not None and loaded.unclip.decoder.sampling.guidance_scale is None:
         raise UserError("guidance scale: this decoder is drawn without guidance, as distilled ones are; leave it out")
@@ -292,21 +336,21 @@ def load(
     prior: str = "prior",
     dtype: str | None = None,
 ) -> LoadedUnCLIP:
-    """A trained system.
+    """Loads a trained system.
 
     Args:
         directory: a run directory of `train.py`, with the folders clip, prior, decoder and upsampler_0, …; or a
-            published system in the layout of diffusers (Karlo, Kandinsky 2.2), or its name on the hub, "owner/name".
-            None takes the weights that come with the package.
-        more: further directories of a published system: Kandinsky's prior beside its decoder, or a prior (ECLIPSE) that
-            takes the place of the one there is.
-        prior: the folder of the prior to use, where several lie beside the decoder of a run directory: "prior",
-            "ar_prior" or "one_step_prior".
-        dtype: of a published system's matrix products, "float32" or "bfloat16"; None is bfloat16 on a GPU or TPU.
+            published system in the layout of diffusers (Karlo, Kandinsky 2.2), or its "owner/name" on the Hugging Face
+            hub. None takes the weights that come with the package.
+        more: further directories or names of a published system: Kandinsky's prior besides its decoder, or a prior
+            (ECLIPSE) that replaces that of an earlier directory.
+        prior: folder of the prior in a run directory: "prior", "ar_prior" or "one_step_prior".
+        dtype: dtype of the matrix products of a published system, "float32" or "bfloat16"; None takes float32 on a CPU
+            and bfloat16 elsewhere.
 
     Raises:
-        UserError: a folder is missing, damaged, or the stages do not fit each other; or an option is not for this kind
-            of system.
+        UserError: a folder is missing or damaged, the stages do not fit each other, or an argument does not apply to
+            this kind of system.
     """
     root = SHIPPED if directory is None else local(directory)
     if not root.is_dir():
@@ -337,7 +381,14 @@ def load(
 
 
 def local(source: str | os.PathLike) -> Path:
-    """The directory itself, or where the files of a name on the hub were put."""
+    """The local directory of a source: the directory itself, or the download of a name on the Hugging Face hub.
+
+    Args:
+        source: a path, which is returned unchanged, or an "owner/name" that is no existing path.
+
+    Raises:
+        UserError: the name cannot be downloaded.
+    """
     path = Path(source)
     if isinstance(source, os.PathLike) or path.exists() or not is_name(source):
         return path
@@ -345,6 +396,7 @@ def local(source: str | os.PathLike) -> Path:
 
 
 def _published(directories: list[Path], dtype: str | None) -> LoadedUnCLIP:
+    """Loads a published system; see `load`."""
     if dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"dtype is {dtype!r}; choose float32 or bfloat16")
     found = diffusers.load(directories, dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
@@ -354,14 +406,14 @@ def _published(directories: list[Path], dtype: str | None) -> LoadedUnCLIP:
 
 
 def _check_fit(unclip: UnCLIP) -> None:
-    """The widths at the seams must agree, or a network would fail deep inside with a message about a matrix."""
+    """Checks roles, widths and sizes of the networks, which would otherwise fail with an error about array shapes."""
     clip, decoder = unclip.clip, unclip.decoder.model
     models: dict[str, Any] = {} if unclip.prior is None else {"prior": unclip.prior.model}
     models |= {"decoder": decoder, **{f"upsampler_{i}": stage.model for i, stage in enumerate(unclip.upsamplers)}}
     for name, model in models.items():
         if model.role != name.partition("_")[0]:
             raise UserError(f"{name} holds another kind of network: were its files swapped with another stage's?")
-    unet: Any = decoder  # by its role
+    unet: Any = decoder  # a `UNetConfig`, by its role
     if unet.image is None:
         raise UserError("decoder: image is None: this decoder reads no image embedding")
     if unclip.movq is None and unet.text is None:  # Kandinsky's decoder reads no text

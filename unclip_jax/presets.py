@@ -1,4 +1,4 @@
-"""The stages this package knows by name: one row each, with where its numbers come from."""
+"""Presets: configs of stages by name, with the source of their numbers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,33 @@ from unclip_jax.stage import Sampling, Stage
 
 
 class Preset(NamedTuple):
-    """A stage and where its numbers come from."""
+    """A named stage.
+
+    Attributes:
+        stage: the config, of a stage or of a prior of any kind.
+        source: where its numbers come from.
+    """
 
     stage: Prior
     source: str
 
 
-CONTEXT = 24  # tokens of a caption in the CLIPs of the small presets
+CONTEXT = 24  # context length of the CLIPs of the small presets
 
 
 def shapes_prior(width: int, layers: int, heads: int, *, embed_dim: int = 64, text_width: int = 96) -> Stage:
-    """A prior over the embeddings of the CLIP of the same name; it predicts x0, as in the paper (§2.2).
+    """A diffusion prior for the shapes world; it predicts x0, as in the paper (§2.2).
 
-    Pictures of one caption differ by a hundredth of the variance of all. At unit deviation noise hides that at all but
-    the last of the times, and the prior draws the mean; at a deviation of 5 half of the times are about it.
+    The embeddings of the pictures of one caption have a hundredth of the variance of all embeddings. At a standard
+    deviation of 1, noise would hide that difference at all but the last timesteps, and the prior would draw the mean of
+    a caption; at a standard deviation of 5 (`scale`) half of the timesteps resolve it.
+
+    Args:
+        width: width of the transformer.
+        layers: its blocks.
+        heads: its attention heads.
+        embed_dim: D of the CLIP.
+        text_width: width of its text encodings.
     """
     return Stage(
         model=PriorConfig(embed_dim, text_width, CONTEXT, width, layers, heads, scale=5.0, skip=True),
@@ -49,9 +62,19 @@ def shapes_ar_prior(
     embed_dim: int = 64,
     text_width: int = 96,
 ) -> ARStage:
-    """The embedding as a row of tokens; the buckets are coarser than the paper's, each has to be seen in training.
+    """An autoregressive prior for the shapes world.
 
-    Guidance is what keeps a row together: one unlucky token turns all that follow.
+    There are fewer buckets than in the paper, because each of them has to occur in training. Guidance is on, because
+    one unlikely token misleads all that follow.
+
+    Args:
+        width: width of the transformer.
+        layers: its blocks.
+        heads: its attention heads.
+        components: principal components that are predicted.
+        buckets: values of a token.
+        embed_dim: D of the CLIP.
+        text_width: width of its text encodings.
     """
     model = ARPriorConfig(embed_dim, text_width, CONTEXT, width, layers, heads, components, buckets)
     return ARStage(model, ARSampling(guidance_scale=2.0))
@@ -60,7 +83,7 @@ def shapes_ar_prior(
 def shapes_one_step_prior(
     width: int, layers: int, heads: int, *, embed_dim: int = 64, text_width: int = 96
 ) -> OneStepStage:
-    """The transformer of `shapes_prior` without the time."""
+    """A one-step prior: the transformer of `shapes_prior` without the timestep; the arguments are the same."""
     return OneStepStage(PriorConfig(embed_dim, text_width, CONTEXT, width, layers, heads, time_token=False))
 
 
@@ -75,10 +98,20 @@ def shapes_decoder(
     steps: int = 32,
     guidance_scale: float = 1.0,
 ) -> Stage:
-    """A decoder over patches.
+    """A decoder for the shapes world, on patches of pixels.
 
-    It predicts x0: the noise of a patch would have to squeeze through the stem, the picture need not. Guidance is off
-    unless given: it makes the pictures of one caption more alike, as fewer steps do, and hardly more right.
+    It predicts x0, because the stem is too narrow to carry the noise of a patch, but not its picture. Guidance is off
+    by default: like fewer steps, it makes the pictures of a caption more alike, and hardly more often right.
+
+    Args:
+        size: side of the pictures in pixels.
+        patch: side of a patch in pixels.
+        levels: resolutions of the U-Net.
+        head: channels per attention head.
+        embed_dim: D of the CLIP.
+        text_width: width of its text encodings.
+        steps: sampling steps.
+        guidance_scale: 1.0 is off.
     """
     return Stage(
         model=UNetConfig(
@@ -100,7 +133,7 @@ def shapes_decoder(
 
 
 def shapes_upsampler(size: int, patch: int, levels: tuple[Level, ...]) -> Stage:
-    """No text, no attention, no guidance, few steps (§2.1)."""
+    """An upsampler for the shapes world: no text, no attention, no guidance, few steps (§2.1)."""
     return Stage(
         model=UNetConfig(image_size=size, levels=levels, patch_size=patch, groups=16, time_width=64, low_res=LowRes()),
         prediction="x0",
@@ -110,15 +143,22 @@ def shapes_upsampler(size: int, patch: int, levels: tuple[Level, ...]) -> Stage:
 
 
 def levels(width: int, multiples: tuple[int, ...], blocks: int, attention: tuple[bool, ...]) -> tuple[Level, ...]:
-    """As the paper's tables write them: channels, channel multiples, residual blocks and attention of each level."""
+    """Levels of a U-Net as the paper's tables describe them.
+
+    Args:
+        width: base channels.
+        multiples: channel multiple of each level, from the finest.
+        blocks: residual blocks of every level.
+        attention: whether each level has attention.
+    """
     return tuple(Level(width * m, blocks, a) for m, a in zip(multiples, attention, strict=True))
 
 
 def published_prior(width: int, layers: int, heads: int, embed_dim: int, text_width: int) -> Stage:
-    """The diffusion prior of Table 3: x0 with equal weights, 64 steps with the analytic variance.
+    """The diffusion prior of the paper's Table 3: prediction of x0, equal weights, 64 steps with the analytic variance.
 
-    It reads the 77 token encodings of a CLIP, where the paper's prior has 256 tokens and learns to encode them itself.
-    Guidance is not in the table; it is off until asked for.
+    It reads the 77 text encodings of a CLIP, whereas the paper's prior encodes 256 tokens by itself. The table has no
+    guidance scale; it is 1.0 (off) here.
     """
     return Stage(
         model=PriorConfig(embed_dim, text_width, 77, width, layers, heads),
@@ -129,9 +169,9 @@ def published_prior(width: int, layers: int, heads: int, embed_dim: int, text_wi
 
 
 def published_ar_prior(width: int, layers: int, heads: int, embed_dim: int, text_width: int) -> ARStage:
-    """The autoregressive prior of Table 3, of 319 components in 1,024 buckets (§2.2).
+    """The autoregressive prior of the paper's Table 3, with 319 components in 1,024 buckets (§2.2).
 
-    As for the diffusion prior, the caption is 77 encodings of a CLIP, and guidance is off until asked for.
+    As in `published_prior`, it reads 77 text encodings of a CLIP, and the guidance scale is 1.0 (off).
     """
     return ARStage(ARPriorConfig(embed_dim, text_width, 77, width, layers, heads), ARSampling(guidance_scale=1.0))
 
@@ -147,10 +187,10 @@ def published_decoder(
     size: int = 64,
     head: int = 64,
 ) -> Stage:
-    """The decoder of Table 3: eps and a learned variance, attention at all sizes but the first, 250 steps.
+    """The decoder of the paper's Table 3: eps, learned variance, attention at all levels but the finest, 250 steps.
 
-    The caption comes as CLIP's encodings, where the paper trains GLIDE's text encoder of 1.2 billion parameters along
-    with it. Guidance is not in the table: 1.25 is the scale of the paper's best FID.
+    It reads CLIP's text encodings, whereas the paper trains GLIDE's text encoder of 1.2 billion parameters with it. The
+    table has no guidance scale; 1.25 is that of the paper's best FID.
     """
     return Stage(
         model=UNetConfig(
@@ -177,7 +217,7 @@ def published_upsampler(
     schedule: str,
     dropout: float = 0.0,
 ) -> Stage:
-    """An upsampler of Table 3: eps, no attention anywhere, no text, no guidance, DDIM."""
+    """An upsampler of the paper's Table 3: prediction of eps, no attention, no text, no guidance."""
     model = UNetConfig(
         image_size=size,
         levels=levels(width, multiples, blocks, (False,) * len(multiples)),
@@ -223,12 +263,12 @@ PRESETS: dict[str, Preset] = {
     "dalle2-upsampler-256":  Preset(published_upsampler( 256, 320, (1, 2, 3, 4), 3, FAST27, "cosine", 0.1), PAPER),
     "dalle2-upsampler-1024": Preset(published_upsampler(1024, 192, (1, 1, 2, 2, 4, 4), 2, DDIM15, "linear"), PAPER),
 
-    # The same for one accelerator, over the embeddings of CLIP ViT-L/14.
+    # Smaller, for one accelerator, with the embedding widths of CLIP ViT-L/14.
     "small-prior":           Preset(published_prior(512, 16, 8, 768, 768), OURS_SMALLER),
     "small-decoder":         Preset(published_decoder(128, 3, 768, 768, 512, 0.1), OURS_SMALLER),
     "small-upsampler-256":   Preset(published_upsampler(256, 96, (1, 2, 3, 4), 2, FAST27, "cosine", 0.1), OURS_SMALLER),
 
-    # The same again in no time, to see that it runs.
+    # Tiny, for a quick trial of the whole training.
     "tiny-captions-prior":     Preset(published_prior(32, 2, 2, 16, 32), OURS),
     "tiny-captions-decoder":   Preset(published_decoder(32, 1, 16, 32, 64, 0.1, size=16, head=32), OURS),
     "tiny-captions-upsampler": Preset(published_upsampler(32, 32, (1, 2), 1, FAST27, "cosine", 0.1), OURS),
@@ -237,7 +277,11 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Any:
-    """The stage, or prior of another kind, of a name. Raises UserError for a name there is none of."""
+    """The stage, or prior of any kind, of a name in `PRESETS`.
+
+    Raises:
+        UserError: there is no such name.
+    """
     if name not in PRESETS:
         raise UserError(f"there is no stage {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name].stage

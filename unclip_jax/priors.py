@@ -1,8 +1,8 @@
-"""The three priors, each from a caption to an image embedding: one way to initialise and to sample any of them.
+"""The priors, which map a caption to an image embedding: how each kind is configured, initialised, sampled and trained.
 
 A diffusion prior is a `Stage` like the decoder. The autoregressive prior samples the embedding token by token (Ramesh
-et al. 2022, §2.2), the one-step prior makes it of noise in one forward pass (ECLIPSE, Patel et al. 2023,
-arXiv:2312.04655); neither has a noise schedule, so each has a config of its own here.
+et al. 2022, §2.2). The one-step prior maps noise to the embedding in one forward pass (ECLIPSE, Patel et al. 2023,
+arXiv:2312.04655). The latter two have no noise schedule and therefore configs of their own, in this module.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Prior(Protocol):
         ...
 
     def init(self, key: Key[Array, ""]) -> Variables:
-        """Fresh variables."""
+        """Initialises the variables of the network."""
         ...
 
     def sample(
@@ -63,8 +63,8 @@ class ARSampling:
     """How an autoregressive prior is sampled unless the caller says otherwise.
 
     Attributes:
-        guidance_scale: of classifier-free guidance, on the logits; 1.0 is off, None never runs the unconditional
-            branch.
+        guidance_scale: scale of classifier-free guidance on the logits. 1.0 is off unless the caller gives a scale;
+            with None a scale of the caller is ignored, and the unconditional branch is never run.
     """
 
     guidance_scale: float | None = None
@@ -72,7 +72,15 @@ class ARSampling:
 
 @dataclass(frozen=True)
 class ARStage:
-    """An autoregressive prior and how it is sampled."""
+    """An autoregressive prior and how it is sampled.
+
+    Attributes:
+        model: config of the network.
+        sampling: defaults of its sampling.
+
+    Raises:
+        UserError: the guidance scale is out of range.
+    """
 
     model: ARPriorConfig
     sampling: ARSampling = ARSampling()
@@ -81,7 +89,7 @@ class ARStage:
         check_ranges(self.sampling, "sampling.", guidance_scale=GUIDANCE)
 
     def init(self, key: Key[Array, ""]) -> Variables:
-        """Fresh variables, with buckets that nothing was measured for."""
+        """Initialises the variables of the network; the statistics of the quantiser are blank, not measured."""
         embed = jnp.zeros((1, self.model.embed_dim))
         return self.model.network().init(key, embed, self.model.blank_cond())
 
@@ -100,14 +108,14 @@ class ARStage:
 
 @dataclass(frozen=True)
 class OneStepStage:
-    """A prior of one forward pass and what it is trained for.
+    """A one-step prior (ECLIPSE) and the weight of its losses.
 
     Attributes:
-        model: has no time token.
-        contrastive_weight: λ of the contrastive loss beside the squared error (the paper: 0.2).
+        model: config of the network, without a time token.
+        contrastive_weight: weight λ of the contrastive loss that is added to the squared error (0.2 in the paper).
 
     Raises:
-        UserError: the model has a time token, or the weight is negative.
+        UserError: the model has a time token, or the weight is out of range.
     """
 
     model: PriorConfig
@@ -119,7 +127,7 @@ class OneStepStage:
         check_ranges(self, contrastive_weight=(0.0, 1e6))
 
     def init(self, key: Key[Array, ""]) -> Variables:
-        """Fresh variables."""
+        """Initialises the variables of the network."""
         embed = jnp.zeros((1, self.model.embed_dim))
         return self.model.network().init(key, embed, None, self.model.blank_cond())
 
@@ -131,22 +139,22 @@ class OneStepStage:
         *,
         guidance_scale: GuidanceScale | None = None,
     ) -> Float[Array, "B D"]:
-        """Image embeddings [B, D] of noise, in one forward pass; there is no guidance."""
+        """Image embeddings [B, D] in one forward pass on noise; `guidance_scale` is ignored."""
         module = self.model.network()
         embed = module.apply(variables, normal(keys, self.model.sample_shape), None, cond)
         return self.model.restore(module, variables, embed)
 
 
 KINDS: dict[str, type[Any]] = {"diffusion": Stage, "autoregressive prior": ARStage, "one-step prior": OneStepStage}
-"""What `config.json` calls each; decoders and upsamplers are diffusion too."""
+"""Kinds in `config.json`; decoders and upsamplers are of kind "diffusion" too."""
 
 
 @standard_settings
 def init(prior: Prior, key: Key[Array, ""]) -> Variables:
-    """Fresh variables of a prior of any kind, or of any other stage.
+    """Initialises the variables of a prior of any kind, or of any other stage.
 
     Args:
-        prior: its config.
+        prior: a prior or a stage.
         key: one PRNG key.
 
     Returns:
@@ -164,15 +172,18 @@ def sample(
     *,
     guidance_scale: GuidanceScale | None = None,
 ) -> Float[Array, "B D"]:
-    """Image embeddings [B, D], as CLIP's image tower gives them, for captions.
+    """Samples image embeddings for captions.
 
     Args:
-        prior: of any kind.
-        variables: of its network, as `init` gives them.
+        prior: a prior of any kind.
+        variables: variables of its network, as `init` returns them.
         cond: text_embed, text_encodings and text_mask of B captions.
-        keys: [B] keys; sample i depends on its own key and caption alone.
-        guidance_scale: instead of the prior's own; may be traced, a scalar or [B]. Ignored by a prior without guidance,
-            as a one-step prior is.
+        keys: [B]; sample i depends on its own key and caption alone.
+        guidance_scale: replaces the scale of the prior; a scalar or [B], may be traced. Ignored by a prior without
+            guidance, such as a one-step prior.
+
+    Returns:
+        float32 [B, D], not normalised, as CLIP's image tower returns embeddings.
     """
     return prior.sample(variables, cond, keys, guidance_scale=guidance_scale)
 
@@ -185,17 +196,19 @@ def sample_tokens(
     *,
     guidance_scale: GuidanceScale | None = None,
 ) -> Int[Array, "B K"]:
-    """Samples the tokens of embeddings in one `lax.scan` with a KV cache, so that nothing is read twice.
+    """Samples the tokens of embeddings autoregressively, in one `lax.scan` with a KV cache.
+
+    The first token, the similarity of image and text, is drawn from the upper half of its distribution.
 
     Args:
-        prior: its config.
-        variables: of its network.
-        cond: B captions.
-        keys: [B].
-        guidance_scale: instead of the prior's own, on the logits; ignored by a prior without guidance.
+        prior: the prior.
+        variables: variables of its network.
+        cond: the condition of B captions.
+        keys: [B], one per sample.
+        guidance_scale: replaces the scale of the prior, on the logits; ignored by a prior without guidance.
 
     Returns:
-        The buckets of the coordinates, int32 [B, K]; the similarity, which is sampled first, is left out.
+        The tokens of the K coordinates, int32 [B, K], without the similarity.
     """
     module, config = prior.model.network(), prior.model
     scale: GuidanceScale | None = prior.sampling.guidance_scale
@@ -212,25 +225,32 @@ def sample_tokens(
 
     def step(carry, inputs):
         prefix, token = carry
-        place, own = inputs
+        place, token_keys = inputs
         both = token if is_off(scale) else jnp.concatenate([token, token])
         logits, prefix = module.apply(variables, both, place, prefix, method="next_logits")
-        token = jax.vmap(jax.random.categorical)(own, guided(logits))
+        token = jax.vmap(jax.random.categorical)(token_keys, guided(logits))
         return (prefix, token), token
 
-    # Token j is drawn with j folded into the keys.
-    own_keys = jax.vmap(partial(fold_in_each, keys))(jnp.arange(config.components + 1))
+    # Token j is drawn with the keys into which j is folded.
+    keys_of_tokens = jax.vmap(partial(fold_in_each, keys))(jnp.arange(config.components + 1))
     logits, prefix = module.apply(variables, cond, method="first_logits")
-    similarity = from_top_half(own_keys[0], guided(logits))
+    similarity = from_top_half(keys_of_tokens[0], guided(logits))
     places = config.prefix_length + jnp.arange(config.components)
-    _, coordinates = jax.lax.scan(step, (prefix, similarity), (places, own_keys[1:]))
+    _, coordinates = jax.lax.scan(step, (prefix, similarity), (places, keys_of_tokens[1:]))
     return coordinates.T
 
 
 def from_top_half(keys: Key[Array, " B"], logits: Float[Array, "B buckets"]) -> Int[Array, " B"]:
-    """Draws from the upper half of each distribution over ordered buckets: [B] keys, [B, buckets] -> int32 [B].
+    """Draws buckets from above the median of each distribution (inverse CDF at a level uniform in [0.5, 1)).
 
-    The upper half of the probability, that is; the bucket of the median is drawn for its share above the median.
+    The bucket that holds the median is drawn with its probability above the median.
+
+    Args:
+        keys: [B], one per sample.
+        logits: [B, buckets], of ordered buckets.
+
+    Returns:
+        Buckets, int32 [B].
     """
     below = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
     level = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32, minval=0.5))(keys)
@@ -239,7 +259,17 @@ def from_top_half(keys: Key[Array, " B"], logits: Float[Array, "B buckets"]) -> 
 
 @standard_settings
 def ar_loss(prior: ARStage, variables: Variables, image_embed: Float[Array, "B D"], cond: Cond) -> Loss:
-    """Cross-entropy in nats, the mean over all tokens of embeddings [B, D]; also of the similarity token alone."""
+    """Cross-entropy of the autoregressive prior.
+
+    Args:
+        prior: the prior.
+        variables: variables of its network.
+        image_embed: CLIP image embeddings, [B, D].
+        cond: the condition of their captions.
+
+    Returns:
+        (mean over all tokens, in nats; metrics: that of the similarity token alone).
+    """
     logits, tokens = prior.model.network().apply(variables, image_embed, cond)
     errors = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
     return errors.mean(), {"similarity_cross_entropy": errors[:, 0].mean()}
@@ -256,18 +286,24 @@ def one_step_loss(
     logit_scale: Float[Array, ""],
     targets: Bool[Array, "B B"] | None = None,
 ) -> Loss:
-    """Squared error + λ · contrastive loss (Patel et al. 2023).
+    """Loss of a one-step prior: squared error + λ · contrastive loss (ECLIPSE, Patel et al. 2023).
 
-    The contrastive loss asks which of the batch's captions belongs to each predicted embedding.
+    The contrastive loss classifies which caption of the batch belongs to each predicted embedding (image to text only).
 
     Args:
-        prior: its config.
-        variables: of its network.
-        x0: [B, D], standardised image embeddings.
+        prior: the prior.
+        variables: variables of its network.
+        x0: standardised image embeddings, [B, D].
         cond: text_embed, text_encodings and text_mask of their B captions.
-        key: for the noise that the embeddings are made of.
-        logit_scale: the CLIP's logarithm of the inverse temperature, a scalar.
-        targets: bool [B, B], which captions count as right for each embedding, see `clip_jax.clip_loss`; None: its own.
+        key: one PRNG key, for the noise that the network reads.
+        logit_scale: CLIP's logit scale, the logarithm of the inverse temperature, a scalar.
+        targets: bool [B, B], which captions are right for each embedding (see `clip_jax.clip_loss`); None: its own.
+
+    Returns:
+        (loss; metrics: mean squared error, contrastive loss and accuracy).
+
+    Raises:
+        ValueError: `cond` lacks a field.
     """
     module = prior.model.network()
     predicted = module.apply(variables, jax.random.normal(key, x0.shape, jnp.float32), None, cond)

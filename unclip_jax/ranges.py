@@ -1,7 +1,7 @@
-"""Numbers of a config, checked before anything is built of them.
+"""Range checks of the numbers in a config, before any array is allocated.
 
-A config may come from a file that is damaged or hostile: a schedule of ten million times or a guidance scale of NaN is
-refused by the field's name here, before an array is made.
+A config may come from a damaged or hostile file: a schedule of ten million timesteps or a guidance scale of NaN is
+refused here, with the name of the field.
 """
 
 from __future__ import annotations
@@ -13,25 +13,28 @@ from typing import Any
 from clip_jax.errors import UserError
 
 WIDTH = (1, 65_536)
-"""Sizes of a layer."""
+"""Range of the sizes of a layer."""
 DEPTH = (1, 256)
-"""Layers or blocks on top of each other."""
+"""Range of the number of layers or blocks in a stack."""
 SIDE = (1, 4_096)
-"""Pixels of a square picture along one side."""
+"""Range of the side of a square picture, in pixels."""
 TIMES = (1, 100_000)
-"""Steps of a noise schedule (1,000 is usual)."""
+"""Range of the timesteps of a noise schedule (1,000 is usual)."""
 GUIDANCE = (0.0, 100.0)
-"""Scales of classifier-free guidance."""
+"""Range of the scale of classifier-free guidance; 1.0 is off."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_ranges(config: Any, where: str = "", /, **ranges: tuple[float, float]) -> None:
-    """Raises UserError for a field that is not a finite number within its range, both ends included.
+    """Checks that fields of a config are finite numbers within their ranges.
 
     Args:
-        config: a dataclass; a field whose type says so may also be None.
-        where: what comes before the names of the fields, "sampling." say.
-        ranges: of each field. A field of type int takes whole numbers only.
+        config: a dataclass; a field whose type allows None may be None.
+        where: prefix of the names of the fields in the message, "sampling." for example.
+        ranges: field -> (lowest, highest), both included. A field of type int takes whole numbers only.
+
+    Raises:
+        UserError: a field is no number, NaN, or out of range; the message names it.
     """
     types = {field.name: str(field.type) for field in dataclasses.fields(config)}
     for name, (low, high) in ranges.items():
@@ -45,6 +48,10 @@ def check_ranges(config: Any, where: str = "", /, **ranges: tuple[float, float])
 
 
 def check_dtype(config: Any) -> None:
-    """Raises UserError unless `config.dtype` names a type of matrix products."""
+    """Checks that `config.dtype` is one of `DTYPES`.
+
+    Raises:
+        UserError: it is another value.
+    """
     if config.dtype not in DTYPES:
         raise UserError(f"dtype is {str(config.dtype)[:40]!r}; choose one of {', '.join(DTYPES)}")

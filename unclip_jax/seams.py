@@ -1,4 +1,4 @@
-"""Whether the stages of a cascade follow from each other: every upsampler starts from what is drawn before it."""
+"""Checks of a cascade: every upsampler must start from pictures of the size that the stage before it draws."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class Drawn(NamedTuple):
     """What one stage of a cascade draws.
 
     Attributes:
-        name: of its folder: "decoder", "upsampler_0", …
-        image_size: side of its pictures.
-        channels: of its pictures.
-        low_res_size: side of the pictures an upsampler was trained to start from; None where its config does not say.
+        name: name of its folder: "decoder", "upsampler_0", …
+        image_size: side of its pictures, in pixels.
+        channels: channels of its pictures.
+        low_res_size: side of the pictures that an upsampler was trained to start from; None for a decoder, and where
+            the config does not say.
     """
 
     name: str
@@ -31,12 +32,21 @@ class Drawn(NamedTuple):
 
 
 def drawn(name: str, model: Any) -> Drawn:
-    """What a decoder or upsampler draws, whose model is a `UNetConfig`."""
+    """What a decoder or an upsampler draws.
+
+    Args:
+        name: name of its folder.
+        model: its `UNetConfig`.
+    """
     return Drawn(name, model.image_size, model.channels, None if model.low_res is None else model.low_res.size)
 
 
 def starts_from(upsampler: Stage) -> int:
-    """The side of the pictures that an upsampler starts from. Raises UserError where its config does not say."""
+    """Side in pixels of the pictures that an upsampler starts from.
+
+    Raises:
+        UserError: the config does not say it.
+    """
     size = drawn("upsampler", upsampler.model).low_res_size
     if size is None:
         raise UserError("low_res.size is None: this upsampler does not say what it starts from")
@@ -44,7 +54,15 @@ def starts_from(upsampler: Stage) -> int:
 
 
 def starting_from(upsampler: Stage, low_res_size: int) -> Stage:
-    """The upsampler with the size of the pictures it starts from in its config. Raises UserError for one too large."""
+    """The same upsampler with the size of its low-resolution input set in its config.
+
+    Args:
+        upsampler: the stage.
+        low_res_size: side in pixels; must divide the size that the upsampler draws.
+
+    Raises:
+        UserError: the stage is no upsampler, or the size does not fit.
+    """
     model: Any = upsampler.model
     if model.low_res is None:
         raise UserError("low_res is None: this network is no upsampler, it starts from no picture")
@@ -53,12 +71,15 @@ def starting_from(upsampler: Stage, low_res_size: int) -> Stage:
 
 
 def check_cascade(decoder: Any, movq: MoVQConfig | None, upsamplers: Sequence[Stage]) -> None:
-    """`check_seams` of a whole system; with `movq` the latents of the decoder become larger pictures first.
+    """Checks the cascade of a whole system with `check_seams`.
 
     Args:
-        decoder: a `UNetConfig`.
-        movq: None where the decoder draws pictures.
+        decoder: the `UNetConfig` of the decoder.
+        movq: decodes the latents that the decoder draws to pictures; None where the decoder draws pictures.
         upsamplers: stages whose model is a `UNetConfig`.
+
+    Raises:
+        UserError: two neighbours do not fit.
     """
     first = drawn("decoder", decoder)
     if movq is not None:
@@ -67,9 +88,13 @@ def check_cascade(decoder: Any, movq: MoVQConfig | None, upsamplers: Sequence[St
 
 
 def check_seams(cascade: Sequence[Drawn]) -> None:
-    """Refuses a cascade, decoder first, in which an upsampler does not start from the pictures drawn before it.
+    """Refuses a cascade in which an upsampler does not start from the pictures drawn before it.
 
-    Where a config does not say which size that is (published and older ones), the larger size must be a multiple.
+    Each size must be a multiple of the one before. Where a config says from which size it starts (those of published
+    systems and of older versions do not), that size must be equal to the one before.
+
+    Args:
+        cascade: the stages, decoder first.
 
     Raises:
         UserError: two neighbours do not fit.
@@ -93,7 +118,11 @@ def check_seams(cascade: Sequence[Drawn]) -> None:
 
 
 def cascade_with(run: Path, own: dict[str, Drawn]) -> list[list[Drawn]]:
-    """The stages that `own` will put into a run directory, between the neighbours that lie there already.
+    """The cascade of a run directory after new stages are written to it.
+
+    Args:
+        run: the run directory.
+        own: the new stages by the name of their folder; they replace those in the directory.
 
     Returns:
         Rows of neighbours, decoder first. A stage that is neither in `own` nor in the directory ends a row.
@@ -117,7 +146,7 @@ def cascade_with(run: Path, own: dict[str, Drawn]) -> list[list[Drawn]]:
 
 
 def _read(folder: Path) -> Drawn | None:
-    """What the stage in a folder draws, by its config alone; None where there is none."""
+    """What the stage in a folder draws, read from its config; None if there is no config."""
     file = folder / "config.json"
     if not file.is_file():
         return None

@@ -1,8 +1,9 @@
-"""The settings of JAX that our functions are traced under, whatever the program around them is set to.
+"""A decorator that traces a function under JAX's default settings, whatever the calling program has set.
 
-`JAX_ENABLE_X64` turns constants and tables to float64 and with them the pictures of a seed to others;
-`JAX_NUMPY_RANK_PROMOTION=raise` and `JAX_NUMPY_DTYPE_PROMOTION=strict` are checks that a program wants for its own
-code. Functions with this decorator compute in float32 and broadcast as numpy does; what is around them is not touched.
+With `JAX_ENABLE_X64` constants and tables would be float64, and a seed would draw other pictures.
+`JAX_NUMPY_RANK_PROMOTION=raise` and `JAX_NUMPY_DTYPE_PROMOTION=strict` are checks that a program sets for its own code,
+which the functions here do not pass. Decorated functions compute in float32 and broadcast as numpy does; the settings
+of the calling program are left as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NARROW = {np.dtype(wide): np.dtype(narrow) for wide, narrow in (("f8", "f4"), ("
 
 
 def standard_settings(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, traced with JAX's default types and promotions; 64-bit arrays among its arguments become 32-bit."""
+    """Traces `function` with JAX's default dtypes and promotions; 64-bit arrays in its arguments become 32-bit."""
 
     @functools.wraps(function)
     def under_them(*args: P.args, **kwargs: P.kwargs) -> R:

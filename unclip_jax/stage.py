@@ -1,8 +1,8 @@
-"""A stage: one network with the schedule, parametrisation and sampling it is used with.
+"""A diffusion stage (a network with its noise schedule, parametrisation and loss weight): its loss and its sampling.
 
-Training and sampling share this one object and it is saved beside the weights, so the two cannot disagree on a
-schedule. A prior is a stage over vectors, a decoder a stage over pictures, an upsampler a stage over pictures whose
-condition holds a smaller one.
+Training and sampling read the same `Stage`, which is saved beside the weights, so that they cannot disagree on the
+schedule. A diffusion prior is a stage over vectors, a decoder a stage over pictures, and an upsampler a stage over
+pictures that is conditioned on smaller pictures.
 """
 
 from __future__ import annotations
@@ -39,24 +39,25 @@ from unclip_jax.ranges import GUIDANCE, TIMES, check_ranges
 from unclip_jax.settings import standard_settings
 from unclip_jax.variables import STATISTICS, Variables
 
-X0_ERROR = "x0_error"  # among the statistics
-LAST = "last"  # where the variables of the second network lie, in every collection
+X0_ERROR = "x0_error"  # name in the collection `statistics`
+LAST = "last"  # name of the subtree of every collection with the variables of the second network
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a stage is sampled unless the caller says otherwise.
+    """Defaults for sampling a stage.
 
     Attributes:
-        sampler: with the grid of times that it visits.
-        num_steps: S, steps of the sampler: as many denoiser calls, or twice as many with `Heun` (and under guidance,
-            two network evaluations per call).
-        guidance_scale: of classifier-free guidance, 1.0 is off unless another is asked for; None never runs the
-            unconditional branch.
-        clip: the estimate of x0 is clamped to ±clip after guidance; None leaves it.
-        threshold: percentile (0 to 100; 99.5, say) of Imagen's dynamic thresholding, which takes the place of `clip`;
-            None is off.
-        low_res_level: noise that an upsampler which is told its level mixes into its input (`degrade.add_level`).
+        sampler: the sampler with its grid of timesteps.
+        num_steps: S, steps of the sampler. A step is one denoiser call, two with `Heun`; with guidance a denoiser call
+            is two network evaluations.
+        guidance_scale: scale of classifier-free guidance. 1.0 is off unless the caller gives a scale; with None a scale
+            of the caller is ignored, and the unconditional branch is never run.
+        clip: the estimate of x0 is clipped to ±clip after guidance; None is off.
+        threshold: percentile (above 0, up to 100; 99.5, for example) of Imagen's dynamic thresholding, which replaces
+            `clip`; None is off.
+        low_res_level: level of the noise that is mixed into the input of an upsampler that reads its level
+            (`degrade.add_level`), 0 to 1.
     """
 
     sampler: SamplerSpec = DPMpp2M()  # noqa: RUF009 - a frozen value
@@ -69,21 +70,22 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Stage:
-    """Network, noise schedule, parametrisation, loss weight and sampling of one step of the cascade.
+    """Network, noise schedule, parametrisation, loss weight and sampling of one stage of the cascade.
 
     Attributes:
-        model: the config of its network.
-        sampling: how it is sampled.
-        prediction: row of `PREDICTIONS`, what the network outputs.
-        schedule: row of `SCHEDULES`.
+        model: config of the network.
+        sampling: defaults of its sampling.
+        prediction: what the network predicts, a row of `PREDICTIONS`.
+        schedule: noise schedule, a row of `SCHEDULES`.
         num_timesteps: T.
-        weight: of each noise level in the loss.
-        x0_error: the statistics hold what `measure_x0_error` found, as `DDPM("analytic")` needs it.
-        last_network: the variables hold a second network of the same architecture, under "last", that takes the last
-            step of the sampling (Karlo's upsampler); `loss` is the first's.
+        weight: weight of each noise level in the loss.
+        x0_error: whether the statistics hold the result of `measure_x0_error`, which `DDPM("analytic")` needs.
+        last_network: whether the variables hold, under "last", a second network of the same architecture for the last
+            sampling step (Karlo's upsampler). `loss` trains the first network only.
 
     Raises:
-        UserError: a name that is no row of its table, or a sampling that does not fit the network or the schedule.
+        UserError: a name is not in its table, a number is out of range, or the sampling does not fit the network or the
+            schedule.
     """
 
     model: Model
@@ -133,7 +135,7 @@ class Stage:
         return self.model.sample_shape
 
     def init(self, key: Key[Array, ""]) -> Variables:
-        """Fresh variables; see `init`."""
+        """Initialises the variables; see `init`."""
         return init(self, key)
 
     def sample(
@@ -144,7 +146,7 @@ class Stage:
         *,
         guidance_scale: GuidanceScale | None = None,
     ) -> Float[Array, "B ..."]:
-        """Samples in the space of the data: what `run` returns, restored."""
+        """Samples in the space of the data (CLIP image embeddings or pictures): the result of `run`, restored."""
         x0 = run(self, variables, cond, keys, guidance_scale=guidance_scale)
         return self.model.restore(network(self), variables, x0)
 
@@ -160,13 +162,21 @@ def noise_schedule(stage: Stage) -> NoiseSchedule:
 
 
 def timesteps(stage: Stage) -> Int[np.ndarray, " S"]:
-    """The times a stage is sampled at, decreasing: int32 [S]."""
+    """The timesteps that a stage is sampled at: int32 [S], decreasing."""
     return stage.sampling.sampler.grid(noise_schedule(stage), stage.sampling.num_steps)
 
 
 @standard_settings
 def init(stage: Stage, key: Key[Array, ""]) -> Variables:
-    """Fresh variables of a stage: collections of nested dicts of float32 arrays."""
+    """Initialises the variables of a stage.
+
+    Args:
+        stage: the stage.
+        key: one PRNG key.
+
+    Returns:
+        {"params": …} and, if the stage has any, {"statistics": …}: nested dicts of float32 arrays.
+    """
 
     def fresh(key: Key[Array, ""]) -> Variables:
         x_t, t = jnp.zeros((1, *stage.sample_shape)), jnp.zeros((1,), jnp.int32)
@@ -185,10 +195,16 @@ def init(stage: Stage, key: Key[Array, ""]) -> Variables:
 def conditional_denoiser(
     stage: Stage, variables: Variables, cond: Cond, *, guidance_scale: GuidanceScale | None = None
 ) -> Denoiser:
-    """The trained network as what samplers see: given its condition, predicted, guided and clipped as the stage says.
+    """The network as a denoiser for samplers: with its condition bound, guided and clipped (or thresholded).
 
-    A prior reads its captions here, and not again at every step. `guidance_scale` replaces the stage's own; may be
-    traced. Ignored by a stage without guidance. A plain 1.0, here or there, spares the unconditional branch.
+    A prior reads its captions into a KV cache here, once for all steps.
+
+    Args:
+        stage: the stage.
+        variables: variables of its network, as `init` returns them.
+        cond: the condition of B samples.
+        guidance_scale: replaces the scale of the stage; a scalar or [B], may be traced. Ignored by a stage without
+            guidance. With the Python float 1.0, here or in the stage, the unconditional branch is not run.
     """
     sampling, module = stage.sampling, network(stage)
 
@@ -223,11 +239,11 @@ def _of_last_network(variables: Variables) -> Variables:
 
 
 def _with_last_network(stage: Stage, first: Reader, second: Reader) -> Reader:
-    """The first network, and the second for the last step of the sampling."""
+    """Runs the second network in the last sampling step, and the first network in all others."""
     last = int(timesteps(stage)[-1])
 
     def read(x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-        # All of a batch is at the same step when it is sampled; only one of the two is ever run.
+        # In sampling the whole batch is at the same timestep; `cond` runs only one of the two networks.
         return jax.lax.cond(t[0] <= last, second, first, x_t, t, *given)
 
     return read
@@ -235,17 +251,23 @@ def _with_last_network(stage: Stage, first: Reader, second: Reader) -> Reader:
 
 @standard_settings
 def starting_noise(stage: Stage, keys: Key[Array, " B"]) -> Float[Array, "B ..."]:
-    """x_T [B, *sample_shape] of [B] keys."""
-    # The loop folds times 0 … T−1 into the keys; T itself is free for the starting noise.
+    """The noise x_T that sampling starts from: keys [B] -> float32 [B, *sample_shape]."""
+    # `sample` folds the timesteps 0 … T−1 into the keys; T is free for the starting noise.
     return normal(fold_in_each(keys, stage.num_timesteps), stage.sample_shape)
 
 
 def with_level(stage: Stage, cond: Cond, keys: Key[Array, " B"]) -> Cond:
-    """What an upsampler reads: its input with the noise of `sampling.low_res_level`, unless `cond` has a level."""
+    """Mixes noise of `sampling.low_res_level` into the low-resolution input of an upsampler that reads its level.
+
+    Args:
+        stage: the stage.
+        cond: the condition; returned unchanged if it has a level, or if the network does not read one.
+        keys: [B], one per sample.
+    """
     if not stage.model.reads_level or cond.low_res_level is not None:
         return cond
     level = jnp.full(keys.shape, stage.sampling.low_res_level)
-    # Beside the times of the loop and the number of the starting noise.
+    # `sample` folds 0 … T−1 into the keys, `starting_noise` folds T.
     low_res = need(cond.low_res, "low_res")
     noise = normal(fold_in_each(keys, stage.num_timesteps + 1), low_res.shape[1:])
     return cond.replace(low_res=add_level(low_res, level, noise), low_res_level=level)
@@ -264,18 +286,19 @@ def run(
     sampler: Sampler | None = None,
     decorate: Decorator | None = None,
 ) -> Float[Array, "B ..."]:
-    """Samples the stage.
+    """Samples a stage, in the space of the diffusion.
 
     Args:
-        stage: network, schedule and sampling.
-        variables: as `init` gives them.
-        cond: conditioning of B samples.
-        keys: [B] keys; sample i depends on its own key and condition alone.
-        guidance_scale: instead of the stage's own; may be traced. Ignored by a stage without guidance.
-        x_T: [B, *sample_shape] to start from instead of noise of the keys.
-        times: int [S], decreasing, to visit instead of the stage's own; `x_T` belongs to the first of them.
-        sampler: instead of the stage's own.
-        decorate: applied to the denoiser last, outside guidance and clipping.
+        stage: the stage.
+        variables: variables of its network, as `init` returns them.
+        cond: the condition of B samples.
+        keys: [B]; sample i depends on its own key and condition alone.
+        guidance_scale: replaces the scale of the stage; a scalar or [B], may be traced. Ignored by a stage without
+            guidance.
+        x_T: [B, *sample_shape], samples at the first timestep to start from in place of noise.
+        times: int [S], decreasing, replaces the timesteps of the stage.
+        sampler: replaces the sampler of the stage.
+        decorate: decorator of the denoiser, applied after guidance and clipping.
 
     Returns:
         x0 [B, *sample_shape], float32: standardised embeddings for a prior, pictures in [−1, 1] otherwise.
@@ -294,11 +317,21 @@ def run(
 def measure_x0_error(
     stage: Stage, variables: Variables, x0: Float[Array, "N ..."], cond: Cond, key: Key[Array, ""], times: int = 50
 ) -> Float[Array, " T"]:
-    """Mean squared error of the estimate of x0 at every time: float32 [T], for `ddpm("analytic")`.
+    """Measures the mean squared error of the estimate of x0 at every timestep, for `ddpm("analytic")`.
 
-    Measured on x0 [N, ...] at evenly spread times and interpolated between them in the log-SNR (the Γ of Bao
-    et al. 2022, which they measure on eps). It belongs in `variables["statistics"]["x0_error"]` of a
-    stage with `x0_error`.
+    This is the Γ of Bao et al. 2022 (analytic-DPM), who measure it on eps. The result is to be stored as
+    `variables["statistics"]["x0_error"]` of a stage with `x0_error`.
+
+    Args:
+        stage: the stage.
+        variables: variables of its trained network.
+        x0: clean data in the space of the diffusion, [N, ...].
+        cond: the condition of the N samples.
+        key: one PRNG key, for the noise.
+        times: number of evenly spaced timesteps that are measured; the others are interpolated in the log-SNR.
+
+    Returns:
+        float32 [T].
     """
     schedule, denoise = noise_schedule(stage), conditional_denoiser(stage, variables, cond)
     measured = jnp.round(jnp.linspace(0, stage.num_timesteps - 1, times)).astype(jnp.int32)
@@ -309,7 +342,7 @@ def measure_x0_error(
         return jnp.square(denoise(add_noise(schedule, x0, noised_at, eps), noised_at).x0 - x0).mean()
 
     errors = jax.lax.map(error, measured)
-    # Interpolated as logarithms: the errors span many orders of magnitude.
+    # Logarithms are interpolated, because the errors span many orders of magnitude.
     log_snr = schedule.log_snr(jnp.arange(stage.num_timesteps))
     return jnp.exp(jnp.interp(-log_snr, -log_snr[measured], jnp.log(jnp.maximum(errors, 1e-20))))
 
@@ -324,7 +357,19 @@ def loss(
     *,
     train: bool = True,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Diffusion loss of a batch x0 [B, ...] (in the space `run` returns): (scalar, metrics)."""
+    """Diffusion loss of a batch; with a learned variance, plus the variational bound.
+
+    Args:
+        stage: the stage.
+        variables: variables of its network.
+        x0: clean data in the space of the diffusion, as `run` returns it, [B, ...].
+        cond: the condition of the B samples.
+        key: one PRNG key, for timesteps, noise, dropout and self-conditioning.
+        train: whether dropout is on.
+
+    Returns:
+        (scalar loss, metrics).
+    """
     key_noise, key_dropout, key_coin = jax.random.split(key, 3)
     schedule = noise_schedule(stage)
     at = noised(schedule, x0, key_noise)
@@ -337,7 +382,7 @@ def loss(
         return mean, {}
     alpha, sigma = (per_sample(f(at.t), x0) for f in (schedule.alpha, schedule.sigma))
     x0_hat = PREDICTIONS[stage.prediction].to_x0(prediction, at.x_t, alpha, sigma)
-    # The bound of all T steps weighs 1/1000 (Nichol & Dhariwal 2021, eq. 16): T/1000 for the one step drawn.
+    # The weight of the bound, a sum of T terms, is 1/1000 (Nichol & Dhariwal 2021, eq. 16); one term is drawn here.
     bound = variational_bound(x0_hat, var_frac, x0, at, schedule).mean()
     return mean + bound * stage.num_timesteps / 1000.0, {"mean_squared_error": mean, "bound_bits": bound}
 
@@ -345,10 +390,20 @@ def loss(
 def own_estimate(
     stage: Stage, variables: Variables, at: Noised, cond: Cond, key: Key[Array, ""]
 ) -> Float[Array, "B ..."]:
-    """What a self-conditioned network is given in training: by a coin per sample zeros, or the network's own estimate.
+    """The x0_hat that a self-conditioned network reads in training (Chen et al. 2022, algorithm 1).
 
-    The estimate is that of sampling without guidance: of x0 whatever is predicted, and clipped. No gradient goes
-    through it (Chen et al. 2022, algorithm 1).
+    For each sample it is, with probability 1/2 each, zeros or the network's estimate of x0 (itself made with zeros).
+    The estimate is clipped as in sampling, but not guided, and no gradient flows through it.
+
+    Args:
+        stage: the stage.
+        variables: variables of its network.
+        at: the noised batch.
+        cond: its condition.
+        key: one PRNG key.
+
+    Returns:
+        [B, ...], in the shape of x_t.
     """
     denoise = conditional_denoiser(stage, variables, cond, guidance_scale=1.0)
     coin = per_sample(jax.random.bernoulli(key, 0.5, at.t.shape), at.x_t)

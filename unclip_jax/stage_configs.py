@@ -1,6 +1,6 @@
-"""Configs of stages as JSON and back; configs of older versions are read as what they mean now.
+"""Converts configs of stages to JSON and back, and upgrades the JSON of older versions.
 
-A config that may be of one of several classes carries its class as `"type"`: `{"type": "CappedV", "cap": 5.0}`.
+Where a field may be of one of several classes, the JSON has the class as `"type"`: `{"type": "CappedV", "cap": 5.0}`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ TAGGED = {one for classes in UNIONS.values() for one in classes}
 
 
 def to_json(config: Any) -> Any:
-    """A config as JSON-able values.
+    """Converts a config to values that `json` can write.
 
     Args:
-        config: a stage, or a field of one.
+        config: a stage, or the value of one of its fields.
 
     Returns:
-        A dict for a dataclass, with its `type` where others could stand in its place.
+        A dict for a dataclass, with its class as `type` if the field may be of several classes; a list for a tuple.
     """
     if dataclasses.is_dataclass(config):
         fields = {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -45,21 +45,21 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(kind: str, data: Mapping[str, Any]) -> Prior:
-    """The inverse of `to_json` for a stage or a prior of any kind; older configs are read too.
+    """The inverse of `to_json` for a stage or a prior of any kind; configs of older versions are read too.
 
     Args:
         kind: row of `KINDS`.
         data: its fields.
 
     Raises:
-        UserError: a value that the config refuses.
-        Exception: what dacite raises for a field that is unknown, missing or of another type; it names the field.
+        UserError: the config refuses a value.
+        dacite.DaciteError: a field is unknown, missing or of another type; the message names it.
     """
     return dacite.from_dict(KINDS[kind], dict(_upgraded(data)) if kind == "diffusion" else dict(data), READING)
 
 
 def _tagged(classes: tuple[type, ...]) -> Any:
-    """Reads a dict as the class that its `type` names."""
+    """A dacite type hook that reads a dict as that one of the classes which its `type` names."""
     by_name = {one.__name__: one for one in classes}
 
     def read(data: Any) -> Any:
@@ -74,7 +74,7 @@ def _tagged(classes: tuple[type, ...]) -> Any:
 
 
 def _float(value: Any) -> Any:
-    """JSON writes 2.0 as 2 as well; what is no number is left for dacite to refuse by the field's name."""
+    """Converts an int to float, as JSON may write 2.0 as 2; other types are left for dacite to refuse."""
     return float(value) if type(value) is int and abs(value) < 2**1000 else value
 
 
@@ -83,16 +83,16 @@ READING = dacite.Config(
     cast=[tuple],
     type_hooks={
         float: _float,
-        PriorConfig: _tagged((PriorConfig,)),  # where no other config can stand
+        PriorConfig: _tagged((PriorConfig,)),  # fields that take this config only
         **{union: _tagged(classes) for union, classes in UNIONS.items()},
     },
 )
 
-# Older configs: one flat list of fields, and names in the place of types.
+# Configs of older versions: flat lists of fields, and names in place of types.
 
 _WEIGHTS = {"simple": (Simple, None), "truncated_snr": (TruncatedSNR, None)}
 _CAPPED = {"min_snr": (MinSNR, "gamma"), "capped_v": (CappedV, "cap"), "p2": (P2, "gamma")}
-_OLDER_UNET = {  # older field -> (part, its field)
+_OLDER_UNET = {  # field of older versions -> (part of `UNetConfig`, field of the part)
     "image_embed_dim": ("image", "embed_dim"),
     "image_tokens": ("image", "tokens"),
     "image_norm": ("image", "norm"),
@@ -105,7 +105,7 @@ _OLDER_UNET = {  # older field -> (part, its field)
 
 
 def _upgraded(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields of a diffusion stage as they are written now."""
+    """Upgrades the fields of a diffusion stage from an older version; those of the present version are unchanged."""
     data = dict(data)
     for name, upgrade in (("model", _upgraded_model), ("sampling", _upgraded_sampling)):
         if isinstance(data.get(name), Mapping):
@@ -122,6 +122,7 @@ def _upgraded(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _upgraded_model(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Adds the type of the model, and groups the flat fields of a U-Net into its parts."""
     if "type" in model:
         return model
     if "image_size" not in model:
@@ -140,6 +141,7 @@ def _upgraded_model(model: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _upgraded_sampling(sampling: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Replaces the names of sampler and grid by their configs."""
     sampling = dict(sampling)
     name = sampling.get("sampler", "dpmpp_2m")
     if not isinstance(name, str):

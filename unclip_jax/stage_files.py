@@ -1,7 +1,7 @@
-"""A stage as a directory: `config.json` and `weights.safetensors`, written whole and read with suspicion.
+"""Saves and loads a stage as a directory: `config.json` and `weights.safetensors`.
 
-The config says what the stage is and how it is sampled, and holds the SHA-256 of the weights beside it and of the CLIP
-that the stage was trained against.
+The config holds the fields of the stage, the SHA-256 of the weights, and the SHA-256 of the CLIP that the stage was
+trained with. Files are written atomically, and checked when they are read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unclip_jax.stage_configs import from_json, to_json
 from unclip_jax.variables import Variables, flat, nested
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
-CLIP_DIGESTS = "clip_digests"  # the field that says which CLIP a stage was trained against
+CLIP_DIGESTS = "clip_digests"  # field of config.json with the digests of the CLIP that a stage was trained with
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +39,15 @@ def save_stage(
     dtype: Any = None,
     clip: str | os.PathLike | None = None,
 ) -> None:
-    """Writes config.json and weights.safetensors of a stage or a prior of any kind, each whole or not at all.
+    """Writes config.json and weights.safetensors of a stage or a prior of any kind, each file atomically.
 
     Args:
-        directory: made if need be.
-        stage: what config.json says.
-        variables: of its network: the parameters and what was measured.
-        dtype: of the stored weights only (float16, say).
-        clip: the directory of the CLIP that the stage was trained against, as `clip_jax.save` wrote it. The digests of
-            its files are kept, and `load` refuses another CLIP beside the stage. None for an upsampler, which sees
-            none.
+        directory: created if it does not exist.
+        stage: the config.
+        variables: variables of its network: parameters and statistics.
+        dtype: dtype of the stored weights, float16 for example; None keeps that of `variables`.
+        clip: directory of the CLIP that the stage was trained with, as `clip_jax.save` wrote it. The digests of its
+            files are stored, and `load` refuses another CLIP beside the stage. None for an upsampler, which uses none.
 
     Raises:
         UserError: a parameter is not finite, or `clip` holds no CLIP.
@@ -65,7 +64,13 @@ def save_stage(
 
 
 def load_stage(directory: str | os.PathLike) -> tuple[Any, Variables]:
-    """What `save_stage` wrote: (a `Stage` or another kind of `Prior`, its variables).
+    """Loads what `save_stage` wrote.
+
+    Args:
+        directory: of one stage.
+
+    Returns:
+        (a `Stage` or another kind of `Prior`, its variables).
 
     Raises:
         UserError: config or weights are absent or damaged, or do not fit each other.
@@ -74,21 +79,33 @@ def load_stage(directory: str | os.PathLike) -> tuple[Any, Variables]:
     stage, own, _ = _read_config(directory)
     try:
         expect = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
-    except Exception as error:  # sizes that are possible each, and not together
+    except Exception as error:  # each size is within its range, but they do not fit together
         raise UserError(f"{directory / CONFIG} does not describe a stage: {one_line(error)[:300]}") from error
     leaves = flatten(load_params(directory / WEIGHTS, unflatten(flat(expect)), digest=own.get(WEIGHTS)))
     return stage, jax.tree.map(jnp.asarray, nested(leaves, expect))
 
 
 def read_stage(directory: str | os.PathLike) -> Any:
-    """The config alone: a `Stage` or another kind of `Prior`. Raises UserError where it is absent or damaged."""
+    """Loads the config of a stage alone: a `Stage` or another kind of `Prior`.
+
+    Raises:
+        UserError: the config is absent or damaged.
+    """
     return _read_config(Path(directory))[0]
 
 
 def check_clip(directory: Path, clip: Path) -> None:
-    """Raises UserError unless the CLIP is the one that the stage was trained against.
+    """Checks by digests that a CLIP is the one that a stage was trained with.
 
-    Another CLIP of the same widths fits as well, and means other things by its embeddings.
+    Another CLIP of the same widths would load, but its embeddings mean something else. A stage of an older version,
+    whose config has no digests, is accepted.
+
+    Args:
+        directory: of the stage.
+        clip: directory of the CLIP.
+
+    Raises:
+        UserError: it is another CLIP.
     """
     _, _, trained_with = _read_config(directory)
     if not trained_with:
@@ -102,18 +119,18 @@ def check_clip(directory: Path, clip: Path) -> None:
 
 
 def _read_config(directory: Path) -> tuple[Any, dict[str, str], dict[str, str]]:
-    """(the stage, the digests of its own files, those of the files of the CLIP it was trained against)."""
+    """Reads config.json: (the stage, the digests of its files, the digests of the CLIP that it was trained with)."""
     if not (directory / CONFIG).exists():
         raise UserError(f"{directory} holds no trained stage: there is no {CONFIG} in it")
     try:
         data = read_json(directory / CONFIG)
-        # There was one kind before there were names for them.
+        # Configs of older versions have no kind.
         kind = data.pop("kind", "diffusion")
         if kind not in KINDS:
             raise UserError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
         own = read_digests(data.pop(DIGESTS, None), DIGESTS, [WEIGHTS])
         clip = read_digests(data.pop(CLIP_DIGESTS, None), CLIP_DIGESTS, [WEIGHTS, TOKENIZER])
         return from_json(kind, data), own, clip
-    except Exception as error:  # a JSON that somebody else wrote may hold anything anywhere
+    except Exception as error:  # a damaged or hostile config can make any reader fail
         said = one_line(error).removeprefix(f"{directory / CONFIG} ")[:300]
         raise UserError(f"{directory / CONFIG} does not describe a stage: {said}") from error

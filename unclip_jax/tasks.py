@@ -1,12 +1,12 @@
-"""The trainable things of this package, in the shape `train_jax.Task` asks for.
+"""Training tasks of the priors, the decoder and the upsamplers: implementations of `train_jax.Task`.
 
-Each task sees a batch `{"image": uint8 [B, H, W, 3], "tokens": int32 [B, L]}`, and where CLIP's pictures have another
-size than those that are drawn, `"clip_image"` beside them. What CLIP says of them may be in the batch already
-(`condition`).
+A batch is `{"image": uint8 [B, H, W, 3], "tokens": int32 [B, L]}`, and has `"clip_image"` too if CLIP reads pictures of
+another size than those that are drawn. It may hold precomputed features of CLIP (`condition`).
 
-What was measured is `model_state["statistics"]`, so a stage's variables are `{"params": params, **model_state}`. The
-frozen CLIP that conditions a stage is a task's `frozen["clip"]`: whoever trains adds `frozen` to the `model_state` that
-`loss` is given, and keeps it out of checkpoints.
+Measured statistics are `model_state["statistics"]`, so that the variables of a stage are
+`{"params": params, "statistics": model_state["statistics"]}`. The frozen CLIP that conditions a stage is the task's
+`frozen["clip"]`: the training loop adds `frozen` to the `model_state` that `loss` is given, and keeps it out of
+checkpoints.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ LossOutput = tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Params]]
 
 log = logging.getLogger(__name__)
 
-FLOOR = 1e-3  # least deviation that embeddings are divided by
+FLOOR = 1e-3  # smallest standard deviation that embeddings are divided by
 
 
 def to_signed(images: UInt8[Array, "*B"]) -> Float[Array, "*B"]:
-    """uint8 pictures -> float32 in [−1, 1]."""
+    """Converts pictures from uint8 to float32 in [−1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def to_uint8(images: Float[Array, "*B"]) -> UInt8[Array, "*B"]:
-    """Pictures in [−1, 1] -> uint8, rounded to the nearest level.
+    """Converts pictures from float in [−1, 1] to uint8, rounded to the nearest level.
 
     Raises:
-        UserError: numbers that are NaN or infinite, outside of `jit`: they would be black pictures.
+        UserError: a value is NaN or infinite, which would become black. Not checked under `jit`.
     """
     seen = values(images)
     if seen is not None and not np.isfinite(seen).all():
@@ -68,7 +68,14 @@ def to_uint8(images: Float[Array, "*B"]) -> UInt8[Array, "*B"]:
 def encode(
     config: CLIPConfig, params: Mapping[str, Any], images: UInt8[Array, "B H W c"], tokens: Int[Array, "B L"]
 ) -> Cond:
-    """Everything CLIP says of a batch of uint8 pictures of its own image size and their captions, without gradients."""
+    """CLIP's features of pictures and captions, without gradients.
+
+    Args:
+        config: config of the CLIP.
+        params: its weights as one tree, see `clip_jax.encode`.
+        images: uint8 [B, H, W, c], of the CLIP's image size.
+        tokens: int32 [B, L].
+    """
     return condition(config, params, {"image": images, "tokens": tokens})
 
 
@@ -76,22 +83,21 @@ TEXT_FIELDS = ("text_embed", "text_encodings", "text_mask")
 
 
 def condition(config: CLIPConfig, params: Mapping[str, Any], batch: Batch) -> Cond:
-    """What CLIP says of a batch, without gradients: as the batch says, and what it does not say computed here.
+    """CLIP's features of a batch, without gradients: taken from the batch if it holds them, else computed.
 
-    This is the seam for a cache of features: a batch that has them is conditioned as one that CLIP has still to look
-    at, and no tower that is not needed is run.
+    So a cache of precomputed features can replace the CLIP; a tower whose features are in the batch is not run.
 
     Args:
-        config: of the frozen CLIP.
+        config: config of the frozen CLIP.
         params: its weights as one tree, see `clip_jax.encode`.
-        batch: `image_embed` [B, D], or `clip_image` or else `image`, uint8 of CLIP's own size; and `text_embed` [B, D],
-            `text_encodings` [B, L, C] and `text_mask` [B, L], or `tokens` [B, L].
+        batch: `image_embed` [B, D], or else `clip_image`, or else `image`, uint8 of CLIP's image size; and either
+            `text_embed` [B, D], `text_encodings` [B, L, C] and `text_mask` [B, L], or `tokens` [B, L].
 
     Returns:
         The condition of B samples, float32.
 
     Raises:
-        UserError: the batch has some of the three fields of text and not all of them.
+        UserError: the batch has some of the three text features but not all of them.
     """
     given = [name for name in TEXT_FIELDS if name in batch]
     if given and len(given) < len(TEXT_FIELDS):
@@ -110,17 +116,26 @@ def condition(config: CLIPConfig, params: Mapping[str, Any], batch: Batch) -> Co
 
 
 def _float32(array: Array) -> Float[Array, "..."]:
-    """A cache may hold features in half precision."""
+    """Converts features to float32, as a cache may hold them in half precision."""
     return jnp.asarray(array).astype(jnp.float32)
 
 
 def embedding_statistics(
     config: CLIPConfig, params: Mapping[str, Any], images: UInt8[np.ndarray, "N H W c"], batch_size: int = 256
 ) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
-    """Mean and deviation, each [D], of the CLIP embeddings of all N uint8 pictures; computed in float64.
+    """Mean and standard deviation of the CLIP image embeddings of pictures, computed in float64.
 
-    A dimension that hardly moves gets the deviation `FLOOR`, as it would be divided by zero; a line of the log says
-    how many there are.
+    A standard deviation below `FLOOR` is raised to it, because embeddings are divided by it; the number of such
+    dimensions is logged as a warning.
+
+    Args:
+        config: config of the CLIP.
+        params: its weights as one tree.
+        images: uint8 [N, H, W, c], of the CLIP's image size.
+        batch_size: pictures that are encoded together.
+
+    Returns:
+        (mean, standard deviation), each float32 [D].
     """
 
     @jax.jit
@@ -142,13 +157,17 @@ def embedding_statistics(
 
 
 def blank_statistics(config: CLIPConfig) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
-    """Mean 0 and deviation 1 in place of `embedding_statistics`, for what needs the shapes alone."""
+    """Mean 0 and standard deviation 1, each float32 [D]: a placeholder for `embedding_statistics` of the same shapes.
+
+    Raises:
+        UserError: the CLIP has no joint space.
+    """
     width = joint_width(config)
     return np.zeros(width, np.float32), np.ones(width, np.float32)
 
 
 def blank_quantiser(stage: ARStage) -> dict[str, np.ndarray]:
-    """Statistics in place of what `ar_prior.measure` gives, for what needs the shapes alone."""
+    """Zeros as a placeholder for the result of `ar_prior.measure`, of the same shapes and dtypes."""
     variables = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
     shapes = variables[STATISTICS]["quantiser"]
     return {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
@@ -161,7 +180,18 @@ def embedding_pairs(
     tokens: Int[np.ndarray, "N L"],
     batch_size: int = 256,
 ) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "N D"]]:
-    """CLIP embeddings, each [N, D], of N uint8 pictures and of their captions."""
+    """CLIP embeddings of pictures and of their captions.
+
+    Args:
+        config: config of the CLIP.
+        params: its weights as one tree.
+        images: uint8 [N, H, W, c], of the CLIP's image size.
+        tokens: int32 [N, L].
+        batch_size: pairs that are encoded together.
+
+    Returns:
+        (image embeddings, text embeddings), each float32 [N, D], not normalised.
+    """
 
     @jax.jit
     def embed(
@@ -174,7 +204,7 @@ def embedding_pairs(
 
 
 def _in_batches(program: Any, arrays: tuple[np.ndarray, ...], batch_size: int) -> Any:
-    """`program(*arrays)` for arrays of N rows, by batches of one size: the last is filled up, and cut again."""
+    """Calls `program(*arrays)` on arrays of N rows in batches of one size; the last is padded, and the result cut."""
     total = len(arrays[0])
     batch_size = min(batch_size, total)
     parts = []
@@ -187,13 +217,13 @@ def _in_batches(program: Any, arrays: tuple[np.ndarray, ...], batch_size: int) -
 
 @dataclass(frozen=True)
 class PriorTask:
-    """Denoising CLIP image embeddings given the caption (Ramesh et al. 2022, eq. 2).
+    """Trains a diffusion prior: denoising of CLIP image embeddings given the caption (Ramesh et al. 2022, eq. 2).
 
     Attributes:
-        clip, clip_params: the frozen CLIP.
-        embed_mean, embed_std: [D] statistics of its image embeddings over the training set.
-        drop_text: probability of training a sample without its caption, for guidance. Only the condition is dropped,
-            never x_t.
+        stage: the diffusion prior.
+        clip, clip_params: config and weights of the frozen CLIP.
+        embed_mean, embed_std: [D], mean and standard deviation of its image embeddings over the training set.
+        drop_text: probability of dropping the caption of a sample, for classifier-free guidance; x_t is never dropped.
     """
 
     stage: Stage
@@ -205,11 +235,11 @@ class PriorTask:
 
     @property
     def frozen(self) -> Mapping[str, Mapping[str, Any]]:
-        """Trees that the loss reads and nobody trains."""
+        """Parameters that the loss reads and that are not trained: the CLIP."""
         return {"clip": self.clip_params}
 
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
-        """Fresh `(params, model_state)`; the model state is the statistics."""
+        """Initialises `(params, model_state)`; the model state holds the statistics."""
         statistics = {"embed_mean": jnp.asarray(self.embed_mean), "embed_std": jnp.asarray(self.embed_std)}
         return with_statistics(stages.init(self.stage, key), statistics)
 
@@ -217,7 +247,7 @@ class PriorTask:
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
-        """`(loss, (metrics, model_state))` of a batch; `model_state` holds the frozen trees too."""
+        """Loss of a batch: `(loss, (metrics, model_state))`; `model_state` has the trees of `frozen` too."""
         cond = condition(self.clip, model_state["clip"], batch)
         key_drop, key_loss = jax.random.split(key)
         variables = variables_of(params, model_state)
@@ -231,30 +261,46 @@ class PriorTask:
 def standardise(
     stage: Stage | OneStepStage, variables: Variables, image_embed: Float[Array, "B D"]
 ) -> Float[Array, "B D"]:
-    """CLIP image embeddings [B, D] -> the space a prior works in."""
+    """Maps CLIP image embeddings to the space of a prior: zero mean and the standard deviation of its config.
+
+    Args:
+        stage: the prior.
+        variables: its variables, with the measured mean and standard deviation.
+        image_embed: [B, D].
+
+    Returns:
+        [B, D].
+    """
     return stage.model.network().apply(variables, image_embed, method="standardise")
 
 
 def with_statistics(variables: Variables, statistics: Mapping[str, Any]) -> tuple[Params, Params]:
-    """Fresh variables as a task's `(params, model_state)`, with what was measured in its place."""
+    """Splits variables into a task's `(params, model_state)`, with measured statistics in place of blank ones.
+
+    Args:
+        variables: `{"params": …, "statistics": …}`, as a stage is initialised.
+        statistics: measured values, which replace those of the same names.
+    """
     measured = {**variables.get(STATISTICS, {}), **statistics}
     return variables[PARAMS], {STATISTICS: measured} if measured else {}
 
 
 def variables_of(params: Params, model_state: Mapping[str, Any]) -> Variables:
-    """The variables of a stage from what its task is given: its parameters and its statistics."""
+    """The variables of a stage from the parameters and the model state that a task's loss is given."""
     measured = {STATISTICS: model_state[STATISTICS]} if STATISTICS in model_state else {}
     return {PARAMS: params, **measured}
 
 
 @dataclass(frozen=True)
 class ARPriorTask:
-    """Predicting the tokens of CLIP image embeddings given the caption (Ramesh et al. 2022, §2.2).
+    """Trains an autoregressive prior: prediction of the tokens of CLIP image embeddings (Ramesh et al. 2022, §2.2).
 
     Attributes:
-        clip, clip_params: the frozen CLIP.
-        statistics: what `ar_prior.measure` says of the embeddings of the training set.
-        drop_text: probability of training a sample without its caption, for guidance. The similarity token stays.
+        stage: the autoregressive prior.
+        clip, clip_params: config and weights of the frozen CLIP.
+        statistics: result of `ar_prior.measure` on the embeddings of the training set.
+        drop_text: probability of dropping the caption of a sample, for classifier-free guidance; the similarity token
+            is never dropped.
     """
 
     stage: ARStage
@@ -265,11 +311,11 @@ class ARPriorTask:
 
     @property
     def frozen(self) -> Mapping[str, Mapping[str, Any]]:
-        """Trees that the loss reads and nobody trains."""
+        """Parameters that the loss reads and that are not trained: the CLIP."""
         return {"clip": self.clip_params}
 
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
-        """Fresh `(params, model_state)`; the model state is the statistics."""
+        """Initialises `(params, model_state)`; the model state holds the statistics."""
         statistics = {"quantiser": {name: jnp.asarray(array) for name, array in self.statistics.items()}}
         return with_statistics(priors.init(self.stage, key), statistics)
 
@@ -277,7 +323,7 @@ class ARPriorTask:
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
-        """`(loss, (metrics, model_state))` of a batch; `model_state` holds the frozen trees too."""
+        """Loss of a batch: `(loss, (metrics, model_state))`; `model_state` has the trees of `frozen` too."""
         cond = condition(self.clip, model_state["clip"], batch)
         image_embed = need(cond.image_embed, "image_embed")
         if train:
@@ -288,13 +334,15 @@ class ARPriorTask:
 
 @dataclass(frozen=True)
 class OneStepPriorTask:
-    """Making CLIP image embeddings of noise in one step, given the caption (ECLIPSE, Patel et al. 2023).
+    """Trains a one-step prior: noise and caption to CLIP image embedding (ECLIPSE, Patel et al. 2023).
 
-    Equal captions count as right for each other's picture, as in the training of CLIP.
+    In the contrastive loss, pictures with equal captions are positives of each other.
 
     Attributes:
-        clip, clip_params: the frozen CLIP; its temperature is that of the contrastive loss.
-        embed_mean, embed_std: as for `PriorTask`.
+        stage: the one-step prior.
+        clip, clip_params: config and weights of the frozen CLIP, whose temperature the contrastive loss uses.
+        embed_mean, embed_std: [D], mean and standard deviation of its image embeddings over the training set.
+        splits: False: no gradient accumulation, as microbatches would contrast fewer examples than the batch.
     """
 
     stage: OneStepStage
@@ -302,15 +350,15 @@ class OneStepPriorTask:
     clip_params: Mapping[str, Any]
     embed_mean: Float[np.ndarray, " D"]
     embed_std: Float[np.ndarray, " D"]
-    splits: ClassVar[bool] = False  # microbatches would contrast fewer examples than the batch
+    splits: ClassVar[bool] = False
 
     @property
     def frozen(self) -> Mapping[str, Mapping[str, Any]]:
-        """Trees that the loss reads and nobody trains."""
+        """Parameters that the loss reads and that are not trained: the CLIP."""
         return {"clip": self.clip_params}
 
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
-        """Fresh `(params, model_state)`; the model state is the statistics."""
+        """Initialises `(params, model_state)`; the model state holds the statistics."""
         statistics = {"embed_mean": jnp.asarray(self.embed_mean), "embed_std": jnp.asarray(self.embed_std)}
         return with_statistics(priors.init(self.stage, key), statistics)
 
@@ -318,10 +366,10 @@ class OneStepPriorTask:
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
-        """`(loss, (metrics, model_state))` of a batch; `model_state` holds the frozen trees too."""
+        """Loss of a batch: `(loss, (metrics, model_state))`; `model_state` has the trees of `frozen` too."""
         frozen = model_state["clip"]
         cond = condition(self.clip, frozen, batch)
-        # A temperature that is not learned is no parameter.
+        # A CLIP whose temperature is not learned has no such parameter.
         logit_scale = jax.lax.stop_gradient(frozen.get("logit_scale", self.clip.logit_scale_init))
         variables = variables_of(params, model_state)
         x0, targets = (
@@ -336,13 +384,15 @@ class OneStepPriorTask:
 
 @dataclass(frozen=True)
 class DecoderTask:
-    """Denoising pictures given the image embedding and the caption.
+    """Trains a decoder: denoising of pictures given the image embedding and the caption.
 
-    Pictures larger than the decoder's own size are box-reduced to it.
+    Pictures larger than the decoder draws are reduced to its size by averaging boxes.
 
     Attributes:
-        clip, clip_params: the frozen CLIP.
-        drop_image, drop_text: probabilities per sample, independent (Ramesh et al. 2022, §2.1).
+        stage: the decoder.
+        clip, clip_params: config and weights of the frozen CLIP.
+        drop_image, drop_text: independent probabilities of dropping the image embedding and the caption of a sample
+            (Ramesh et al. 2022, §2.1).
     """
 
     stage: Stage
@@ -353,18 +403,18 @@ class DecoderTask:
 
     @property
     def frozen(self) -> Mapping[str, Mapping[str, Any]]:
-        """Trees that the loss reads and nobody trains."""
+        """Parameters that the loss reads and that are not trained: the CLIP."""
         return {"clip": self.clip_params}
 
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
-        """Fresh `(params, model_state)`; the model state is what was measured, if anything was."""
+        """Initialises `(params, model_state)`; the model state holds the statistics, if the stage has any."""
         return with_statistics(stages.init(self.stage, key), {})
 
     @standard_settings
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
-        """`(loss, (metrics, model_state))` of a batch; `model_state` holds the frozen trees too."""
+        """Loss of a batch: `(loss, (metrics, model_state))`; `model_state` has the trees of `frozen` too."""
         key_drop, key_loss = jax.random.split(key)
         x0, cond = self.example(model_state, batch, key_drop, train=train)
         variables = variables_of(params, model_state)
@@ -375,7 +425,14 @@ class DecoderTask:
     def example(
         self, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> tuple[Float[Array, "B h w C"], Cond]:
-        """(clean pictures, what they are drawn from), some of it dropped when training."""
+        """Clean pictures in [−1, 1], [B, h, w, C], and their condition; in training with condition dropout.
+
+        Args:
+            model_state: with the frozen CLIP.
+            batch: the batch.
+            key: one PRNG key.
+            train: whether conditions are dropped.
+        """
         cond = condition(self.clip, model_state["clip"], batch)
         if train:
             cond = drop(cond, key, text=self.drop_text, image=self.drop_image)
@@ -384,15 +441,16 @@ class DecoderTask:
 
 @dataclass(frozen=True)
 class UpsamplerTask:
-    """Denoising pictures given a spoilt, smaller one, on random crops: no text, no attention, so any window will do.
+    """Trains an upsampler: denoising of random crops of pictures given degraded smaller ones.
+
+    An upsampler has no text and no attention, so it can be trained on crops. To the input of a network that reads its
+    noise level, noise of a level uniform in [0, 1] is added per sample (Saharia et al. 2022, §2.4).
 
     Attributes:
-        low_res_size: side of the pictures it starts from.
-        crop_size: side of the training window (the paper: a quarter of the area).
-        degrade: how the low-resolution input is spoilt.
-
-    A network with `low_res_level` also gets its input at a level of noise that it is told, uniform from 0 to 1 for
-    each sample (Saharia et al. 2022, §2.4).
+        stage: the upsampler.
+        low_res_size: side in pixels of the pictures that it starts from.
+        crop_size: side in pixels of the crops (in the paper a quarter of the area).
+        degrade: degradation of the low-resolution input.
     """
 
     stage: Stage
@@ -402,18 +460,18 @@ class UpsamplerTask:
 
     @property
     def frozen(self) -> Mapping[str, Mapping[str, Any]]:
-        """Trees that the loss reads and nobody trains: none, for an upsampler sees no CLIP."""
+        """Empty: an upsampler is not conditioned on CLIP."""
         return {}
 
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
-        """Fresh `(params, model_state)`; the model state is what was measured, if anything was."""
+        """Initialises `(params, model_state)`; the model state holds the statistics, if the stage has any."""
         return with_statistics(stages.init(self.stage, key), {})
 
     @standard_settings
     def loss(
         self, params: Params, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> LossOutput:
-        """`(loss, (metrics, model_state))` of a batch; `model_state` holds the frozen trees too."""
+        """Loss of a batch: `(loss, (metrics, model_state))`; `model_state` has the trees of `frozen` too."""
         key_example, key_loss = jax.random.split(key)
         x0, cond = self.example(model_state, batch, key_example, train=train)
         variables = variables_of(params, model_state)
@@ -424,7 +482,14 @@ class UpsamplerTask:
     def example(
         self, model_state: Params, batch: Batch, key: Key[Array, ""], *, train: bool
     ) -> tuple[Float[Array, "B h w C"], Cond]:
-        """(windows of clean pictures, the same windows of their spoilt reductions)."""
+        """Crops of clean pictures in [−1, 1], and the same crops of their degraded reductions, enlarged again.
+
+        Args:
+            model_state: not read.
+            batch: the batch.
+            key: one PRNG key, for degradation, noise and crops.
+            train: not read.
+        """
         key_degrade, key_crop, key_level, key_noise = jax.random.split(key, 4)
         size = self.stage.sample_shape[0]
         x0 = box_reduce(to_signed(batch["image"]), size)
@@ -433,11 +498,11 @@ class UpsamplerTask:
         if self.stage.model.reads_level:
             level = jax.random.uniform(key_level, low_res.shape[:1], jnp.float32)
             low_res = add_level(low_res, level, jax.random.normal(key_noise, low_res.shape, jnp.float32))
-        # Enlarged before cropping, so that a window's border sees its neighbours as it does at sampling time.
+        # Enlarged before cropping, so that the border of a crop is interpolated from its surroundings, as in sampling.
         x0, low_res = random_crops((x0, enlarge(low_res, (size, size))), key_crop, self.crop_size)
         return x0, Cond(low_res=low_res, low_res_level=level)
 
 
 def similarity(image_embed: Float[Array, "*B D"], text_embed: Float[Array, "*T D"]) -> Float[Array, "..."]:
-    """Cosine of two embeddings, [..., D] and [..., D] -> [...]."""
+    """Cosine similarity of embeddings [..., D] and [..., D], which broadcast -> [...]."""
     return jnp.sum(unit_norm(image_embed) * unit_norm(text_embed), axis=-1)

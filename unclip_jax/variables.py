@@ -1,10 +1,10 @@
-"""The variables of a network: what is trained, what is measured, and the names of both in one file.
+"""The variables of a network: trained parameters, measured statistics, and their names in `weights.safetensors`.
 
     variables = {"params": trained, "statistics": measured}
 
-`statistics` is a variable collection of Flax. It holds what was measured and not learned: means and deviations of
-embeddings, principal components and bucket ranges, the error of the estimates, what CLIP says of an empty caption. No
-optimiser and no EMA sees it. As in Flax, a network that has none of it has no such collection.
+`statistics` is a variable collection of Flax for values that are measured and not learned: means and standard
+deviations of embeddings, principal components and bucket ranges, the error of the estimates of x0, CLIP's features of
+the empty caption. No optimiser and no EMA sees it. As in Flax, a network without such values has no such collection.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Variables = dict[str, Any]
 
 PARAMS, STATISTICS = "params", "statistics"
 
-# Files are older than the collection: in them the quantiser's values lie in a folder that has its name.
+# Prefix of a variable -> its prefix in files, where the quantiser's values have the name "statistics".
 _IN_FILES = {"quantiser/": "statistics/"}
 
 
 def measured(module: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...]) -> Array:
-    """A value of the collection `statistics`, as `module.param` is one of `params`.
+    """Declares a value of the collection `statistics`, as `module.param` declares one of `params`.
 
     Args:
-        module: the one that owns it; called in its `setup` or `@nn.compact` method.
-        name: of the value within the module.
-        init: what it is before anything was measured: an initialiser, `(key, shape) -> Array`.
-        shape: of the value.
+        module: the module that owns the value; to be called in its `setup` or `@nn.compact` method.
+        name: name of the value within the module.
+        init: initialiser `(key, shape) -> Array`, for the value before anything is measured.
+        shape: shape of the value.
 
     Returns:
         The value, float32 [*shape].
@@ -42,7 +42,7 @@ def measured(module: nn.Module, name: str, init: Callable[..., Array], shape: tu
 
 
 def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """All collections as one flat dict, under the names that they have in `weights.safetensors`.
+    """Flattens all collections into one dict, with the names of `weights.safetensors`.
 
     Args:
         variables: collections, each a nested dict.
@@ -55,14 +55,17 @@ def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(leaves: Mapping[str, Any], like: Mapping[str, Any]) -> Variables:
-    """The inverse of `flat`: every leaf in the collection that has its name in `like`.
+    """The inverse of `flat`: puts every leaf into the collection that has its name in `like`.
 
     Args:
-        leaves: by their names in a file.
-        like: collections with the structure that is wanted; their leaves are not looked at.
+        leaves: arrays by their names in a file.
+        like: collections of the structure of the result; their leaves are not read.
 
     Returns:
         Collections of the structure of `like`.
+
+    Raises:
+        KeyError: a leaf of `like` is missing.
     """
     return {
         collection: unflatten({name: leaves[_in_file(name)] for name in flatten(tree)})
@@ -71,6 +74,7 @@ def nested(leaves: Mapping[str, Any], like: Mapping[str, Any]) -> Variables:
 
 
 def _in_file(name: str) -> str:
+    """The name of a variable in `weights.safetensors`."""
     for ours, theirs in _IN_FILES.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)

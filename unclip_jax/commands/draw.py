@@ -1,4 +1,4 @@
-"""`draw "a prompt" ...`: pictures from prompts."""
+"""`draw "a prompt" ...`: draws pictures from prompts (text to image)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Draw(Sampled):
     prompt: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT ...", help_behavior_hint="")
     ] = ()
-    """What to draw; several prompts are drawn one after the other."""
+    """What to draw, each prompt in quotes; several are drawn one after the other."""
     prompts: Annotated[Path | None, shown("FILE", "none")] = None
-    """A UTF-8 text file with one prompt per line; empty lines are skipped."""
+    """UTF-8 text file with one prompt per line, drawn after those of the command line; empty lines are skipped."""
 
     def check(self) -> None:
         """See `System.check`."""
@@ -37,16 +37,29 @@ class Draw(Sampled):
 
     @cached_property
     def all_prompts(self) -> list[str]:
-        """The prompts of the command line and then those of the file, which is read once: it may be a pipe."""
+        """The prompts of the command line, then those of the file.
+
+        Cached, because the file may be a pipe, which can be read only once.
+
+        Raises:
+            UserError: the file is not UTF-8 text.
+            OSError: the file cannot be read.
+        """
         lines = [] if self.prompts is None else lines_of(self.prompts)
         return [*self.prompt, *(line.strip() for line in lines if line.strip())]
 
 
 def job(options: Draw, loaded: LoadedUnCLIP) -> Job:
-    """Every prompt, `options.num` times."""
+    """The job of `draw`: `options.num` pictures of each prompt.
+
+    Args:
+        options: options of the command.
+        loaded: the system that draws.
+    """
     prompts = options.all_prompts
     scale, saved = guidance_scale(options, loaded), loaded.unclip.decoder.sampling.guidance_scale
-    # As data, so that another scale compiles nothing; a decoder saved with guidance off is spared the second branch.
+    # The scale is traced, so that another one does not compile again. If it is off here and in the decoder, none is
+    # given, and the unconditional branch is not run.
     off = scale in (None, 1.0) and saved in (None, 1.0)
     guidance = Guidance() if off else Guidance(decoder=jnp.float32(scale))
     return Job(
@@ -60,10 +73,17 @@ def job(options: Draw, loaded: LoadedUnCLIP) -> Job:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8, or in UTF-16 if it says so, without a byte order mark.
+    """Reads the lines of a text file in UTF-8, or in UTF-16 with a byte order mark; the mark is removed.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The lines without their line ends.
 
     Raises:
-        UserError: the file is of neither; the line says which of its lines, and what to do.
+        UserError: the file has another encoding; the message names the first such line and says what to do.
+        OSError: the file cannot be read.
     """
     content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -71,7 +91,7 @@ def lines_of(path: Path) -> list[str]:
             text = content.decode("utf-16")
         except UnicodeDecodeError:
             text = "\0"
-        if "\0" in text:  # UTF-32 begins so, too
+        if "\0" in text:  # UTF-32-LE begins with the same two bytes
             raise UserError(f"{path} begins like UTF-16 and is not; save the file as UTF-8")
         return text.splitlines()
     if b"\0" in content:

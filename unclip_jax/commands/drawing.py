@@ -1,4 +1,4 @@
-"""From a job to PNGs and a contact sheet: what all commands that draw have in common."""
+"""Samples the pictures of a job and writes them as PNGs and a contact sheet, for all commands that draw."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from unclip_jax.pictures import contact_sheet, file_stem, holds_other, output_di
 from unclip_jax.pipeline import Generation, LoadedUnCLIP, check_drawn
 from unclip_jax.tasks import to_uint8
 
-SHEET_ROWS = 12  # titles shown on the contact sheet; every picture is a file of its own anyway
+SHEET_ROWS = 12  # most titles on a contact sheet; pictures of further titles are in their own files only
 
 
 class Job(NamedTuple):
     """What a command draws: `num` pictures under each of its titles.
 
     Attributes:
-        command: its name.
-        titles: what is written above the pictures on the contact sheet: each prompt, or what is done to a picture.
-        originals: uint8 [H, W, 3] each, shown before the pictures.
-        values: under each title, what `metadata.describe` shall write beside the options.
-        inputs: (titles int [n], indices int [n]) -> the arrays [n, …] that differ between pictures, as a pytree.
-        program: (params, inputs, keys [n]) -> n pictures.
+        command: name of the command.
+        titles: captions of the rows of the contact sheet: each prompt, or the edit of a picture.
+        originals: input pictures, uint8 [H, W, 3] each, shown at the start of every row.
+        values: per title, the metadata that `metadata.describe` writes in addition to the options.
+        inputs: function (titles int [n], indices int [n]) -> pytree of arrays [n, …] that differ between pictures.
+        program: function (params, inputs, keys [n]) -> `Generation` of n pictures.
     """
 
     command: str
@@ -49,24 +49,29 @@ class Job(NamedTuple):
 
 
 class DrawingCommand(NamedTuple):
-    """A command that draws: the dataclass of its options, and the job that it makes of them and the loaded system."""
+    """A command that draws pictures.
+
+    Attributes:
+        options: dataclass of the command's options.
+        job: function (options, loaded system) -> `Job`.
+    """
 
     options: type[Any]
     job: Callable[[Any, LoadedUnCLIP], Job]
 
     def run(self, options: Drawing, only: int | None = None) -> list[Path]:
-        """Draws into `options.out`: a PNG for each picture, and a contact sheet of all.
+        """Draws into `options.out`: one PNG per picture, and a contact sheet.
 
         Args:
-            options: of the command.
-            only: the index of the one picture to draw under each title; None for all `options.num`.
+            options: options of the command.
+            only: index of the one picture to draw under each title; None draws all `options.num`.
 
         Returns:
-            The PNGs, in the order of titles and indices.
+            Paths of the PNGs, ordered by title and index.
 
         Raises:
-            UserError: an option cannot be, the system or an input picture cannot be read, there is another picture in
-                the place of a PNG, or a picture turned out NaN.
+            UserError: an option is out of range, the system or an input picture cannot be read, a PNG would overwrite
+                another picture, or a picture has NaN or infinite values.
         """
         options.check()
         loaded = load(options)
@@ -74,17 +79,27 @@ class DrawingCommand(NamedTuple):
 
 
 def directories(options: System) -> list[Path]:
-    """Where the weights lie that the options name; those on the hub are fetched."""
+    """Directories of the weights that the options name; names on the Hugging Face hub are downloaded.
+
+    Args:
+        options: `run` and `weights` are read; with neither, the weights that come with the package are taken.
+
+    Raises:
+        UserError: a name on the hub cannot be downloaded.
+    """
     return [pipeline.local(source) for source in options.weights] or [options.run or pipeline.SHIPPED]
 
 
 def load(options: Drawing) -> LoadedUnCLIP:
-    """The system that the options name, with its decoder's sampling as they say.
+    """Loads the system that the options name, and replaces the sampling of its decoder by the options given.
+
+    Args:
+        options: options of the command.
 
     Raises:
-        UserError: there is no such system, or an option is not for its decoder.
+        UserError: there is no such system, or its decoder does not support an option.
     """
-    jax.config.update("jax_threefry_partitionable", True)  # the numbers of a seed depend on it
+    jax.config.update("jax_threefry_partitionable", True)  # without it a seed draws other random numbers
     loaded = pipeline.load(*directories(options), prior=options.prior_folder() or "prior")
     enable_compilation_cache()
     saved = loaded.unclip.decoder.sampling
@@ -95,12 +110,12 @@ def load(options: Drawing) -> LoadedUnCLIP:
 
 
 def guidance_scale(options: Drawing, loaded: LoadedUnCLIP) -> float | None:
-    """The decoder's guidance: as the options say, or as it was saved; None for a decoder that is drawn without."""
+    """Guidance scale of the decoder: that of the options, else the saved one; None for a decoder without guidance."""
     return loaded.unclip.decoder.sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale
 
 
 def describe(options: Drawing, job: Job, loaded: LoadedUnCLIP) -> list[dict[str, str]]:
-    """The metadata of the pictures under each title, but for their indices."""
+    """PNG metadata, one dict per title, without the index of a picture."""
     sampling = loaded.unclip.decoder.sampling
     used: dict[str, Any] = {"steps": sampling.num_steps, "guidance_scale": guidance_scale(options, loaded)}
     if "sampler" in options.sampling():
@@ -110,17 +125,30 @@ def describe(options: Drawing, job: Job, loaded: LoadedUnCLIP) -> list[dict[str,
 
 
 def write_pictures(options: Drawing, job: Job, loaded: LoadedUnCLIP, only: int | None = None) -> list[Path]:
-    """Draws a job and writes its files: see `DrawingCommand.run`."""
+    """Samples the pictures of a job and writes its PNGs and contact sheet.
+
+    Args:
+        options: options of the command.
+        job: what to draw.
+        loaded: the system that draws.
+        only: index of the one picture to draw under each title; None draws all `options.num`.
+
+    Returns:
+        Paths of the PNGs, ordered by title and index.
+
+    Raises:
+        UserError: a PNG would overwrite another picture, or a picture has NaN or infinite values.
+    """
     indices = range(options.num) if only is None else [only]
     texts = describe(options, job, loaded)
     stem = "" if job.command == "draw" else f"{job.command}-"
     seed = f"-seed-{options.seed}" if options.seed else ""
 
     def target(title: int, index: int, image: np.ndarray | None = None) -> tuple[Path, dict[str, str]]:
-        """The file of a picture and what is written into it. Raises UserError where there is another picture."""
+        """Path and metadata of a PNG; refuses to overwrite another picture."""
         file = options.out / f"{title:03d}-{stem}{file_stem(job.titles[title])}{seed}-{index:02d}.png"
         text = texts[title] | {metadata.INDEX: str(index)}
-        # Another version may draw the same, which its pixels will show.
+        # The version is not compared: another version may draw the same pixels, and those are compared.
         if holds_other(file, {name: value for name, value in text.items() if name != metadata.VERSION}, image):
             raise UserError(f"{file}: there is another picture already, which is not overwritten; choose another --out")
         return file, text
@@ -148,10 +176,23 @@ def write_pictures(options: Drawing, job: Job, loaded: LoadedUnCLIP, only: int |
 def draw(
     options: Drawing, job: Job, params: dict[str, Any], only: int | None = None
 ) -> Iterator[tuple[int, int, UInt8[np.ndarray, "H W 3"]]]:
-    """Yields (title, index, picture uint8 [H, W, 3]), title by title.
+    """Samples the pictures of a job in chunks of `options.chunk`.
 
-    They are computed in chunks of one size, the last filled up with repetitions: one program makes every picture. In
-    chunks of one, a picture's bytes cannot depend on the others: matmuls round a row by its place and its batch.
+    The last chunk is padded with repetitions, so that one compiled program serves all chunks. With a chunk size of 1
+    the bytes of a picture do not depend on the others; in larger chunks they may, because a matrix product rounds a row
+    by its place in the batch and by the batch size.
+
+    Args:
+        options: `seed`, `num` and `chunk` are read.
+        job: what to draw.
+        params: variables of the networks of the system.
+        only: index of the one picture to draw under each title; None draws all `options.num`.
+
+    Yields:
+        (index of the title, index of the picture, picture uint8 [H, W, 3]), title by title.
+
+    Raises:
+        UserError: a picture has NaN or infinite values.
     """
     key, devices = seed_key(options.seed), Devices(options.chunk)
     params = devices.everywhere(params)
@@ -172,7 +213,15 @@ def draw(
 
 
 def write_sheet(out: Path, rows: list[tuple[str, list[np.ndarray]]]) -> Path:
-    """Writes a contact sheet beside those that are there; returns where."""
+    """Writes a contact sheet and returns its path.
+
+    Args:
+        out: directory of the sheet.
+        rows: (caption, [uint8 [H, W, 3], …]) per row.
+
+    Returns:
+        "sheet.png" in `out`, or "sheet-2.png", … where other sheets have those names.
+    """
     picture = contact_sheet(rows)
     names = (f"sheet{n}.png" for n in ("", *(f"-{n}" for n in range(2, 10**6))))
     sheet = next(out / name for name in names if not holds_other(out / name, {}, picture))
@@ -181,6 +230,6 @@ def write_sheet(out: Path, rows: list[tuple[str, list[np.ndarray]]]) -> Path:
 
 
 def one_line(prompt: str, limit: int = 60) -> str:
-    """A prompt short enough for an error."""
+    """A prompt on one line, cut to `limit` characters, for an error message."""
     words = " ".join(prompt.split())
     return words if len(words) <= limit else words[: limit - 1] + "…"

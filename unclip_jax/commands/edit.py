@@ -1,4 +1,4 @@
-"""`edit IMAGE --from TEXT --to TEXT`: a picture changed as two captions differ (Ramesh et al. 2022, §3.3)."""
+"""`edit IMAGE --from TEXT --to TEXT`: a text diff applied to a picture (Ramesh et al. 2022, §3.3)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from unclip_jax.pipeline import LoadedUnCLIP
 
 @dataclass(frozen=True, kw_only=True)
 class Edit(shared.FromPicture):
-    """Changes a picture as one caption differs from another."""
+    """Edits a picture by the difference between two captions (text diff)."""
 
     image: shared.Image
-    """The picture; the largest square in its middle is taken."""
+    """Input picture; its largest centred square is used."""
     from_: Annotated[str, tyro.conf.arg(name="from", metavar="TEXT")]
-    """What the picture shows."""
+    """Caption of the picture as it is."""
     to: Annotated[str, tyro.conf.arg(metavar="TEXT")]
-    """What it should show."""
+    """Caption of the picture as it should be."""
     strength: float = 0.5
-    """How far the last of the pictures goes, from 0 to 1; the others lie evenly on the way to it."""
+    """How far the last picture is moved towards --to, above 0 and up to 1 (the paper: 0.25 to 0.5).
+    The pictures before it are evenly spaced on the way."""
 
     def check(self) -> None:
         """See `System.check`."""
@@ -37,7 +38,12 @@ class Edit(shared.FromPicture):
 
 
 def job(options: Edit, loaded: LoadedUnCLIP) -> Job:
-    """`options.num` pictures of rising strength."""
+    """The job of `edit`: `options.num` pictures of rising strength.
+
+    Args:
+        options: options of the command.
+        loaded: the system that draws.
+    """
     image, latent = inverted(options.image, loaded)
     before, after = (jnp.asarray(loaded.tokenize([text])) for text in (options.from_, options.to))
     text_diff = jax.jit(

@@ -1,4 +1,4 @@
-"""`inpaint IMAGE PROMPT --mask MASK`: a prompt drawn into a part of a picture (RePaint, Lugmayr et al. 2022)."""
+"""`inpaint IMAGE PROMPT --mask MASK`: draws a prompt into a part of a picture (RePaint, Lugmayr et al. 2022)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,27 @@ from unclip_jax.pipeline import LoadedUnCLIP
 
 @dataclass(frozen=True, kw_only=True)
 class Inpaint(shared.FromPrompt):
-    """Draws a prompt into a picture where a mask is white; the rest stays as it is."""
+    """Inpainting: draws a prompt into a picture where a mask is white; the rest stays as it is.
+
+    The decoder samples by DDPM and takes every step 4 times (RePaint), which is slower than `draw`.
+    """
 
     image: shared.Image
-    """The picture; the largest square in its middle is taken."""
+    """Input picture; its largest centred square is used."""
     prompt: shared.Prompt
     """What to draw."""
     mask: Annotated[Path, tyro.conf.arg(metavar="IMAGE")]
-    """White is drawn anew, black is kept; of the size of the picture, or of its shape."""
+    """Mask picture: white (grey level 128 to 255) is drawn anew, black and transparent pixels are kept.
+    It has the size of IMAGE, or the same aspect ratio."""
 
 
 def job(options: Inpaint, loaded: LoadedUnCLIP) -> Job:
-    """`options.num` pictures of the prompt in the picture."""
+    """The job of `inpaint`: `options.num` pictures with the prompt drawn where the mask is white.
+
+    Args:
+        options: options of the command.
+        loaded: the system that draws.
+    """
     size = drawn_size(loaded.unclip)
     image, mask = picture(options.image, size), mask_of(options.mask, options.image, size)
     tokens = jnp.asarray(loaded.tokenize([options.prompt]))
@@ -40,7 +49,7 @@ def job(options: Inpaint, loaded: LoadedUnCLIP) -> Job:
             loaded.unclip, params, image, mask, tokens, keys, guidance_scale=options.guidance_scale
         )
     )
-    # What will be drawn anew is shown pale: three quarters of the way to white.
+    # The contact sheet also shows the mask: pixels to be drawn anew are blended three quarters of the way to white.
     masked = np.where(mask[..., None], image // 4 + 191, image).astype(np.uint8)
     return Job(
         command="inpaint",

@@ -1,4 +1,4 @@
-"""`interpolate FIRST SECOND`: the way from one picture to another (Ramesh et al. 2022, §3.2)."""
+"""`interpolate FIRST SECOND`: interpolates between two pictures (Ramesh et al. 2022, §3.2)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ from unclip_jax.pipeline import LoadedUnCLIP
 
 @dataclass(frozen=True, kw_only=True)
 class Interpolate(shared.FromPicture):
-    """Draws the way from one picture to another."""
+    """Interpolates between two pictures: the first of the pictures drawn reconstructs FIRST, the last one SECOND."""
 
     first: Annotated[Path, tyro.conf.Positional, shared.positional("FIRST")]
-    """Where the way begins; the largest square in the middle of the picture is taken."""
+    """Picture to start from; its largest centred square is used."""
     second: Annotated[Path, tyro.conf.Positional, shared.positional("SECOND")]
-    """Where it ends."""
+    """Picture to end at; its largest centred square is used."""
 
 
 def job(options: Interpolate, loaded: LoadedUnCLIP) -> Job:
-    """`options.num` pictures, the first and the last of which are the ends of the way."""
+    """The job of `interpolate`: `options.num` pictures at evenly spaced weights from 0 to 1.
+
+    Args:
+        options: options of the command.
+        loaded: the system that draws.
+    """
     (first, a), (second, b) = (inverted(path, loaded) for path in (options.first, options.second))
     between = jax.jit(
         lambda params, a, b, weights, keys: edit.interpolate(

@@ -1,4 +1,4 @@
-"""The commands of unCLIP: `sample.py`, the console script `unclip`, `python -m unclip_jax`."""
+"""The command line of unCLIP: `sample.py`, the console script `unclip`, `python -m unclip_jax`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DRAWING = {
 COMMANDS = {name: Command(command.options, command.run) for name, command in DRAWING.items()} | {
     "remake": Command(remake.Remake, partial(remake.run, DRAWING))
 }
-# What were options of one command.
+# Options of older versions -> the commands that replace them.
 OLD_FLAGS = {
     "--vary": "vary IMAGE",
     "--interpolate": "interpolate FIRST SECOND",
@@ -50,10 +50,13 @@ examples:
 
 
 def command(argv: Sequence[str]) -> None:
-    """Runs the command that the arguments name; `draw` where they begin with none.
+    """Runs the command that the arguments begin with; if they begin with none, `draw`.
+
+    Args:
+        argv: arguments without the name of the program.
 
     Raises:
-        UserError: an option is unknown or belongs to another command, and whatever the command raises.
+        UserError: an option is unknown or belongs to another command, or the command fails on bad input.
         SystemExit: 0 after help.
     """
     prog = program("unclip_jax")
@@ -65,7 +68,15 @@ def command(argv: Sequence[str]) -> None:
 
 
 def refuse_other_command(argv: Sequence[str], prog: str) -> None:
-    """Raises UserError where arguments that begin with no command name one after all."""
+    """Refuses arguments that name a command in a later place than the first.
+
+    Args:
+        argv: arguments that do not begin with a command.
+        prog: name of the program, for the message.
+
+    Raises:
+        UserError: an argument is a command, or an option of an older version that is a command now.
+    """
     for i, word in enumerate(argv):
         flag = word.partition("=")[0]
         if flag in OLD_FLAGS:
@@ -77,8 +88,11 @@ def refuse_other_command(argv: Sequence[str], prog: str) -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script `unclip`: runs a command and exits.
 
-    The exit code is 0 on success, 1 when a picture that was made again is another one, 2 for bad input, 130 when
-    stopped. With `--debug` errors end in their traceback.
+    The exit code is 0 on success, 1 when `remake` drew a file that differs, 2 for bad input, 130 when interrupted.
+    With `--debug` an error is shown with its traceback.
+
+    Args:
+        argv: arguments without the name of the program; None takes those of the process.
     """
     tune_cpu(training=False)
     name = program("unclip_jax").removeprefix("python -m ").removesuffix(".py")

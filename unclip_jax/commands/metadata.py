@@ -1,8 +1,7 @@
-"""What a picture depends on, as the metadata of its PNG: text under the names of the command's options.
+"""PNG metadata that a picture can be drawn again from: command, options, index, digest of the weights, version.
 
-A PNG says which command drew it (`command`), with which values of its options, as which picture (`index`), from which
-weights (`weights_digest`), by which version. Of input pictures and masks it holds the file's name and SHA-256. No
-path of the machine stands in it.
+The keys are `command`, the names of the command's options, `index` (of the picture among those of its prompt),
+`weights_digest` and `version`. Of input pictures and masks the file name and the SHA-256 are written, but no directory.
 """
 
 from __future__ import annotations
@@ -25,19 +24,22 @@ from unclip_jax.weights import diffusers
 Options = TypeVar("Options", bound=Drawing)
 
 COMMAND, INDEX, VERSION, WEIGHTS_DIGEST = "command", "index", "version", "weights_digest"
-# Options that say where things lie, or what else is drawn: a picture depends on none of them, unless a command says so.
+# Options that a picture does not depend on: directories, and what else is drawn. `Job.values` may write them anyway.
 LEFT_OUT = frozenset({"run", "weights", "out", "num", "prompts"})
 
 
 def describe(command: str, options: Drawing, weights: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of a command's pictures, but for `index`.
+    """The metadata of a command's pictures, without `index`.
 
     Args:
-        command: its name.
-        options: its options.
-        weights: the `weights_digest`.
-        values: those that take the place of the options' own: what a default turned out to be, one prompt of several.
-            They are written even where the option is otherwise left out. None is not written.
+        command: name of the command.
+        options: options of the command.
+        weights: the digest of `weights_digest`.
+        values: replace values of the options (a default that depends on the system, one of several prompts), and are
+            written even for an option in `LEFT_OUT`. A value of None is not written.
+
+    Returns:
+        Key -> text.
     """
     given = {field.name.rstrip("_"): getattr(options, field.name) for field in dataclasses.fields(options)}
     text = {COMMAND: command}
@@ -50,21 +52,22 @@ def describe(command: str, options: Drawing, weights: str, values: Mapping[str, 
 
 
 def digest_name(option: str) -> str:
-    """Under which name the SHA-256 of an input file stands."""
+    """Metadata key of the SHA-256 of the input file that an option names."""
     return f"{option}_digest"
 
 
 def read_options(kind: type[Options], text: Mapping[str, str], originals: Path, **more: Any) -> Options:
-    """The options that metadata was made of.
+    """Reads the options of a command back from metadata; the inverse of `describe`.
 
     Args:
-        kind: the dataclass of the command's options.
-        text: what `describe` gave, and `index`.
-        originals: the directory in which the input pictures and masks are looked for by their names.
+        kind: dataclass of the command's options.
+        text: the metadata of a picture, with `index`.
+        originals: directory of the input pictures and masks, which are looked up by file name.
         more: options that metadata does not hold.
 
     Raises:
-        UserError: an option is absent or cannot be read, or an input file is not the one that the metadata tells of.
+        UserError: an option is missing or unreadable, or an input file has another SHA-256 than the metadata says.
+        OSError: an input file cannot be read.
     """
     values: dict[str, Any] = {"num": index_of(text) + 1} | more
     hints = get_type_hints(kind)
@@ -80,7 +83,11 @@ def read_options(kind: type[Options], text: Mapping[str, str], originals: Path, 
 
 
 def index_of(text: Mapping[str, str]) -> int:
-    """The index of a picture among those of its prompt. Raises UserError where its metadata has none."""
+    """Reads the index of a picture among those of its prompt from its metadata.
+
+    Raises:
+        UserError: there is no index, or it is not a number.
+    """
     index = text.get(INDEX, "")
     if not index.isdecimal():
         raise UserError(f"its metadata has {index!r} as {INDEX}")
@@ -88,7 +95,7 @@ def index_of(text: Mapping[str, str]) -> int:
 
 
 def _value(name: str, text: str, hint: Any, originals: Path) -> Any:
-    """An option from its text; `hint` is its type: T, `T | None` or, of several prompts, `tuple[T, ...]`."""
+    """Parses an option; `hint` is its type: T, `T | None`, or `tuple[T, ...]`, which becomes a tuple of one."""
     if get_origin(hint) is tuple:
         return (text,)
     kind = hint if isinstance(hint, type) else get_args(hint)[0]
@@ -99,40 +106,43 @@ def _value(name: str, text: str, hint: Any, originals: Path) -> Any:
 
 
 def weights_digest(directories: Sequence[Path], prior: str | None) -> str:
-    """One SHA-256, in hex, over those of the files of all networks that draw.
+    """SHA-256, in hex, over the digests of the weight files of all networks that draw.
 
-    The digests in the `config.json` of our own networks are taken for it: `load` has compared them with the files.
-    Published files have none and are read, a second or two per gigabyte.
+    For a run directory the digests in each `config.json` are taken: `load` has compared them with the files. The files
+    of a published system have no such digests and are hashed here, a second or two per gigabyte.
 
     Args:
-        directories: a run directory, or those of a published system.
-        prior: the folder of the prior in a run directory; None where none is used.
+        directories: a run directory, or the directories of a published system.
+        prior: folder of the prior in a run directory; None if none is used.
     """
     if diffusers.is_published(directories[0]):
         parts: dict[str, Path] = {}
         for directory in directories:
             parts |= diffusers.parts_of(directory)
-        found = {name: _published(folder) for name, folder in parts.items()}
+        files_of = {name: _published(folder) for name, folder in parts.items()}
     else:
         (root,) = directories
         names = ["clip", *([prior] if prior else []), "decoder"]
         upsamplers = sorted(folder.name for folder in root.glob("upsampler_*") if folder.is_dir())
-        found = {name: _own(root / name) for name in (*names, *upsamplers)}
-    lines = [f"{folder}/{file} {digest}\n" for folder, files in found.items() for file, digest in sorted(files.items())]
+        files_of = {name: _own(root / name) for name in (*names, *upsamplers)}
+    lines = [
+        f"{folder}/{file} {digest}\n" for folder, files in files_of.items() for file, digest in sorted(files.items())
+    ]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def _own(folder: Path) -> dict[str, str]:
-    """The digests of a folder that `save_stage` or `clip_jax.save` wrote; older versions wrote none, and are read."""
+    """File name -> digest of a folder written by `save_stage` or `clip_jax.save`; hashed if the config has none."""
     names = (WEIGHTS, TOKENIZER)
     return read_digests(read_json(folder / CONFIG).get(DIGESTS), DIGESTS, names) or digests(folder, names)
 
 
 def _published(folder: Path) -> dict[str, str]:
+    """File name -> digest of the weights in a folder of a published system; empty for a folder without weights."""
     file = weights_file(folder, diffusers.WEIGHTS)
-    if file is None:  # a tokenizer, a scheduler
+    if file is None:  # the folder of a tokenizer or a scheduler
         return {}
     files = {file.name}
-    if file.suffix == ".json":  # of shards
+    if file.suffix == ".json":  # the index of a checkpoint in several shards
         files |= {*read_json(file)["weight_map"].values()}
     return digests(folder, files)

@@ -1,4 +1,4 @@
-"""Options that several commands share. A command's own dataclass, beside the command, inherits from one of these."""
+"""Dataclasses of the options that several commands share; the dataclass of each command inherits from one of them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from image_text.errors import UserError
 
 
 def shown(metavar: str, default: str, name: str | None = None) -> Any:
-    """How `--help` writes an option that may be left out.
+    """Settings of an option for tyro: how `--help` shows its value and its default.
 
     Args:
-        metavar: what stands for its value.
-        default: what it is without.
-        name: of the flag, where the field cannot be called so.
+        metavar: placeholder of the value, "DIR" for example.
+        default: description of the default.
+        name: name of the flag, where it differs from that of the field.
     """
     return tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 def positional(metavar: str) -> Any:
-    """An option without a flag that must be given."""
+    """Settings of a required positional argument for tyro, shown as `metavar`."""
     return tyro.conf.arg(metavar=metavar)
 
 
@@ -36,33 +36,39 @@ class System:
     """Which system draws, and where its pictures go."""
 
     run: Annotated[Path | None, shown("DIR", "the weights that come with the package")] = None
-    """Run directory of train.py."""
+    """Run directory written by train.py."""
     weights: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, shown("DIR|OWNER/NAME", "none")] = ()
-    """Published weights instead of a run: a directory of Karlo or Kandinsky 2.2 in the layout of diffusers, or its name
-    on the hub. Give it again for another directory: Kandinsky's prior, or a prior to take the place of the first's."""
+    """Published weights instead of a run: a directory of Karlo or Kandinsky 2.2 in the layout of diffusers,
+    or its OWNER/NAME on the Hugging Face hub.
+    Give the option again for a second one: Kandinsky's prior, or a prior (ECLIPSE) that replaces that of the first."""
     out: Path = Path("samples")
-    """Directory for the PNGs and the contact sheet."""
+    """Directory for the PNGs and the contact sheet, created if absent; other pictures in it are not overwritten."""
 
     def check(self) -> None:
-        """Raises UserError for options that cannot be, before anything is loaded."""
+        """Checks the options before anything is loaded.
+
+        Raises:
+            UserError: an option is out of range, or two options exclude each other.
+        """
         if self.weights and self.run is not None:
             raise UserError("--weights: pictures are drawn from published weights or from a run; leave out --run")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing(System):
-    """What every command that draws is told."""
+    """Options of every command that draws."""
 
     num: int = 4
-    """Pictures; of each prompt where there are several."""
+    """Number of pictures; with several prompts, of each prompt."""
     seed: int = 0
-    """0 to 4294967295. A picture depends on the seed and its index, not on what else is drawn beside it."""
+    """Random seed, 0 to 4294967295. A picture depends on the seed and its own index, not on the other pictures."""
     steps: Annotated[int | None, shown("INT", "as the decoder was saved")] = None
-    """Denoising steps of the decoder."""
+    """Sampling steps of the decoder, from 1 to the length of its noise schedule."""
     guidance_scale: Annotated[float | None, shown("FLOAT", "as the decoder was saved")] = None
-    """Guidance of the decoder: 1 is off, larger follows the prompt more closely."""
+    """Guidance scale of the decoder, 0 to 100: 1 is off, larger values follow the prompt more closely."""
     chunk: int = 1
-    """Pictures computed together: more are faster on a GPU or TPU, but rounding may then depend on the neighbours."""
+    """Batch size: pictures computed together. Larger is faster on a GPU or TPU.
+    With more than 1 the rounding of a picture may depend on the others of its batch."""
 
     def check(self) -> None:
         """See `System.check`."""
@@ -77,20 +83,20 @@ class Drawing(System):
             raise UserError(f"--guidance-scale: {self.guidance_scale} is not between 0 and 100")
 
     def prior_folder(self) -> str | None:
-        """The folder of the prior that is used, in a run directory; None where none is used."""
+        """Folder of the prior in a run directory; None for a command that uses no prior."""
         return None
 
     def sampling(self) -> dict[str, Any]:
-        """Fields of the decoder's `Sampling` that the command lets one choose; None is as it was saved."""
+        """Fields of the decoder's `Sampling` that the command sets, by name; None keeps the saved value."""
         return {"num_steps": self.steps}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromPrompt(Drawing):
-    """A prompt is drawn, for which the prior is needed."""
+    """Options of commands that draw a prompt, and so use a prior."""
 
     prior: Annotated[str, shown("NAME", "prior")] = "prior"
-    """Which prior of the run directory: prior, ar_prior or one_step_prior."""
+    """Prior to use, by its folder in the run directory: prior (diffusion), ar_prior or one_step_prior."""
 
     def prior_folder(self) -> str | None:
         """See `Drawing.prior_folder`."""
@@ -99,10 +105,11 @@ class FromPrompt(Drawing):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled(FromPrompt):
-    """A prompt is drawn, by any sampler."""
+    """Options of commands that draw a prompt by any sampler."""
 
     sampler: Annotated[str | None, shown("STR", "as the decoder was saved")] = None
-    """Sampler of the decoder: ddpm, ddim, dpmpp_2m, or euler and heun on the grid of Karras et al."""
+    """Sampler of the decoder: ddpm, ddim, dpmpp_2m (DPM-Solver++), or euler or heun (timesteps of Karras et al.).
+    Also ddpm_learned, for a decoder with a learned variance, and ddpm_analytic, for one with a measured x0 error."""
 
     def sampling(self) -> dict[str, Any]:
         """See `Drawing.sampling`."""
@@ -111,16 +118,25 @@ class Sampled(FromPrompt):
 
 @dataclass(frozen=True, kw_only=True)
 class FromPicture(Drawing):
-    """A picture is inverted to its noise by DDIM and decoded again, without a prompt and so without a prior."""
+    """Options of commands that invert a picture to its noise by DDIM and decode it again, without prompt and prior."""
 
     steps: int = 50
-    """Steps of DDIM, on the way up to the picture's noise and down again."""
+    """DDIM steps of the decoder, for the inversion of a picture to noise and for the decoding from it."""
     guidance_scale: float = 1.0
-    """Guidance of the decoder: 1 is off, as pictures are inverted."""
+    """Guidance scale of the decoder, 0 to 100: 1 is off, as in the inversion, and reconstructs a picture best."""
 
 
 def check_share(name: str, value: float, *, zero: bool) -> None:
-    """Raises UserError unless a number is in [0, 1], or in (0, 1] where `zero` is no value."""
+    """Checks an option that is a share.
+
+    Args:
+        name: name of the option, for the message.
+        value: its value.
+        zero: whether the range is [0, 1] instead of (0, 1].
+
+    Raises:
+        UserError: the value is out of range, or NaN.
+    """
     if zero and not 0 <= value <= 1:
         raise UserError(f"--{name}: {value} is not between 0 and 1")
     if not zero and not 0 < value <= 1:

@@ -1,4 +1,4 @@
-"""The pictures and masks that a command is given, as arrays of the size that the system draws."""
+"""Reads the input pictures and masks of a command as arrays of the size that the system draws."""
 
 from __future__ import annotations
 
@@ -19,12 +19,19 @@ from unclip_jax.tasks import to_signed
 
 
 def drawn_size(unclip: UnCLIP) -> int:
-    """Side of the pictures that a system draws."""
+    """Side in pixels of the pictures that a system draws: of its last upsampler, or of its decoder."""
     return (unclip.upsamplers[-1] if unclip.upsamplers else unclip.decoder).sample_shape[0]
 
 
 def picture(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture as uint8 [size, size, 3]: the largest square in its middle, resized.
+    """Reads a picture, crops its largest centred square and resizes it (bicubic).
+
+    Args:
+        path: the file.
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 [size, size, 3].
 
     Raises:
         UserError: the file is no picture.
@@ -33,13 +40,21 @@ def picture(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def mask_of(path: Path, of: Path, size: int) -> Bool[np.ndarray, "H W"]:
-    """What of the picture `of` is drawn anew: bool [size, size].
+    """Reads an inpainting mask, cropped and resized as the picture is (nearest neighbour).
 
-    White (128 to 255) is drawn, black and what is transparent is kept: a brush on an empty layer is a mask. It is cut
-    and resized as the picture is, so it has its size or its shape.
+    White (grey level 128 to 255) is True; black and transparent pixels are False, so that white strokes on a
+    transparent layer are a mask too.
+
+    Args:
+        path: file of the mask.
+        of: file of the picture that it belongs to.
+        size: side of the result in pixels.
+
+    Returns:
+        bool [size, size], True where the picture is drawn anew.
 
     Raises:
-        UserError: the mask has another aspect than the picture, or nothing in it is white.
+        UserError: a file is no picture, the mask has another aspect ratio than the picture, or it has no white pixel.
     """
     levels, (width, height) = grey_levels(path), open_image(of).size
     if abs(levels.width * height - levels.height * width) > max(width, height):  # less than a pixel of difference
@@ -56,8 +71,12 @@ def mask_of(path: Path, of: Path, size: int) -> Bool[np.ndarray, "H W"]:
 
 
 def grey_levels(path: Path) -> Image.Image:
-    """A picture as a Pillow image of mode "L", upright; what is transparent is black."""
-    levels = open_image(path).convert("L")  # refuses what is no picture
+    """Reads a picture as a Pillow image of mode "L", upright by its EXIF orientation; transparent pixels are black.
+
+    Raises:
+        UserError: the file is no picture.
+    """
+    levels = open_image(path).convert("L")  # raises UserError if the file is no picture
     with Image.open(path) as raw:
         if raw.has_transparency_data:
             layer = ImageOps.exif_transpose(raw).convert("RGBA")
@@ -66,7 +85,18 @@ def grey_levels(path: Path) -> Image.Image:
 
 
 def inverted(path: Path, loaded: LoadedUnCLIP) -> tuple[UInt8[np.ndarray, "H W 3"], Latent]:
-    """A picture and its latent (z_i, x_T), by DDIM inversion in the steps of the decoder's sampling."""
+    """Reads a picture and inverts it by DDIM, in as many steps as the decoder's sampling has.
+
+    Args:
+        path: the file.
+        loaded: the system, whose CLIP encodes the picture.
+
+    Returns:
+        (picture uint8 [size, size, 3], its latent (z_i, x_T) as a batch of 1).
+
+    Raises:
+        UserError: the file is no picture, or the system cannot encode pictures.
+    """
     image = picture(path, drawn_size(loaded.unclip))
     encode = jax.jit(edit.encode, static_argnums=0)
     return image, encode(loaded.unclip, loaded.params, to_signed(jnp.asarray(image)[None]))

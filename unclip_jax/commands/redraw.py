@@ -1,4 +1,4 @@
-"""`redraw IMAGE PROMPT`: a prompt drawn from a picture under noise (SDEdit, Meng et al. 2022)."""
+"""`redraw IMAGE PROMPT`: image to image, draws a prompt from a noised picture (SDEdit, Meng et al. 2022)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from unclip_jax.pipeline import LoadedUnCLIP
 
 @dataclass(frozen=True, kw_only=True)
 class Redraw(shared.Sampled):
-    """Draws a prompt starting from a picture under noise, which keeps its layout."""
+    """Image to image (SDEdit): draws a prompt starting from a noised picture, whose layout is kept."""
 
     image: shared.Image
-    """The picture; the largest square in its middle is taken."""
+    """Input picture; its largest centred square is used."""
     prompt: shared.Prompt
     """What to draw."""
     strength: float = 0.6
-    """How much is drawn anew, from 0 to 1: the share of the decoder's steps that are taken."""
+    """How much is drawn anew, above 0 and up to 1: the share of the decoder's sampling steps that are taken."""
 
     def check(self) -> None:
         """See `System.check`."""
@@ -32,7 +32,12 @@ class Redraw(shared.Sampled):
 
 
 def job(options: Redraw, loaded: LoadedUnCLIP) -> Job:
-    """`options.num` pictures of the prompt from the picture."""
+    """The job of `redraw`: `options.num` pictures of the prompt, started from the noised picture.
+
+    Args:
+        options: options of the command.
+        loaded: the system that draws.
+    """
     image = picture(options.image, drawn_size(loaded.unclip))
     tokens = jnp.asarray(loaded.tokenize([options.prompt]))
     redrawn = jax.jit(

@@ -1,4 +1,4 @@
-"""`remake PICTURE`: a picture of one of the other commands, made again from its metadata."""
+"""`remake PICTURE`: draws a picture of another command again from its PNG metadata, and compares the files."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from unclip_jax.pictures import read_text
 
 @dataclass(frozen=True, kw_only=True)
 class Remake(System):
-    """Makes a picture again from what stands in its PNG."""
+    """Draws a picture again from the metadata in its PNG, and compares the two files."""
 
     picture: Annotated[Path, tyro.conf.Positional, positional("PICTURE")]
-    """A PNG of one of the other commands. Weights other than the package's are named by --run or --weights again."""
+    """PNG drawn by one of the other commands. If it was drawn with --run or --weights, give that option again."""
     originals: Annotated[Path, shown("DIR", "the current directory")] = Path()
-    """Where the pictures and masks lie that it was made of."""
+    """Directory of the input pictures and masks that PICTURE was drawn from."""
 
 
 class Differs(Exception):
-    """The picture that was made is another one."""
+    """The picture drawn again is not the same file; the exit code is 1."""
 
     exit_status = 1
 
 
 def run(commands: Mapping[str, DrawingCommand], options: Remake) -> None:
-    """Makes the picture again in `options.out`.
+    """Draws the picture again in `options.out`, and compares it with the original.
 
-    On the same kind of machine, with the same versions, it is the same file byte for byte, unless it was computed in
-    chunks with pictures of other prompts.
+    On the same kind of machine, with the same versions, it is the same file byte for byte, unless the original was
+    computed in one batch (`--chunk`) with pictures of other prompts.
 
     Args:
-        commands: those that draw, by their names.
-        options: of this command.
+        commands: the commands that draw, by name.
+        options: options of `remake`.
 
     Raises:
-        UserError: the picture does not say how it was made, or the weights or the input pictures are others.
-        Differs: it was made, and is not the same.
+        UserError: the metadata is missing or incomplete, or the weights or the input pictures are not the same.
+        Differs: the picture was drawn, and its file is not the same.
     """
     options.check()
     text = read_text(options.picture)
@@ -64,12 +64,15 @@ def run(commands: Mapping[str, DrawingCommand], options: Remake) -> None:
 
 
 def read_command(kind: type[Drawing], text: Mapping[str, str], options: Remake) -> Drawing:
-    """The options that drew a picture. Raises UserError where its weights or its input pictures are not those at hand.
+    """Reads the options that drew a picture from its metadata.
 
     Args:
-        kind: the dataclass of its command's options.
-        text: its metadata.
-        options: where things lie.
+        kind: dataclass of the options of the command that drew it.
+        text: the metadata of the picture.
+        options: options of `remake`: directories of the weights, the input pictures and the output.
+
+    Raises:
+        UserError: an option cannot be read, or the weights or the input pictures are not the same.
     """
     where = {"run": options.run, "weights": options.weights, "out": options.out}
     again = metadata.read_options(kind, text, options.originals, **where)

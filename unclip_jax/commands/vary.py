@@ -1,4 +1,4 @@
-"""`vary IMAGE`: variations of a picture (Ramesh et al. 2022, §3.1)."""
+"""`vary IMAGE`: draws variations of a picture (Ramesh et al. 2022, §3.1)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from unclip_jax.pipeline import LoadedUnCLIP
 
 @dataclass(frozen=True, kw_only=True)
 class Vary(shared.FromPicture):
-    """Draws variations of a picture: the same meaning, other details."""
+    """Draws variations of a picture: the same content and style, other details."""
 
     image: shared.Image
-    """The picture; the largest square in its middle is taken."""
+    """Input picture; its largest centred square is used."""
     eta: float = 1.0
-    """How far the variations may leave the picture: 0 reconstructs it, 1 keeps its meaning only."""
+    """DDIM stochasticity, 0 to 1: 0 reconstructs the picture, 1 keeps only what CLIP sees in it."""
 
     def check(self) -> None:
         """See `System.check`."""
@@ -29,7 +29,12 @@ class Vary(shared.FromPicture):
 
 
 def job(options: Vary, loaded: LoadedUnCLIP) -> Job:
-    """`options.num` variations of the picture."""
+    """The job of `vary`: `options.num` variations of the picture.
+
+    Args:
+        options: options of the command.
+        loaded: the system that draws.
+    """
     image, latent = inverted(options.image, loaded)
     variations = jax.jit(
         lambda params, latent, keys: edit.variations(

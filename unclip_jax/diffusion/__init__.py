@@ -1,1 +1,1 @@
-"""The maths of diffusion: schedules, predictions, losses, guidance, samplers."""
+"""The maths of diffusion: noise schedules, parametrisations, losses, guidance, samplers, random keys."""

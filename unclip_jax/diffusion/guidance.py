@@ -1,7 +1,8 @@
-"""Decorators of a denoiser, applied inside out: predict, then guide, then clip.
+"""Classifier-free guidance, clipping, dynamic thresholding and inpainting, as decorators of a denoiser.
 
-Guidance comes before the condition is bound, the others after it. Guiding x0 is the same as guiding eps or v, because
-each is linear in the other at a fixed x_t, but only before clipping.
+They are applied in this order: predict x0, guide, clip, inpaint. `classifier_free` decorates a `CondDenoiser`, whose
+condition is not bound yet; the others decorate a `Denoiser`. x0 is guided here, which is the same as guiding eps or v
+as long as x0 is not clipped first: at a fixed x_t each is an affine function of the others.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from unclip_jax.conditioning import Cond, concatenate
 from unclip_jax.diffusion.predict import Denoised, Denoiser, per_sample
 
 CondDenoiser = Callable[[Cond], Denoiser]
-"""Binds a condition. What can be computed of the condition alone is computed here, once for all steps of a sampler."""
+"""Binds a condition. What depends on the condition alone is computed here, once for all steps of a sampler."""
 
 GuidanceScale = float | Float[Array, ""] | Float[Array, " B"]
-"""1.0 is off. One for all or one per sample; as an array it is data, and another one does not compile again."""
+"""A scalar, or [B], one per sample; 1.0 is off. An array may be traced: another scale then does not compile again."""
 
 Decorator = Callable[[Denoiser], Denoiser]
 
@@ -26,7 +27,7 @@ Decorator = Callable[[Denoiser], Denoiser]
 def guide(
     conditional: Float[Array, "B ..."], unconditional: Float[Array, "B ..."], guidance_scale: GuidanceScale
 ) -> Float[Array, "B ..."]:
-    """Classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6), of estimates of x0 as of logits.
+    """Classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6), for estimates of x0 or for logits.
 
     Args:
         conditional: c, [B, …].
@@ -41,15 +42,18 @@ def guide(
 
 
 def is_off(guidance_scale: GuidanceScale | None) -> bool:
-    """Whether the unconditional branch need not be run: there is no scale, or it is a plain 1.0 and no data."""
+    """Whether the unconditional branch need not be run: the scale is None or the Python float 1.0, not an array."""
     return guidance_scale is None or (isinstance(guidance_scale, float) and guidance_scale == 1.0)
 
 
 def classifier_free(guidance_scale: GuidanceScale) -> Callable[[CondDenoiser], CondDenoiser]:
-    """Classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6).
+    """Decorator for classifier-free guidance u + s·(c − u) (Ho & Salimans 2022, eq. 6).
 
-    `guidance_scale` is a scalar or [B] and may be traced; 1.0 is off. Both branches run as one batch of 2B. The
-    learned variance and the error are the conditional branch's: extrapolating them has no meaning.
+    Both branches run as one batch of 2B. `var_frac` and `x0_error` are those of the conditional branch, because
+    extrapolating them has no meaning.
+
+    Args:
+        guidance_scale: s, a scalar or [B]; may be traced; 1.0 is off.
     """
 
     def decorate(bind: CondDenoiser) -> CondDenoiser:
@@ -73,7 +77,7 @@ def classifier_free(guidance_scale: GuidanceScale) -> Callable[[CondDenoiser], C
 
 
 def clip_x0(low: float, high: float) -> Decorator:
-    """Clamps the estimate of clean data to [low, high], the range of the data."""
+    """Decorator that clips the estimate of x0 to [low, high], the range of the data."""
 
     def decorate(denoise: Denoiser) -> Denoiser:
         def clipped(x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]) -> Denoised:
@@ -86,9 +90,13 @@ def clip_x0(low: float, high: float) -> Decorator:
 
 
 def inpaint(known: Float[Array, "B ..."], mask: Bool[Array, "*M"]) -> Decorator:
-    """The estimate of clean data is `known` [B, ...] wherever `mask` (broadcasts against it) is False.
+    """Decorator that replaces the estimate of x0 by `known` where `mask` is False; the outermost decorator.
 
-    Samplers then carry the known part down at its right noise, and end at it exactly. Outermost of the decorators.
+    A sampler then keeps the known part at the noise level of each timestep, and ends at exactly `known`.
+
+    Args:
+        known: [B, ...], the clean data to keep.
+        mask: bool, broadcasts against `known`; True where data is sampled.
     """
 
     def decorate(denoise: Denoiser) -> Denoiser:
@@ -102,7 +110,13 @@ def inpaint(known: Float[Array, "B ..."], mask: Bool[Array, "*M"]) -> Decorator:
 
 
 def dynamic_threshold(percentile: float) -> Decorator:
-    """Scales each sample's x0 into [−1, 1] by its own `percentile` (0 to 100) of |x0|, at least 1 (Imagen, §2.3)."""
+    """Decorator for dynamic thresholding of x0 (Imagen, Saharia et al. 2022, §2.3).
+
+    Each sample is clipped to ±s and divided by s, where s is a percentile of its own |x0|, at least 1.
+
+    Args:
+        percentile: 0 to 100.
+    """
 
     def decorate(denoise: Denoiser) -> Denoiser:
         def thresholded(x_t: Float[Array, "B ..."], t: Int[Array, " B"], *given: Float[Array, "B ..."]) -> Denoised:

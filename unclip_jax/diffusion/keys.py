@@ -1,8 +1,9 @@
-"""Keys of pictures and the noise drawn with them: the same numbers on every machine, under every setting of JAX.
+"""PRNG keys of pictures, and noise drawn with them: the same numbers on every machine and under every JAX setting.
 
-A picture depends on its prompt, its seed and its index alone. JAX draws other numbers from the same seed with another
-generator (`JAX_DEFAULT_PRNG_IMPL`), with 64-bit types (`JAX_ENABLE_X64`), or with
-`jax_threefry_partitionable=False`; so keys are of threefry here, and noise is asked for as float32.
+A picture depends on its prompt, its seed and its index alone. But JAX draws other numbers from the same seed with
+another generator (`JAX_DEFAULT_PRNG_IMPL`), with 64-bit types (`JAX_ENABLE_X64`), or with
+`jax_threefry_partitionable=False`. Therefore keys are always threefry keys here, noise is drawn as float32, and
+`jax_threefry_partitionable=False` is refused.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from jaxtyping import Array, Float, Int, Key
 from clip_jax.errors import UserError
 
 IMPL = "threefry2x32"
-LIMIT = 2**32  # seeds and indices are 32 bits: larger ones would be those of others again
+LIMIT = 2**32  # seeds and indices have 32 bits; larger ones would alias smaller ones
 
 
 def seed_key(seed: int | Any) -> Key[Array, ""]:
-    """The key of a seed, 0 to 4294967295, whatever generator JAX is set to.
+    """The threefry key of a seed, whatever generator JAX is set to.
+
+    Args:
+        seed: whole number from 0 to 4294967295.
 
     Raises:
-        UserError: another seed, which would alias one of these.
+        UserError: the seed is not a whole number in this range; a larger one would alias a smaller one.
     """
     try:
         number = operator.index(seed)
@@ -37,14 +41,20 @@ def seed_key(seed: int | Any) -> Key[Array, ""]:
 
 
 def threefry(keys: Any) -> Key[Array, "..."]:
-    """Keys of threefry from keys as JAX's users have them, of any shape; threefry's are returned as they are.
+    """Converts JAX keys of any kind to threefry keys; threefry keys are returned unchanged.
 
-    Typed keys (`jax.random.key`) or raw ones (`jax.random.PRNGKey`, uint32 [..., 2]). A key of "rbg" or
-    "unsafe_rbg" is made of threefry's twice, so that `jax.random.key(seed)` is the same key under all three.
+    A key of "rbg" or "unsafe_rbg" is a threefry key repeated twice, of which the first half is taken: so
+    `jax.random.key(seed)` becomes the same key under all three generators.
+
+    Args:
+        keys: typed keys [...] (`jax.random.key`) or raw keys (`jax.random.PRNGKey`, uint32 [..., 2] or [..., 4]).
+
+    Returns:
+        Typed threefry keys [...].
 
     Raises:
-        UserError: what is given is no key, or of another generator; or JAX is set to draw other numbers with it
-            (`jax_threefry_partitionable=False`).
+        UserError: `keys` are no keys, or keys of another generator; or `jax_threefry_partitionable` is False, with
+            which the same key draws other numbers.
     """
     if not jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined]
         raise UserError(
@@ -65,14 +75,17 @@ def threefry(keys: Any) -> Key[Array, "..."]:
 
 
 def sample_keys(key: Any, indices: Any) -> Key[Array, " N"]:
-    """Keys of the pictures of these indices: `fold_in(key, index)`, the same whatever batch they are drawn in.
+    """One key per picture: `fold_in(key, index)`, so that a picture is the same in whatever batch it is drawn.
 
     Args:
-        key: one key of JAX, `jax.random.key(seed)`; see `threefry`.
+        key: one JAX key, `jax.random.key(seed)`; see `threefry`.
         indices: [N] integers from 0 to 4294967295: an array, a list or a range.
 
+    Returns:
+        Threefry keys [N].
+
     Raises:
-        UserError: `key` is not one key, or `indices` are not [N] such integers.
+        UserError: `key` is not one key, or `indices` are not [N] integers in this range.
     """
     key = threefry(key)
     if key.shape:
@@ -84,7 +97,7 @@ def sample_keys(key: Any, indices: Any) -> Key[Array, " N"]:
         got = str(indices)[:40] if not indices.ndim else f"{indices.dtype} {list(indices.shape)}"
         raise UserError(f"indices is {got}; give those of the pictures, [N] integers: jnp.arange(4) for the first four")
     if not isinstance(indices, jax.core.Tracer) and indices.size:
-        values = np.asarray(indices)  # within jit, jnp would trace what is known
+        values = np.asarray(indices)  # numpy, because jnp would trace even a known array within jit
         ends = int(values.min()), int(values.max())
         if ends[0] < 0 or ends[1] >= LIMIT:
             raise UserError(f"indices are from {ends[0]} to {ends[1]}; give 0 to {LIMIT - 1}")
@@ -92,10 +105,10 @@ def sample_keys(key: Any, indices: Any) -> Key[Array, " N"]:
 
 
 def fold_in_each(keys: Key[Array, " B"], data: int | Int[Array, ""]) -> Key[Array, " B"]:
-    """Folds the same number into each of [B] keys."""
+    """Folds the same integer into each of [B] keys: threefry keys [B]."""
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(threefry(keys))
 
 
 def normal(keys: Key[Array, " B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
-    """Standard normal noise, one key per sample: [B] keys -> float32 [B, *shape]."""
+    """Standard normal noise with one key per sample: keys [B] -> float32 [B, *shape]."""
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(threefry(keys))

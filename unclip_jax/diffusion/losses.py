@@ -1,8 +1,7 @@
-"""What a denoiser is trained on: a noised sample and a weighted squared error.
+"""Diffusion losses: noising of a batch, weighted squared errors, and the variational bound of a learned variance.
 
-The weight of each noise level is written as the factor on the squared error of x0; a `Weight` therefore means the
-same thing whatever the network predicts. With SNR = alpha²/sigma², an error of x0 is worth SNR of an error of eps
-and SNR + 1 of an error of v.
+A `Weight` is the factor on the squared error of x0, so that it means the same whatever the network predicts. With
+SNR = alpha²/sigma², the squared error of eps is SNR times that of x0, and the squared error of v is SNR + 1 times it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,13 @@ from unclip_jax.settings import standard_settings
 
 
 class Noised(NamedTuple):
-    """A noised batch: x_t [B, ...] at times t [B], made of x0 and eps."""
+    """A noised batch.
+
+    Attributes:
+        x_t: noised samples, [B, ...].
+        t: their timesteps, int32 [B].
+        eps: the noise in them, [B, ...].
+    """
 
     x_t: Float[Array, "B ..."]
     t: Int[Array, " B"]
@@ -34,16 +39,31 @@ class Noised(NamedTuple):
 def add_noise(
     schedule: NoiseSchedule, x0: Float[Array, "B ..."], t: Int[Array, " B"], eps: Float[Array, "B ..."]
 ) -> Float[Array, "B ..."]:
-    """q(x_t | x0): alpha_t·x0 + sigma_t·eps, for x0 and eps [B, ...] and t int [B]."""
+    """Noises samples, q(x_t | x0) (Ho et al. 2020, eq. 4): x_t = alpha_t·x0 + sigma_t·eps.
+
+    Args:
+        schedule: the noise schedule.
+        x0: clean data, [B, ...].
+        t: timesteps, int [B], 0 to T − 1.
+        eps: standard normal noise, [B, ...].
+
+    Returns:
+        x_t [B, ...].
+    """
     return per_sample(schedule.alpha(t), x0) * x0 + per_sample(schedule.sigma(t), x0) * eps
 
 
 @standard_settings
 def noised(schedule: NoiseSchedule, x0: Float[Array, "B ..."], key: Key[Array, ""]) -> Noised:
-    """Each sample of x0 [B, ...] at a time of its own, uniform over the schedule.
+    """Noises each sample at a timestep of its own, drawn uniformly from 0 to T − 1.
 
-    The times of a batch are spread evenly, from one random offset (Kingma et al. 2021, appendix I.1): the loss varies
-    less from batch to batch than with independent times.
+    The timesteps of a batch are evenly spread from one random offset (low-discrepancy sampling, Kingma et al. 2021,
+    appendix I.1), so that the loss varies less between batches than with independent timesteps.
+
+    Args:
+        schedule: the noise schedule.
+        x0: clean data, [B, ...].
+        key: one PRNG key.
     """
     key_t, key_eps = jax.random.split(key)
     batch_size, last = len(x0), schedule.num_timesteps - 1
@@ -54,7 +74,7 @@ def noised(schedule: NoiseSchedule, x0: Float[Array, "B ..."], key: Key[Array, "
 
 
 _X0_PER_OUTPUT: dict[str, Callable[[Array], Array]] = {
-    # Squared error of x0 per squared error of the output, as a function of the SNR.
+    # Squared error of x0 divided by the squared error of the output, as a function of the SNR.
     "x0": jnp.ones_like,
     "eps": lambda snr: 1.0 / snr,
     "v": lambda snr: 1.0 / (snr + 1.0),
@@ -90,9 +110,10 @@ class MinSNR:
 
 @dataclass(frozen=True)
 class CappedV:
-    """min(SNR + 1, cap): the plain error of v, capped as min-SNR caps.
+    """min(SNR + 1, cap): the plain squared error of v, with the weight capped as in min-SNR.
 
-    Unlike min-SNR it keeps the noisiest times, where the condition decides the picture.
+    Unlike min-SNR, whose weight goes to 0 with the SNR, it keeps the noisiest timesteps, where the condition decides
+    what is drawn.
 
     Attributes:
         cap: the largest weight.
@@ -110,12 +131,13 @@ class CappedV:
 
 @dataclass(frozen=True)
 class P2:
-    """P2 with k = 1: the plain error of eps over (1 + SNR)^γ (Choi et al. 2022).
+    """P2 with k = 1: the plain squared error of eps divided by (1 + SNR)^γ (Choi et al. 2022).
 
-    Less of the nearly clean times, whose noise no eye sees; above 2 it leaves fine noise in the pictures.
+    It gives less weight to the nearly clean timesteps, whose noise is invisible. Above γ = 2 fine noise would stay in
+    the pictures.
 
     Attributes:
-        gamma: 0.5 or 1 are usual.
+        gamma: γ, 0 to 2; 0.5 and 1 are usual.
     """
 
     gamma: float = 1.0
@@ -130,9 +152,9 @@ class P2:
 
 @dataclass(frozen=True)
 class TruncatedSNR:
-    """max(SNR, 1): what a distilled sampler of few steps is trained with (Salimans & Ho 2022, §4).
+    """Truncated SNR: max(SNR, 1), for progressive distillation (Salimans & Ho 2022, §4).
 
-    It visits the noisiest time, where the error of eps would count for nothing.
+    A distilled sampler of few steps visits the noisiest timestep, where the SNR, the weight of the eps loss, is near 0.
     """
 
     def __call__(self, snr: Float[Array, "*B"], prediction: str) -> Float[Array, "*B"]:
@@ -141,7 +163,7 @@ class TruncatedSNR:
 
 
 Weight = Simple | MinSNR | CappedV | P2 | TruncatedSNR
-"""The weight of a noise level in the loss: `weight(snr, prediction)`, on the squared error of x0."""
+"""Weight of a noise level in the loss: `weight(snr, prediction)`, a factor on the squared error of x0."""
 
 
 @standard_settings
@@ -160,12 +182,15 @@ def diffusion_loss(
         output: the network's output at `at.x_t`, `at.t`; [B, ...] like x0.
         x0: clean data, [B, ...].
         at: the noised batch.
-        schedule: that it was noised with.
-        prediction: row of `PREDICTIONS`.
-        weight: of each noise level.
+        schedule: the noise schedule that it was noised with.
+        prediction: what the network predicts, a row of `PREDICTIONS`.
+        weight: weight of each noise level.
 
     Returns:
         float32 [B].
+
+    Raises:
+        KeyError: `prediction` is not a row of `PREDICTIONS`.
     """
     alpha, sigma = (per_sample(f(at.t), x0) for f in (schedule.alpha, schedule.sigma))
     target = PREDICTIONS[prediction].target(x0, at.eps, alpha, sigma)
@@ -182,18 +207,21 @@ def variational_bound(
     at: Noised,
     schedule: NoiseSchedule,
 ) -> Float[Array, " B"]:
-    """One term of the variational bound per sample, in bits per dimension, [B].
+    """One term of the variational bound per sample (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, §3.1).
 
-    Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, §3.1. It trains the variance alone: the mean comes from `x0_hat`
-    without a gradient. At t = 0 the term is the likelihood of the 256 levels of a picture in [−1, 1]; elsewhere it is
+    It trains the variance alone: no gradient flows through the mean, that is through `x0_hat`. At t = 0 the term is the
+    negative log-likelihood of the 256 levels of a picture in [−1, 1]; at other timesteps it is
     KL(q(x_s | x_t, x0) ‖ p(x_s | x_t)) with s = t − 1.
 
     Args:
         x0_hat: the denoiser's estimate of x0, [B, ...].
-        var_frac: where its variance lies between the two bounds of the posterior's, in [0, 1], [B, ...].
+        var_frac: position of the learned variance between its bounds, 0 (β̃_t) to 1 (β_t), [B, ...].
         x0: clean data, [B, ...].
-        at: the noised batch, with its timesteps.
-        schedule: that of the noise.
+        at: the noised batch.
+        schedule: the noise schedule that it was noised with.
+
+    Returns:
+        Bits per dimension, [B].
     """
     reverse = Posterior(*(per_sample(c, x0) for c in posterior(schedule, at.t, at.t - 1)))
     mean = reverse.coef_x0 * jax.lax.stop_gradient(x0_hat) + reverse.coef_xt * at.x_t
@@ -213,7 +241,16 @@ def variational_bound(
 def level_log_likelihood(
     x: Float[Array, "*S"], mean: Float[Array, "*S"], log_variance: Float[Array, "*S"]
 ) -> Float[Array, "*S"]:
-    """log-probability of the nearest of 256 levels in [−1, 1] under a Gaussian; the outermost levels take the tails."""
+    """Log-probability of discretised pixels under a Gaussian (Ho et al. 2020, eq. 13).
+
+    Args:
+        x: values at one of 256 levels in [−1, 1]; the lowest and the highest level include the tails.
+        mean: mean of the Gaussian.
+        log_variance: logarithm of its variance.
+
+    Returns:
+        Nats, in the shape of `x`, at least log 1e-12.
+    """
     inverse_std, half = jnp.exp(-0.5 * log_variance), 1.0 / 255.0
     upper = jnp.where(x > 0.999, 1.0, jax.scipy.stats.norm.cdf((x + half - mean) * inverse_std))
     lower = jnp.where(x < -0.999, 0.0, jax.scipy.stats.norm.cdf((x - half - mean) * inverse_std))

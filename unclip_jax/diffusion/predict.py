@@ -1,10 +1,10 @@
-"""From what a network outputs to what a sampler needs: x0.
+"""Parametrisations (a network predicts x0, eps or v), and denoisers, which turn the prediction into x0.
 
-With x_t = alpha·x0 + sigma·eps the parametrisations are
+With x_t = alpha·x0 + sigma·eps a network may predict
 
     x0        eps        v = alpha·eps − sigma·x0   (Salimans & Ho 2022)
 
-Each is one row of `PREDICTIONS`: how to read x0 out of it, and what the network is trained to match.
+Each is a row of `PREDICTIONS`: how to compute x0 from the output, and the target that the network is trained on.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Denoised(NamedTuple):
     """A denoiser's estimate of clean data.
 
     Attributes:
-        x0: estimate of clean data, the shape of x_t.
-        var_frac: None, or the learned position of the reverse variance between its bounds (Nichol & Dhariwal 2021, eq.
-            15): 0 is β̃_t, 1 is β_t. The network is free to leave [0, 1].
-        x0_error: None, or the mean squared error expected of `x0`; broadcasts against it.
+        x0: estimate of clean data, in the shape of x_t.
+        var_frac: position of the learned reverse variance between its bounds (Nichol & Dhariwal 2021, eq. 15): 0 is
+            β̃_t, 1 is β_t; it may lie outside [0, 1]. None if the variance is not learned.
+        x0_error: expected mean squared error of `x0`, broadcasts against it. None if it was not measured.
     """
 
     x0: Float[Array, "B ..."]
@@ -34,14 +34,19 @@ class Denoised(NamedTuple):
 
 
 Denoiser = Callable[..., Denoised]
-"""(x_t [B, ...], t int32 [B]) -> Denoised; the condition is already bound. All that a sampler ever sees.
+"""Function (x_t [B, ...], t int32 [B]) -> Denoised with the condition bound: all that a sampler knows of a network.
 
-A self-conditioned one also takes x0_hat, shaped like x_t; decorators hand on what else they are given.
+A self-conditioned denoiser takes x0_hat, in the shape of x_t, as a third argument. Decorators pass it on.
 """
 
 
 class Prediction(NamedTuple):
-    """`to_x0(output, x_t, alpha, sigma)` and `target(x0, eps, alpha, sigma)`; alpha and sigma broadcast."""
+    """A parametrisation; alpha and sigma broadcast against x_t.
+
+    Attributes:
+        to_x0: function (output, x_t, alpha, sigma) -> x0.
+        target: function (x0, eps, alpha, sigma) -> what the network should output.
+    """
 
     to_x0: Callable[[Array, Array, Array, Array], Array]
     target: Callable[[Array, Array, Array, Array], Array]
@@ -64,7 +69,7 @@ PREDICTIONS: dict[str, Prediction] = {
 
 
 def per_sample(values: Shaped[Array, "..."], like: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """[B] -> [B, 1, ...], to broadcast against `like` [B, ...]."""
+    """Reshapes values [B] to [B, 1, ...], so that they broadcast against `like` [B, ...]."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
@@ -89,9 +94,14 @@ def denoiser(
     learned_variance: bool = False,
     x0_error: Float[Array, " T"] | None = None,
 ) -> Denoiser:
-    """Wraps `network(x_t, t, *given)` of the given parametrisation as a denoiser that returns x0.
+    """Wraps a network as a denoiser.
 
-    `x0_error` [T] is its mean squared error at each time, where it has been measured.
+    Args:
+        network: function (x_t, t, *given) -> output [B, ...], or [B, ..., 2C] with a learned variance.
+        schedule: the noise schedule of x_t.
+        prediction: what the network predicts, a row of `PREDICTIONS`.
+        learned_variance: whether the output holds the variance too.
+        x0_error: mean squared error of the estimate of x0 at each timestep, [T], if it was measured.
 
     Raises:
         KeyError: `prediction` is not a row of `PREDICTIONS`.

@@ -1,8 +1,8 @@
-"""Samplers as pairs of pure functions, and the one loop that runs them.
+"""Samplers (DDPM, DDIM, Euler, Heun, DPM-Solver++) as pairs of pure functions, and the scan that runs them.
 
-A sampler moves x_t to x_s with s < t, given the denoiser's estimate of x0. Whatever it remembers from step to step is
-its own state, a pytree carried by the scan, as in `optax.GradientTransformation`. Times and keys are laid out as
-arrays before the loop.
+A step of a sampler moves x_t to x_s with s < t, given the denoiser's estimate of x0. What a sampler keeps from step to
+step is its state, a pytree carried by `lax.scan`, as in `optax.GradientTransformation`. The timesteps and keys of all
+steps are computed as arrays before the scan.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ from unclip_jax.settings import standard_settings
 
 
 class Step(NamedTuple):
-    """One step of the loop: from time `t` to time `s` < t (both int32 []), with one key per sample, [B]."""
+    """One step of the scan.
+
+    Attributes:
+        t: timestep of x_t, int32 [].
+        s: the next timestep, s < t, int32 []; −1 is clean data.
+        keys: [B], one per sample, for the noise of the step.
+    """
 
     t: Int[Array, ""]
     s: Int[Array, ""]
@@ -37,9 +43,9 @@ class Stepped(NamedTuple):
     """What a step of a sampler returns.
 
     Attributes:
-        x_s: the samples at the next time, [B, ...].
-        state: what the sampler remembers.
-        x0_hat: its last estimate of clean data, as the denoiser gave it; self-conditioning hands it on.
+        x_s: the samples at the next timestep, [B, ...].
+        state: the sampler's state for the next step.
+        x0_hat: the denoiser's last estimate of x0, [B, ...], which self-conditioning passes to the next step.
     """
 
     x_s: Float[Array, "B ..."]
@@ -48,7 +54,12 @@ class Stepped(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """`init(x_T) -> state` and `step(denoise, schedule, x_t, state, step) -> Stepped`."""
+    """A sampler.
+
+    Attributes:
+        init: function x_T -> state.
+        step: function (denoise, schedule, x_t, state, step) -> Stepped.
+    """
 
     init: Callable[[Array], Any]
     step: Callable[[Denoiser, NoiseSchedule, Array, Any, Step], Stepped]
@@ -66,10 +77,10 @@ def sample(
     """Runs the reverse process from `x_T` to clean data in one `lax.scan`.
 
     Args:
-        denoise: (x_t, t [B]) -> Denoised.
-        schedule: that of the noise.
-        timesteps: int [S], decreasing; a last step to clean data (t = −1) is implied.
-        sampler: one step of the reverse process, and its state.
+        denoise: function (x_t, t [B]) -> Denoised.
+        schedule: the noise schedule.
+        timesteps: int [S], decreasing; the last step, to clean data (t = −1), is implied.
+        sampler: the method.
         x_T: noise at `timesteps[0]`, [B, ...].
         keys: [B] keys, one per sample, for the noise that stochastic samplers add.
 
@@ -90,7 +101,7 @@ def sample(
 
 
 def _denoise_all_at(denoise: Denoiser, x_t: Float[Array, "B ..."], t: Int[Array, ""]) -> Denoised:
-    """Every sample of the batch is at the same time of the grid."""
+    """Denoises a batch whose samples are all at the same timestep t, int32 []."""
     return denoise(x_t, jnp.broadcast_to(t, x_t.shape[:1]))
 
 
@@ -99,10 +110,13 @@ def _no_state(x_T: Array) -> tuple[()]:
 
 
 def self_conditioned(sampler: Sampler) -> Sampler:
-    """The same sampler for a denoiser (x_t, t, x0_hat) that also reads its last estimate, at first zeros.
+    """Self-conditioning (Chen et al. 2022, "Analog Bits", algorithm 2) for any sampler.
 
-    Self-conditioning (Chen et al. 2022, "Analog Bits", algorithm 2). What is read is the estimate as the sampler gets
-    it, guided and clipped.
+    The denoiser takes (x_t, t, x0_hat), where x0_hat is its estimate in the previous step, after guidance and clipping;
+    zeros in the first step.
+
+    Args:
+        sampler: the method.
     """
 
     def init(x_T):
@@ -125,30 +139,31 @@ def invert(
     *,
     iterations: int = 5,
 ) -> Float[Array, "B ..."]:
-    """The noise from which `ddim()` draws `x0` on the same grid, found upwards in one `lax.scan`.
+    """DDIM inversion: the noise x_T from which `ddim()` samples `x0` on the same timesteps.
 
-    DDIM inversion (Song et al. 2021, §4.3) takes the estimate at the wrong end of each step, and errs. Here each step
-    is solved for the x_t that leads down to x_s (Pan et al. 2023): x_t = F(x_t), by relaxed fixed-point iteration.
+    Plain DDIM inversion (Song et al. 2021, §4.3) uses the estimate at x_s in place of that at x_t, which makes an error
+    in each step. Here each step solves for the x_t that DDIM maps to x_s (Pan et al. 2023), x_t = F(x_t), by relaxed
+    fixed-point iteration; all steps run in one `lax.scan`.
 
     Args:
-        denoise: (x_t, t [B]) -> Denoised, as the sampling will use it: same condition, same guidance.
-        schedule: that of the noise.
+        denoise: function (x_t, t [B]) -> Denoised, with the condition and guidance that sampling will use.
+        schedule: the noise schedule.
         timesteps: int [S], decreasing, as for `sample`.
-        x0: [B, ...], clean data.
-        iterations: denoiser calls per step.
+        x0: clean data, [B, ...].
+        iterations: fixed-point iterations, and so denoiser calls, per step.
 
     Returns:
         x_T [B, ...], at `timesteps[0]`.
     """
     times = jnp.asarray(timesteps, jnp.int32)[::-1]
-    # Down from t = 0, ddim returns the estimate alone, whatever noise x_t had: the way up starts without any.
+    # The last step of DDIM, from t = 0, returns the estimate of x0 and drops the noise: so x at t = 0 gets none.
     x_s = schedule.alpha(times[0]) * x0
 
     def body(x_s, step):
         s, t = step
         ratio = schedule.sigma(t) / schedule.sigma(s)
-        # dF/dx_t = (alpha_t − ratio·alpha_s)·D lies between 0 (D removes) and about 1 − ratio (D keeps): the best
-        # relaxation for that interval.
+        # dF/dx_t = (alpha_t − ratio·alpha_s)·D, with D the derivative of the denoiser, lies between 0 (D removes a
+        # direction) and about 1 − ratio (D keeps it): this is the best relaxation for that interval.
         relaxation = 2.0 / (1.0 + ratio)
 
         def improve(_, x_t):
@@ -162,7 +177,12 @@ def invert(
 
 
 def learned_log_variance(reverse: Posterior, var_frac: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-    """The log-variance between β̃ (`var_frac` 0) and β (1), Nichol & Dhariwal 2021, eq. 15; the bounds broadcast."""
+    """Log-variance interpolated between β̃ and β (Nichol & Dhariwal 2021, eq. 15).
+
+    Args:
+        reverse: the bounds, which broadcast against `var_frac`.
+        var_frac: [B, ...], 0 for β̃ and 1 for β.
+    """
     return var_frac * reverse.log_large + (1.0 - var_frac) * reverse.log_small
 
 
@@ -170,9 +190,13 @@ def ddpm(variance: str = "small") -> Sampler:
     """Ancestral sampling (Ho et al. 2020, eq. 6–7) between any two times of the grid.
 
     Args:
-        variance: `"small"` (β̃, the posterior's), `"large"` (β), `"learned"` (log-linear between the two by the
+        variance: `"small"` (β̃, that of the posterior), `"large"` (β), `"learned"` (log-linear between the two by the
             denoiser's `var_frac`, Nichol & Dhariwal 2021, eq. 15; the bounds are those of the strided grid), or
-            `"analytic"` (the best one for this denoiser, by its mean squared error `x0_error`, Bao et al. 2022).
+            `"analytic"` (the optimal one for this denoiser, from its `x0_error`, Bao et al. 2022).
+
+    Raises:
+        ValueError: there is no such variance; or, when the sampler is run, the denoiser gives no `var_frac` or
+            `x0_error`.
     """
     if variance not in ("small", "large", "learned", "analytic"):
         raise ValueError(f"variance is {variance!r}; give 'small', 'large', 'learned' or 'analytic'")
@@ -189,7 +213,7 @@ def ddpm(variance: str = "small") -> Sampler:
         elif variance == "analytic":
             if estimate.x0_error is None:
                 raise ValueError("ddpm('analytic') needs a denoiser that knows its x0_error; use 'small' or 'large'")
-            # Law of total variance: that of x_s given x0, and that of its mean by what is not known of x0.
+            # Law of total variance: that of x_s given x0, plus that of the mean of x_s under the uncertainty of x0.
             log_variance = jnp.log(jnp.exp(reverse.log_small) + reverse.coef_x0**2 * estimate.x0_error)
         else:
             log_variance = reverse.log_large if variance == "large" else reverse.log_small
@@ -200,7 +224,11 @@ def ddpm(variance: str = "small") -> Sampler:
 
 
 def ddim(eta: float = 0.0) -> Sampler:
-    """DDIM (Song et al. 2021, eq. 12 and 16); `eta` 0 is deterministic, 1 is `ddpm("small")`."""
+    """DDIM (Song et al. 2021, eq. 12 and 16).
+
+    Args:
+        eta: stochasticity, 0 (deterministic) to 1 (`ddpm("small")`).
+    """
 
     def step(denoise, schedule, x_t, state, step):
         t, s, keys = step
@@ -217,8 +245,8 @@ def ddim(eta: float = 0.0) -> Sampler:
 def heun() -> Sampler:
     """Heun's second-order method on dx/dσ in the variables x/alpha, sigma/alpha (Karras et al. 2022, algorithm 1).
 
-    Two denoiser calls per step; the last, to clean data, is Euler's. Meant for `karras_timesteps`. Euler's method
-    itself is `ddim(0)`: in these variables they are the same step.
+    Two denoiser calls per step. The last step, to clean data, is a step of Euler's method. Meant for
+    `karras_timesteps`. Euler's method itself is `ddim(0)`: in these variables the two are the same step.
     """
 
     def step(denoise, schedule, x_t, state, step):
@@ -228,7 +256,7 @@ def heun() -> Sampler:
         # r = (sigma_s/alpha_s) / (sigma_t/alpha_t) < 1
         ratio = schedule.sigma(s) / schedule.alpha(s) * schedule.alpha(t) / schedule.sigma(t)
         euler = schedule.sigma(s) / schedule.sigma(t) * x_t + schedule.alpha(s) * (1.0 - ratio) * x0
-        # The mean of both slopes, written with x0: x/alpha − x0 shrinks by r on Euler's way.
+        # The mean of both slopes, written with x0: in an Euler step x/alpha − x0 shrinks by r.
         again = _denoise_all_at(denoise, euler, s).x0
         correction = 0.5 * (1.0 / ratio - 1.0) * (again - x0)
         return Stepped(jnp.where(clean, x0, euler + schedule.alpha(s) * correction), state, again)
@@ -237,9 +265,13 @@ def heun() -> Sampler:
 
 
 def resampled(sampler: Sampler, times: int) -> Sampler:
-    """Every step taken `times` times, with the noise of that step added again in between (RePaint, Lugmayr 2022).
+    """Resampling (RePaint, Lugmayr et al. 2022): takes every step several times, noising x_s back to x_t in between.
 
-    What is drawn in an inpainting thus gets to fit its surroundings. For samplers without a memory.
+    In an inpainting the part that is sampled thus comes to fit the known part.
+
+    Args:
+        sampler: a sampler without state.
+        times: how often each step is taken, at least 1.
     """
 
     def step(denoise, schedule, x_t, state, step):
@@ -260,16 +292,18 @@ def resampled(sampler: Sampler, times: int) -> Sampler:
 
 
 class _Multistep(NamedTuple):
-    x0: Float[Array, "B ..."]  # estimate of the previous step
-    half_log_snr: Float[Array, ""]  # λ of the previous step; NaN-free stand-in before the first
+    """State of DPM-Solver++(2M): x0 and λ of the previous step (zeros before the first), and the steps taken."""
+
+    x0: Float[Array, "B ..."]
+    half_log_snr: Float[Array, ""]
     steps: Int[Array, ""]
 
 
 def dpmpp_2m() -> Sampler:
     """DPM-Solver++(2M), data prediction, second-order multistep (Lu et al. 2022b, algorithm 2).
 
-    First-order on the first step, which has no memory, and on the last, where λ is infinite and the update is x0
-    itself.
+    The first step is first-order, because there is no previous one, and so is the last, where λ is infinite and the
+    result is x0 itself.
     """
 
     def init(x_T):
@@ -293,13 +327,13 @@ def dpmpp_2m() -> Sampler:
 
 
 class _Named:
-    """What the specs below have in common."""
+    """Base class of the sampler specs below."""
 
     grid: Grid
 
     @property
     def name(self) -> str:
-        """The inverse of `named_sampler`: the row of `SAMPLERS` that is the same, or else the same on another grid."""
+        """Name of the row of `SAMPLERS` that is equal, or else equal but for its grid; otherwise the repr."""
         exact = [name for name, row in SAMPLERS.items() if row == self]
         similar = [name for name, row in SAMPLERS.items() if replace(row, grid=self.grid) == self]
         return (exact + similar + [repr(self)])[0]
@@ -313,9 +347,9 @@ class DDPM(_Named):
     """`ddpm` and the grid it runs on.
 
     Attributes:
-        variance: of the reverse steps, see `ddpm`. "learned" needs a network with a learned variance, "analytic" a
-            stage whose `x0_error` was measured.
-        grid: the times that are visited.
+        variance: variance of the reverse steps, see `ddpm`. "learned" needs a network with a learned variance,
+            "analytic" a stage whose `x0_error` was measured.
+        grid: chooses the timesteps.
 
     Raises:
         UserError: there is no such variance.
@@ -329,17 +363,20 @@ class DDPM(_Named):
             raise UserError(f"sampler.variance is {self.variance!r}; choose one of {', '.join(get_args(Variance))}")
 
     def __call__(self) -> Sampler:
-        """The pair of functions."""
+        """The `Sampler`, a pair of functions."""
         return ddpm(self.variance)
 
 
 @dataclass(frozen=True)
 class DDIM(_Named):
-    """`ddim` and the grid it runs on. On `Karras()` it is Euler's method, see `heun`.
+    """`ddim` and the grid it runs on. With eta 0 on `Karras()` it is Euler's method, see `heun`.
 
     Attributes:
-        eta: 0 is deterministic, 1 is `DDPM()`.
-        grid: the times that are visited.
+        eta: stochasticity, 0 (deterministic) to 1 (`DDPM()`).
+        grid: chooses the timesteps.
+
+    Raises:
+        UserError: `eta` is out of range.
     """
 
     eta: float = 0.0
@@ -349,7 +386,7 @@ class DDIM(_Named):
         check_ranges(self, "sampler.", eta=(0.0, 1.0))
 
     def __call__(self) -> Sampler:
-        """The pair of functions."""
+        """The `Sampler`, a pair of functions."""
         return ddim(self.eta)
 
 
@@ -358,13 +395,13 @@ class DPMpp2M(_Named):
     """`dpmpp_2m` (DPM-Solver++ 2M) and the grid it runs on.
 
     Attributes:
-        grid: the times that are visited.
+        grid: chooses the timesteps.
     """
 
     grid: Grid = Uniform()  # noqa: RUF009 - a frozen value
 
     def __call__(self) -> Sampler:
-        """The pair of functions."""
+        """The `Sampler`, a pair of functions."""
         return dpmpp_2m()
 
 
@@ -373,18 +410,18 @@ class Heun(_Named):
     """`heun` and the grid it runs on: two denoiser calls per step.
 
     Attributes:
-        grid: the times that are visited.
+        grid: chooses the timesteps.
     """
 
     grid: Grid = Karras()  # noqa: RUF009 - a frozen value
 
     def __call__(self) -> Sampler:
-        """The pair of functions."""
+        """The `Sampler`, a pair of functions."""
         return heun()
 
 
 SamplerSpec = DDPM | DDIM | DPMpp2M | Heun
-"""A sampler with its grid, as a config holds it: `spec()` is the `Sampler`, `spec.grid` its times."""
+"""A sampler with its grid, as configs hold it: `spec()` is the `Sampler`, `spec.grid` chooses its timesteps."""
 
 SAMPLERS: dict[str, SamplerSpec] = {
     "ddpm": DDPM(),
@@ -395,15 +432,15 @@ SAMPLERS: dict[str, SamplerSpec] = {
     "dpmpp_2m": DPMpp2M(),
     "heun": Heun(),
 }
-"""Samplers by the names that users choose them by."""
+"""Samplers by name, as `--sampler` takes them."""
 
 
 def named_sampler(name: str, grid: Grid | None = None) -> SamplerSpec:
-    """A row of `SAMPLERS`.
+    """The sampler of a name.
 
     Args:
-        name: of the row.
-        grid: takes the place of the even grid; a row with a grid of its own keeps that.
+        name: row of `SAMPLERS`.
+        grid: replaces the grid of a row on `Uniform()`; a row on another grid (`euler`, `heun`) keeps it.
 
     Raises:
         UserError: there is no such row.

@@ -1,9 +1,9 @@
-"""Noise schedules, stored as one array.
+"""Noise schedules, stored as one array log ᾱ_t, and the grids of timesteps that samplers visit.
 
 The forward process is x_t = alpha_t · x0 + sigma_t · eps with alpha_t² = ᾱ_t and sigma_t² = 1 − ᾱ_t (Ho et al. 2020,
-eq. 4). Only log ᾱ_t is stored: it is built in float64 and kept in float32, because float32 log ᾱ still gives every β to
-4e-5 while float32 ᾱ gives 5e-4 at the noisy end. Everything else follows with `exp` and `expm1`, for any pair of
-times s < t, so that a coarser sampling grid needs no respaced schedule. Index t = −1 means clean data (ᾱ = 1).
+eq. 4). Only log ᾱ_t is stored. It is computed in float64 and kept in float32: float32 log ᾱ gives every β with an error
+of at most 4e-5, float32 ᾱ with 5e-4 at the noisy end. Everything else follows by `exp` and `expm1` for any two
+timesteps s < t, so that a coarser sampling grid needs no respaced schedule. Timestep t = −1 is clean data (ᾱ = 1).
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from jaxtyping import Array, Float, Int
 from unclip_jax.ranges import check_ranges
 
 Time = int | Int[Array, "*B"]
-"""Integer times of any shape; −1 is clean data."""
+"""Integer timesteps of any shape; −1 is clean data."""
 
 
 class NoiseSchedule(NamedTuple):
-    """log ᾱ_t for t = 0 … T−1, float32 [T], strictly decreasing.
+    """A noise schedule. The methods take integer timesteps of any shape, −1 included.
 
-    The methods take integer times of any shape, −1 included.
+    Attributes:
+        log_alpha_bar_table: log ᾱ_t for t = 0 … T−1, float32 [T], strictly decreasing.
     """
 
     log_alpha_bar_table: np.ndarray
@@ -37,7 +38,7 @@ class NoiseSchedule(NamedTuple):
         return len(self.log_alpha_bar_table)
 
     def log_alpha_bar(self, t: Time) -> Float[Array, "*B"]:
-        """The table's log ᾱ_t, 0 at t = −1."""
+        """Value of log ᾱ_t, 0 at t = −1."""
         table = jnp.asarray(self.log_alpha_bar_table)
         return jnp.where(t < 0, 0.0, table[jnp.maximum(t, 0)])
 
@@ -59,20 +60,20 @@ class NoiseSchedule(NamedTuple):
         return log_alpha_bar - jnp.log(-jnp.expm1(log_alpha_bar))
 
     def alpha_between(self, t: Time, s: Time) -> Float[Array, "*B"]:
-        """alpha_{t|s} = alpha_t / alpha_s: what is left at t of the signal at s."""
+        """alpha_{t|s} = alpha_t / alpha_s: the signal scale from s to t, for s < t."""
         return jnp.exp(0.5 * (self.log_alpha_bar(t) - self.log_alpha_bar(s)))
 
     def variance_between(self, t: Time, s: Time) -> Float[Array, "*B"]:
-        """sigma²_{t|s} = 1 − ᾱ_t/ᾱ_s: the variance q(x_t | x_s) adds on the way up; equals β_t when s = t − 1."""
+        """sigma²_{t|s} = 1 − ᾱ_t/ᾱ_s: the variance of q(x_t | x_s), for s < t; equal to β_t when s = t − 1."""
         return -jnp.expm1(self.log_alpha_bar(t) - self.log_alpha_bar(s))
 
 
 class Float32Schedule(NoiseSchedule):
-    """The same in the arithmetic of diffusers: β and ᾱ in float32, and differences of those.
+    """A noise schedule in the float32 arithmetic of diffusers, to reproduce the pictures of published systems.
 
-    A published system was measured and is known by the pictures that this draws. It is up to 5e-4 off, at the noisy end
-    and near clean data, and networks under guidance carry that on, to 6e-3 in the worst pixel of Karlo's two random
-    stages with guidance 4 and 8. `log_alpha_bar_table` is float64 here, so that β is what it was made of.
+    β and ᾱ are rounded to float32, and their differences are taken. The results differ by up to 5e-4 from those of
+    `NoiseSchedule`, at the noisy end and near clean data, and guidance amplifies the difference in the pictures.
+    `log_alpha_bar_table` is float64 here, so that β is exactly what the schedule was built from.
     """
 
     __slots__ = ()
@@ -83,7 +84,7 @@ class Float32Schedule(NoiseSchedule):
         return -np.expm1(np.diff(self.log_alpha_bar_table, prepend=0.0)).astype(np.float32)
 
     def alpha_bar(self, t: Time) -> Float[Array, "*B"]:
-        """ᾱ_t, 1 at t = −1: the product of rounded factors, itself rounded at the end."""
+        """ᾱ_t, 1 at t = −1: the float64 product of float32 factors 1 − β, rounded to float32."""
         table = np.cumprod((1.0 - self.beta_table).astype(np.float64)).astype(np.float32)
         return jnp.where(t < 0, 1.0, jnp.asarray(table)[jnp.maximum(t, 0)])
 
@@ -96,11 +97,11 @@ class Float32Schedule(NoiseSchedule):
         return 1.0 - self.alpha_bar(t)
 
     def alpha_between(self, t: Time, s: Time) -> Float[Array, "*B"]:
-        """What is left at t of the signal at s."""
+        """alpha_{t|s}: the signal scale from s to t, for s < t."""
         return jnp.sqrt(1.0 - self.variance_between(t, s))
 
     def variance_between(self, t: Time, s: Time) -> Float[Array, "*B"]:
-        """The variance that q(x_t | x_s) adds."""
+        """sigma²_{t|s}: the variance of q(x_t | x_s), for s < t; exactly β_t when s = t − 1."""
         between = 1.0 - self.alpha_bar(t) / self.alpha_bar(s)
         return jnp.where(s == t - 1, jnp.asarray(self.beta_table)[jnp.maximum(t, 0)], between)
 
@@ -109,9 +110,9 @@ class Posterior(NamedTuple):
     """q(x_s | x_t, x0) = N(coef_x0 · x0 + coef_xt · x_t, exp(log_small)) and the bounds of a learned reverse variance.
 
     Attributes:
-        coef_x0, coef_xt: coefficients of the mean (Ho et al. 2020, eq. 7, between any two times of a grid).
-        log_small: log β̃, the posterior's own variance. At s = −1 that is log 0, and the value at t = 1 stands in, as
-            in improved-diffusion.
+        coef_x0, coef_xt: coefficients of the mean (Ho et al. 2020, eq. 7, between any two timesteps of a grid).
+        log_small: log β̃, the variance of the posterior. At s = −1 it would be log 0, and the value for t = 1, s = 0 is
+            taken instead, as in improved-diffusion.
         log_large: log β, the variance of q(x_t | x_s).
     """
 
@@ -122,8 +123,8 @@ class Posterior(NamedTuple):
 
 
 def posterior(schedule: NoiseSchedule, t: Time, s: Time) -> Posterior:
-    """The reverse of one step from s up to t, for integer times s < t of any shape."""
-    added, total = schedule.variance_between(t, s), schedule.variance(t)  # the same number at s = −1: x_s is x0 exactly
+    """The posterior q(x_s | x_t, x0), for integer timesteps s < t of any shape, which broadcast."""
+    added, total = schedule.variance_between(t, s), schedule.variance(t)  # equal at s = −1, where x_s is exactly x0
     last = s < 0
     up, down = jnp.where(last, 1, t), jnp.where(last, 0, s)
     return Posterior(
@@ -135,7 +136,15 @@ def posterior(schedule: NoiseSchedule, t: Time, s: Time) -> Posterior:
 
 
 def from_betas(betas: np.ndarray, *, float32: bool = False) -> NoiseSchedule:
-    """Schedule of a list of β_t in (0, 1), as in Ho et al. (2020); `float32` makes it a `Float32Schedule`."""
+    """The noise schedule of given β_t (Ho et al. 2020).
+
+    Args:
+        betas: [T], each in (0, 1).
+        float32: returns a `Float32Schedule`.
+
+    Raises:
+        ValueError: `betas` has another number of dimensions, or a value out of range.
+    """
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or not np.all((betas > 0) & (betas < 1)):
         raise ValueError("betas must be one-dimensional with values between 0 and 1")
@@ -144,25 +153,44 @@ def from_betas(betas: np.ndarray, *, float32: bool = False) -> NoiseSchedule:
 
 
 def cosine(num_timesteps: int, max_beta: float = 0.999, *, float32: bool = False) -> NoiseSchedule:
-    """Squared-cosine ᾱ with offset 0.008 and β clipped at `max_beta` (Nichol & Dhariwal 2021, eq. 17)."""
+    """Cosine schedule: squared-cosine ᾱ with offset 0.008 (Nichol & Dhariwal 2021, eq. 17).
+
+    Args:
+        num_timesteps: T.
+        max_beta: β is clipped to it.
+        float32: returns a `Float32Schedule`.
+    """
     times = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     alpha_bar = np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2
     return from_betas(np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta), float32=float32)
 
 
 def linear(num_timesteps: int, *, float32: bool = False) -> NoiseSchedule:
-    """β from 1e-4 to 0.02 at T = 1000, scaled by 1000/T for other lengths (Ho et al. 2020, §4; guided-diffusion)."""
+    """Linear schedule: β from 1e-4 to 0.02, both scaled by 1000/T (Ho et al. 2020, §4; guided-diffusion).
+
+    Args:
+        num_timesteps: T.
+        float32: returns a `Float32Schedule`.
+    """
     scale = 1000.0 / num_timesteps
     return from_betas(evenly_spaced(scale * 1e-4, scale * 0.02, num_timesteps, float32=float32), float32=float32)
 
 
 def latent_linear(num_timesteps: int, *, float32: bool = False) -> NoiseSchedule:
-    """β from 0.00085 to 0.012: Kandinsky's, for latents (not Stable Diffusion's, which is linear in √β)."""
+    """Linear schedule of Kandinsky, for latents: β from 0.00085 to 0.012 (Stable Diffusion's is linear in √β).
+
+    Args:
+        num_timesteps: T.
+        float32: returns a `Float32Schedule`.
+    """
     return from_betas(evenly_spaced(0.00085, 0.012, num_timesteps, float32=float32), float32=float32)
 
 
 def evenly_spaced(start: float, stop: float, num: int, *, float32: bool) -> np.ndarray:
-    """`np.linspace`; `float32` is torch's in that type, which counts rounded steps from both ends."""
+    """`np.linspace`, or with `float32` the same numbers as `torch.linspace` in float32.
+
+    torch adds rounded steps to the start in the first half, and subtracts them from the stop in the second.
+    """
     if not float32:
         return np.linspace(start, stop, num)
     first, last = np.float32(start), np.float32(stop)
@@ -175,7 +203,7 @@ SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
     "cosine": cosine,
     "linear": linear,
     "latent_linear": latent_linear,
-    # Those of published systems.
+    # For published systems, which were trained and sampled in the arithmetic of diffusers.
     "cosine_float32": partial(cosine, float32=True),
     "linear_float32": partial(linear, float32=True),
     "latent_linear_float32": partial(latent_linear, float32=True),
@@ -183,46 +211,83 @@ SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
 
 
 def spaced_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """`num_steps` times from T−1 down to 0, evenly spaced and rounded, both ends included: int32 [S].
+    """Evenly spaced timesteps from T−1 down to 0, rounded, both ends included.
 
-    The last step then goes from t = 0 to clean data, so no residual noise is left. Equal to Karlo's published
-    respacing and to guided-diffusion's. One step is T−1 alone.
+    The last step goes from t = 0 to clean data, so that no residual noise is left. The spacing is that of Karlo's
+    published respacing and of guided-diffusion. A single step is at T−1.
+
+    Args:
+        num_timesteps: T.
+        num_steps: S, 1 to T.
+
+    Returns:
+        int32 [S], decreasing.
 
     Raises:
-        ValueError: as every grid here, when T has no such `num_steps` times.
+        ValueError: `num_steps` is out of range.
     """
     _check_num_steps(num_timesteps, num_steps)
     return np.round(np.linspace(num_timesteps - 1, 0, num_steps)).astype(np.int32)
 
 
 def leading_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """Multiples of T // S from the largest down to 0 (diffusers' "leading" spacing, that of Kandinsky): int32 [S].
+    """Multiples of T // S from the largest down to 0 ("leading" spacing in diffusers, used by Kandinsky).
 
-    It never visits the noisiest times: with S = 25 of 1000 it starts at 960.
+    The noisiest timesteps are not visited: with S = 25 and T = 1000 the first one is 960.
+
+    Args:
+        num_timesteps: T.
+        num_steps: S, 1 to T.
+
+    Returns:
+        int32 [S], decreasing.
+
+    Raises:
+        ValueError: `num_steps` is out of range.
     """
     _check_num_steps(num_timesteps, num_steps)
     return (np.arange(num_steps, dtype=np.int32) * (num_timesteps // num_steps))[::-1].copy()
 
 
 def trailing_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """The last times of S equal parts of the schedule (diffusers' "trailing" spacing): int32 [S].
+    """The last timestep of each of S equal parts of the schedule ("trailing" spacing in diffusers).
 
-    It starts at T − 1, and its last step goes from about T/S straight to clean data. Half as many steps visit every
-    other time of it, which is what progressive distillation needs, and with few steps none is spent on data that is
-    clean already.
+    The first timestep is T − 1, and the last step goes from about T/S to clean data, so that none of few steps is spent
+    on nearly clean data. Half as many steps visit every other of these timesteps, as progressive distillation needs.
+
+    Args:
+        num_timesteps: T.
+        num_steps: S, 1 to T.
+
+    Returns:
+        int32 [S], decreasing.
+
+    Raises:
+        ValueError: `num_steps` is out of range.
     """
     _check_num_steps(num_timesteps, num_steps)
     return (np.round(np.arange(num_steps, 0, -1) * (num_timesteps / num_steps)) - 1).astype(np.int32)
 
 
 def karras_timesteps(schedule: NoiseSchedule, num_steps: int, *, rho: float = 7.0) -> np.ndarray:
-    """The times nearest to evenly spaced sigma^(1/rho), sigma being the noise per signal (Karras et al. 2022, eq. 5).
+    """The timesteps nearest to evenly spaced sigma^(1/rho), with sigma = sigma_t / alpha_t (Karras et al. 2022, eq. 5).
 
-    From sigma = 80 or the noisiest time's, whichever is less, to that of t = 0: int32 [S] without repetitions. Where
-    two would fall on one time, the later moves on to the next free one.
+    They go from sigma = 80, or from T − 1 if its sigma is less, down to t = 0. No timestep is repeated: where two fall
+    on the same one, the later moves to the next free one.
+
+    Args:
+        schedule: the noise schedule.
+        num_steps: S.
+        rho: 1 is even in sigma; larger values visit more of the nearly clean timesteps.
+
+    Returns:
+        int32 [S], decreasing.
+
+    Raises:
+        ValueError: `num_steps` is less than 1, or more than the timesteps with a sigma of 80 or less.
     """
     _check_num_steps(schedule.num_timesteps, num_steps)
-    # In numpy: a grid is laid out while the program that visits it is traced.
+    # In numpy, because the grid has to be known while the sampler is traced.
     log_alpha_bar = schedule.log_alpha_bar_table.astype(np.float64)
     log_sigma = -0.5 * (log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
     first = int(np.searchsorted(log_sigma, min(np.log(80.0), log_sigma[-1]), side="right")) - 1
@@ -231,16 +296,26 @@ def karras_timesteps(schedule: NoiseSchedule, num_steps: int, *, rho: float = 7.
     times = np.abs(log_sigma[None, :] - wanted[:, None]).argmin(axis=1)
     if first + 1 < num_steps:
         raise ValueError(f"num_steps is {num_steps}; {first + 1} times have a sigma of 80 or less")
-    # Strictly decreasing, and with room below for the steps that follow.
+    # Make them strictly decreasing, and leave room above 0 for the steps that follow.
     times = np.minimum.accumulate(times + np.arange(num_steps)) - np.arange(num_steps)
     return np.maximum(times, np.arange(num_steps)[::-1]).astype(np.int32)
 
 
 def fast27_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """GLIDE's "fast27", the 27 times of its upsampler and of the paper's first: int32 [27].
+    """The 27 timesteps "fast27" of GLIDE's upsampler, which the first upsampler of the unCLIP paper uses too.
 
-    10, 10, 3, 2 and 2 times in the five fifths of the schedule, counted from the clean end; the noisiest time gives way
-    to one two before it.
+    10, 10, 3, 2 and 2 timesteps in the five fifths of the schedule, counted from the clean end. The noisiest one is
+    T − 3 instead of T − 1.
+
+    Args:
+        num_timesteps: T, a multiple of 5, at least 50.
+        num_steps: must be 27.
+
+    Returns:
+        int32 [27], decreasing.
+
+    Raises:
+        ValueError: `num_steps` is not 27, or T is no such number.
     """
     counts = (10, 10, 3, 2, 2)
     if num_steps != sum(counts) or num_timesteps % len(counts) or num_timesteps < 50:
@@ -258,10 +333,14 @@ def _check_num_steps(num_timesteps: int, num_steps: int) -> None:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Evenly spaced times, both ends included: `spaced_timesteps`."""
+    """Evenly spaced timesteps, both ends included: `spaced_timesteps`."""
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
-        """Decreasing times, int32 [S]. Raises ValueError where the schedule has none such."""
+        """Decreasing timesteps, int32 [S].
+
+        Raises:
+            ValueError: the schedule has no such `num_steps` timesteps.
+        """
         return spaced_timesteps(schedule.num_timesteps, num_steps)
 
 
@@ -270,16 +349,24 @@ class Leading:
     """Multiples of T // S: `leading_timesteps`."""
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
-        """Decreasing times, int32 [S]. Raises ValueError where the schedule has none such."""
+        """Decreasing timesteps, int32 [S].
+
+        Raises:
+            ValueError: the schedule has no such `num_steps` timesteps.
+        """
         return leading_timesteps(schedule.num_timesteps, num_steps)
 
 
 @dataclass(frozen=True)
 class Trailing:
-    """The last times of S equal parts: `trailing_timesteps`, the one grid that does not end at 0."""
+    """The last timesteps of S equal parts: `trailing_timesteps`, the only grid that does not end at 0."""
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
-        """Decreasing times, int32 [S]. Raises ValueError where the schedule has none such."""
+        """Decreasing timesteps, int32 [S].
+
+        Raises:
+            ValueError: the schedule has no such `num_steps` timesteps.
+        """
         return trailing_timesteps(schedule.num_timesteps, num_steps)
 
 
@@ -288,7 +375,7 @@ class Karras:
     """Evenly spaced sigma^(1/rho): `karras_timesteps`.
 
     Attributes:
-        rho: the paper's 7; 1 is even in sigma, and larger values visit more of the nearly clean times.
+        rho: 7 in the paper; 1 is even in sigma, and larger values visit more of the nearly clean timesteps.
     """
 
     rho: float = 7.0
@@ -297,21 +384,29 @@ class Karras:
         check_ranges(self, "grid.", rho=(1.0, 100.0))
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
-        """Decreasing times, int32 [S]. Raises ValueError where the schedule has none such."""
+        """Decreasing timesteps, int32 [S].
+
+        Raises:
+            ValueError: the schedule has no such `num_steps` timesteps.
+        """
         return karras_timesteps(schedule, num_steps, rho=self.rho)
 
 
 @dataclass(frozen=True)
 class Fast27:
-    """The 27 times of GLIDE's upsampler: `fast27_timesteps`."""
+    """The 27 timesteps of GLIDE's upsampler: `fast27_timesteps`."""
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
-        """Decreasing times, int32 [27]. Raises ValueError for another number of steps."""
+        """Decreasing timesteps, int32 [27].
+
+        Raises:
+            ValueError: `num_steps` is not 27, or the schedule has no such timesteps.
+        """
         return fast27_timesteps(schedule.num_timesteps, num_steps)
 
 
 Grid = Uniform | Leading | Trailing | Karras | Fast27
-"""The times that a sampler visits: `grid(schedule, num_steps)`."""
+"""The timesteps that a sampler visits: `grid(schedule, num_steps)` is int32 [S], decreasing."""
 
 GRIDS: dict[str, Grid] = {
     "uniform": Uniform(),
@@ -320,4 +415,4 @@ GRIDS: dict[str, Grid] = {
     "karras": Karras(),
     "fast27": Fast27(),
 }
-"""Grids by the names that older configs know them by."""
+"""Grids by name, as configs of older versions write them."""

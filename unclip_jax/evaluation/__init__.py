@@ -1,1 +1,1 @@
-"""How pictures and systems are judged."""
+"""Evaluation of systems of the shapes world: exact match, variety, CLIP score, Fréchet distance, comparisons."""

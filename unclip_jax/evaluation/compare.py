@@ -1,10 +1,10 @@
-"""How one choice changes what a system of the shapes world draws: the guidance, the sampler and its steps, the prior.
+"""Compares guidance scales, samplers or priors of a system of the shapes world.
 
     python -m unclip_jax.evaluation.compare guidance                       # of the shipped weights
     python -m unclip_jax.evaluation.compare samplers --num 100 --samplers dpmpp_2m:15 ddpm:250
     python -m unclip_jax.evaluation.compare priors --run runs/shapes       # every prior in the run directory
 
-Each variant draws the same captions with the same noise. One table, one JSON file, and one picture beside it.
+Each variant draws the same captions with the same noise. The result is a table, a JSON file, and a contact sheet.
 """
 
 from __future__ import annotations
@@ -44,27 +44,35 @@ class Options:
     """Compares guidance scales, samplers or priors on the shapes world."""
 
     what: Annotated[Literal["guidance", "samplers", "priors"], tyro.conf.Positional]
-    """What is varied: the decoder's guidance, its sampler and steps, or the prior (the caption hidden from the
-    decoder, which would read there what a prior left out)."""
+    """What is varied: the guidance scale of the decoder, its sampler and steps, or the prior.
+    When priors are compared the decoder does not read the caption, in which it could find what a prior left out."""
     run: str = "shipped"
-    """Run directory of train.py, or "shipped": the weights that come with the package."""
+    """Run directory written by train.py, or "shipped": the weights that come with the package."""
     num: int = 200
     """Captions per split, each drawn once."""
     seed: int = 0
-    """Of the noise, 0 to 4294967295. The captions are always the first ones of a split."""
+    """Seed of the noise, 0 to 4294967295. The captions are always the first ones of a split."""
     out: Path | None = None
-    """JSON file, the picture goes beside it; without it compare-WHAT.json in the run directory, or here for the
-    shipped weights."""
+    """JSON file; the contact sheet is written beside it as a PNG. By default compare-WHAT.json in the run directory,
+    or in the current directory for the shipped weights."""
     chunk: int = 50
-    """Pictures computed together."""
+    """Batch size: pictures computed together."""
     guidance_scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
-    """Of "guidance"; 1 is off."""
+    """Guidance scales to compare with "guidance", each 0 to 100; 1 is off."""
     samplers: tuple[str, ...] = ("dpmpp_2m:4", "dpmpp_2m:8", "dpmpp_2m:15", "ddim:15", "ddpm:50", "ddpm:250")
-    """Of "samplers": each a sampler's name, a colon, the number of steps."""
+    """Samplers to compare with "samplers", each as NAME:STEPS."""
 
 
 class Variant(NamedTuple):
-    """One way to draw: the system, and whose embedding the decoder gets ("prior", "image" or "text")."""
+    """One way of drawing the captions.
+
+    Attributes:
+        title: its name in table and contact sheet.
+        loaded: the system.
+        image_embed: source of the image embedding that the decoder reads: "prior", "image" (CLIP's of a real picture),
+            or "text" (the text embedding in its place).
+        keep_text: whether the decoder reads the caption.
+    """
 
     title: str
     loaded: LoadedUnCLIP
@@ -73,14 +81,18 @@ class Variant(NamedTuple):
 
 
 def evaluations(stage: Stage) -> int:
-    """Network evaluations per sample of a stage: both branches of guidance count, and both calls of a Heun step."""
+    """Network evaluations per sample of a stage: two per denoiser call with guidance, two calls per step with Heun."""
     sampling = stage.sampling
     branches = 1 if sampling.guidance_scale in (None, 1.0) else 2
     return sampling.num_steps * branches * (2 if sampling.sampler.name == "heun" else 1)
 
 
 def variants(options: Options) -> Iterator[Variant]:
-    """What there is to compare. Raises UserError for a sampler there is none of, or a run directory without priors."""
+    """Yields the variants to compare, with their systems loaded.
+
+    Raises:
+        UserError: a system cannot be loaded, its CLIP has no image tower, or a sampler is unknown.
+    """
     root = evaluate.run_directory(options.run)
     if options.what == "priors":
         yield from prior_variants(root)
@@ -99,7 +111,17 @@ def variants(options: Options) -> Iterator[Variant]:
 
 
 def prior_variants(root: Path) -> Iterator[Variant]:
-    """Each prior of a run directory, between what any of them should beat and what none can."""
+    """Yields each prior of a run directory, after a lower bound and before an upper bound for a prior.
+
+    The lower bound is the text embedding in place of an image embedding, the upper bound the embedding of a real
+    picture.
+
+    Args:
+        root: the run directory.
+
+    Raises:
+        UserError: a system cannot be loaded, or its CLIP has no image tower.
+    """
     loaded = evaluate.with_image_tower(pipeline.load(root), str(root))
     yield Variant("z_t as if z_i", loaded, "text", keep_text=False)
     for name in PRIORS:
@@ -109,19 +131,34 @@ def prior_variants(root: Path) -> Iterator[Variant]:
 
 
 class Asked(NamedTuple):
-    """What every variant is asked to draw, and what CLIP makes of it: the same CLIP reads and sees for all."""
+    """The captions that every variant draws, with keys, and CLIP's features of captions and real pictures.
 
-    labels: np.ndarray  # int [N, 4]
-    keys: jax.Array  # [N]
+    Attributes:
+        labels: int [N, 4].
+        keys: [N].
+        text: features of the captions.
+        image_embed: [N, D], of the real pictures that the captions were written for.
+        twin_embed: [N, D], of other real pictures of the same labels.
+        features: [N, F], features for the Fréchet distance of the real pictures.
+        twin_features: [N, F], of the other real pictures.
+    """
+
+    labels: np.ndarray
+    keys: jax.Array
     text: TextFeatures
-    image_embed: np.ndarray  # [N, D] of the real pictures the captions were written for
-    twin_embed: np.ndarray  # [N, D] of other real pictures of the same labels
-    features: np.ndarray  # [N, F] for the Fréchet distance, of the real pictures
+    image_embed: np.ndarray
+    twin_embed: np.ndarray
+    features: np.ndarray
     twin_features: np.ndarray
 
 
 def ask(loaded: LoadedUnCLIP, options: Options) -> Asked:
-    """The first captions of every split, and what CLIP makes of them."""
+    """Makes the captions, keys and features for all variants.
+
+    Args:
+        loaded: a system, whose CLIP is used for all variants.
+        options: `num`, `seed` and `chunk` are read.
+    """
     system, size = System(loaded, options.chunk), loaded.unclip.clip.vision.image_size
     questions = evaluate.ask_all(loaded.tokenize, options.num, size)
     twins = render_again(questions.labels, size, options.seed)
@@ -137,7 +174,19 @@ def ask(loaded: LoadedUnCLIP, options: Options) -> Asked:
 
 
 def measure(variant: Variant, asked: Asked, options: Options) -> tuple[dict[str, Any], np.ndarray]:
-    """What a variant draws: (plain JSON values that say what it is worth, the pictures uint8 [N, H, W, 3])."""
+    """Draws the captions by a variant and measures the pictures.
+
+    Args:
+        variant: how to draw.
+        asked: captions, keys and reference features.
+        options: `chunk` is read.
+
+    Returns:
+        (a row of the report, of plain JSON values; the pictures uint8 [N, H, W, 3]).
+
+    Raises:
+        UserError: a picture has NaN or infinite values.
+    """
     system, text_embed = System(variant.loaded, options.chunk), np.asarray(asked.text.embed)
     if variant.image_embed == "prior":
         image_embed = system.predict(asked.text, asked.keys)
@@ -165,7 +214,7 @@ def measure(variant: Variant, asked: Asked, options: Options) -> tuple[dict[str,
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line per variant; percent, cosines and Fréchet distances of seen / held-out pairs."""
+    """Formats the rows of a report as text: a line per variant, each cell with seen / held-out pairs."""
     lines = [f"{'':<24}{'evaluations':>12}{'exact match, %':>18}{'picture·caption':>18}{'Fréchet':>18}{'z·image':>16}"]
 
     def pair(splits: dict[str, Any], *path: str, form: str, factor: float = 1.0) -> str:
@@ -195,7 +244,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def check(options: Options) -> None:
-    """Refuses what makes no sense before anything is loaded. Raises UserError."""
+    """Checks the options before anything is loaded.
+
+    Raises:
+        UserError: an option is out of range.
+    """
     for name, low in {"num": 2, "chunk": 1}.items():
         if getattr(options, name) < low:
             raise UserError(f"--{name}: {getattr(options, name)} is less than {low}")
@@ -210,7 +263,15 @@ def check(options: Options) -> None:
 
 
 def command(argv: list[str]) -> None:
-    """Compares as the command line says, writes report and picture, prints the table. Raises UserError or OSError."""
+    """Runs the comparison: writes the JSON report and the contact sheet, and prints the table.
+
+    Args:
+        argv: arguments without the name of the program.
+
+    Raises:
+        UserError: an option is wrong, or a system cannot be loaded.
+        OSError: a file cannot be written.
+    """
     options = parse(Options, argv, prog="python -m unclip_jax.evaluation.compare")
     check(options)
     compared = list(variants(options))
@@ -223,7 +284,9 @@ def command(argv: list[str]) -> None:
     asked = ask(compared[0].loaded, options)
     shown = np.concatenate([np.arange(min(SHOWN // 2, options.num)) + i * options.num for i in range(len(SPLITS))])
     rows, sheet = [], []
-    with atomic_path(out) as temporary:  # opened first: minutes of work must not end at a file that cannot be written
+    with atomic_path(
+        out
+    ) as temporary:  # opened before the work, which takes minutes, so that an unwritable file fails at once
         for variant in compared:
             row, images = measure(variant, asked, options)
             rows.append(row)
@@ -242,7 +305,7 @@ def command(argv: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Compares and exits: 0, 2 for bad input, 130 when stopped; see `image_text.command_line.run_main`."""
+    """Runs `command` and exits: 0, 2 for bad input, 130 when interrupted; see `image_text.command_line.run_main`."""
     run_main(command, argv, name="compare")
 
 

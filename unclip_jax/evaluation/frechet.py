@@ -1,8 +1,8 @@
-"""The Fréchet distance between two sets of pictures, in the features of a CLIP image tower.
+"""The Fréchet distance (FID) between two sets of pictures, in the features of a CLIP image tower.
 
-Heusel et al. 2017 (FID) compare the means and covariances of Inception features. The features here are named with every
-figure, and beside it belongs the distance between two sets of real pictures of the same size: no generator can be
-expected to come closer, and a finite set never has distance 0.
+Heusel et al. 2017 compare the means and covariances of Inception features; a report must say that the features here are
+others. The distance between two sets of real pictures of the same number belongs beside every figure: it is the least
+that a generator can be expected to reach, and for finite sets it is not 0.
 """
 
 from __future__ import annotations
@@ -21,10 +21,18 @@ from clip_jax.encode import image_states
 
 @partial(jax.jit, static_argnums=0)
 def features(config: CLIPConfig, params: dict[str, Any], images: UInt8[Array, "B H W 3"]) -> Float[Array, "B F"]:
-    """The mean over all positions after each block of the image tower, side by side: float32 [B, F].
+    """Features for the Fréchet distance: the states after each block of the image tower, averaged over positions.
 
-    images: uint8 [B, R, R, 3] of the tower's size. The embedding itself is left alone: the pictures were drawn to
-    have a given one, and that of a small CLIP is narrow.
+    The image embedding itself is not used: the pictures were drawn for a given embedding, and that of a small CLIP has
+    few dimensions.
+
+    Args:
+        config: config of the CLIP.
+        params: its weights as one tree.
+        images: uint8 [B, R, R, 3], of the image size of the tower.
+
+    Returns:
+        float32 [B, F], the means of all blocks concatenated.
     """
     states = image_states(config, params, images).hidden_states
     assert states is not None
@@ -32,10 +40,17 @@ def features(config: CLIPConfig, params: dict[str, Any], images: UInt8[Array, "B
 
 
 def frechet_distance(first: Float[np.ndarray, "N F"], second: Float[np.ndarray, "M F"]) -> float:
-    """|m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½) of feature vectors [N, F] and [M, F], in float64; N, M >= 2.
+    """Fréchet distance |m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½) of two sets of features, in float64.
 
-    The eigenvalues of C₁C₂ are those of the symmetric C₁^½ C₂ C₁^½, so the trace of the root needs no root of a matrix
-    that is not symmetric, which is where other implementations turn complex or fail.
+    C₁C₂ has the eigenvalues of the symmetric matrix C₁^½ C₂ C₁^½, whose square root is computed instead: the root of a
+    matrix that is not symmetric can become complex or fail.
+
+    Args:
+        first: [N, F], N at least 2.
+        second: [M, F], M at least 2.
+
+    Raises:
+        ValueError: N or M is less than 2.
     """
     first, second = (np.asarray(a, np.float64) for a in (first, second))
     if min(len(first), len(second)) < 2:

@@ -1,7 +1,7 @@
-"""Judging pictures of the shapes world, per split: what they show, how they differ, how near they are to real ones.
+"""Measures of shapes-world pictures per split: exact match, variety within a caption, distance to real pictures.
 
-All values are plain JSON. Every proportion of pictures comes with its 95 % interval; what cannot be had (no picture was
-right, say) is None, never NaN.
+All results are plain JSON values. Every proportion of pictures has its 95 % interval. A value that cannot be computed
+(because no picture was right, for example) is None, never NaN.
 """
 
 from __future__ import annotations
@@ -23,23 +23,36 @@ SPLITS = {"test": "seen pairs", "heldout": "held-out pairs"}
 
 
 def by_split(measure: Callable[..., Any], *arrays: np.ndarray) -> dict[str, Any]:
-    """`measure` of each split's share of arrays that hold equally many rows of every split, one after the other."""
+    """Applies a measure to the rows of each split.
+
+    Args:
+        measure: function of as many arrays as are given.
+        arrays: arrays of the rows of all splits, one split after the other, with equally many rows each.
+
+    Returns:
+        Split -> result of `measure`.
+    """
     shares = zip(*(np.split(array, len(SPLITS)) for array in arrays), strict=True)
     return {split: measure(*share) for split, share in zip(SPLITS, shares, strict=True)}
 
 
 def matches(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Whether all four attributes agree: int [..., 4] and [..., 4] -> bool [...], broadcast."""
+    """Whether all four attributes agree: labels int [..., 4] and [..., 4], which broadcast -> bool [...]."""
     return (found == wanted).all(axis=-1)
 
 
 def agreement(found: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
-    """How well the labels read off N >= 2 things are those asked for, int [N, 4] both; −1 (nothing found) is wrong.
+    """Agreement of labels that were read from pictures or embeddings with the labels of their captions.
+
+    Args:
+        found: labels that were read, int [N, 4], N at least 2; −1 (nothing found) counts as wrong.
+        wanted: labels of the captions, int [N, 4].
 
     Returns:
-        "exact_match": proportion with all four right; "attributes": that of each by name; "rolled": exact match with
-        the labels that another was asked for, what chance gives. It is a plain number, the mean over all N − 1 ways of
-        rolling the list: a single one of 500 held-out captions can be at 5 % where 3 % are due.
+        "exact_match": proportion with all four attributes right; "attributes": proportion right of each attribute;
+        "rolled": exact match with the labels of other captions, an estimate of chance. The last is a number without an
+        interval: the mean over all N − 1 rotations of the list, because a single rotation varies too much (5 % where
+        3 % are expected, for 500 held-out captions).
     """
     pairs = matches(found[:, None], wanted)  # [N, N]; the diagonal belongs together
     n = len(found)
@@ -51,7 +64,15 @@ def agreement(found: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
 
 
 def score_pictures(images: np.ndarray, labels: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """Per split, the checker's agreement with the labels and its median IoU; and what it found, int [N, 4]."""
+    """Reads pictures with the checker of the shapes world, and compares them with the labels of their captions.
+
+    Args:
+        images: uint8 [N, R, R, 3], one split after the other.
+        labels: int [N, 4].
+
+    Returns:
+        (split -> `agreement` and "median_iou"; the labels that the checker read, int [N, 4]).
+    """
     checked = shapes_world.check(images)
 
     def score(found: np.ndarray, wanted: np.ndarray, iou: np.ndarray) -> dict[str, Any]:
@@ -61,20 +82,20 @@ def score_pictures(images: np.ndarray, labels: np.ndarray) -> tuple[dict[str, An
 
 
 def diversity(images: np.ndarray, real: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """How much pictures of one caption differ from each other, as a fraction of how much real ones do.
+    """Variety: how much pictures of one caption differ from each other, relative to real pictures.
 
-    Only pictures that show what they should are compared: a star in the wrong corner is a mistake, not variety. A model
+    Only pictures with all attributes right are compared: a star in the wrong corner is a mistake, not variety. A model
     that draws one prototype per caption has ratio 0.
 
     Args:
         images: uint8 [K, S, R, R, 3], S samples for each of K captions.
         real: uint8 [K, M, R, R, 3], renders of the same labels.
-        labels: int [K, 4].
+        labels: int [K, 4], labels of the captions.
 
     Returns:
         For each of "position", "size" and "background" the standard deviations "generated" and "real" and their
-        "ratio"; "ratio", the mean of the three; "right", how many of the "drawn" K·S pictures were compared. What fewer
-        than two right pictures per caption leave unknown is None.
+        "ratio"; "ratio", the mean of the three ratios; "drawn", the number K·S of pictures, and "right", how many of
+        them were compared. A value is None if no caption has two right pictures.
     """
     generated, right = _deviations(images, labels)
     reference, _ = _deviations(real, labels)
@@ -92,7 +113,7 @@ def diversity(images: np.ndarray, real: np.ndarray, labels: np.ndarray) -> dict[
 
 
 def _deviations(images: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float | None], np.ndarray]:
-    """Standard deviations within a caption, pooled over K captions of S pictures; and which are right, [K·S]."""
+    """(Standard deviations within captions, pooled over K captions of S pictures; which pictures are right, [K·S])."""
     samples = images.shape[1]
     checked = check(images.reshape(-1, *images.shape[2:]))
     right = exact_match(checked, np.repeat(labels, samples, axis=0))
@@ -102,7 +123,7 @@ def _deviations(images: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float
 
 
 def _pooled_std(groups: list[np.ndarray]) -> float | None:
-    """Standard deviation around each group's mean, of groups [n_k, A] of A like axes; None if every n_k < 2."""
+    """Pooled standard deviation around the mean of each group [n_k, A], over A axes too; None if every n_k < 2."""
     groups = [group for group in groups if len(group) > 1]
     freedom = sum((len(group) - 1) * group.shape[1] for group in groups)
     squares = sum(float(((group - group.mean(0)) ** 2).sum()) for group in groups)
@@ -114,9 +135,16 @@ def _ratio(value: float | None, reference: float | None) -> float | None:
 
 
 def clip_scores(embeds: dict[str, np.ndarray], text_embed: np.ndarray) -> dict[str, dict[str, float]]:
-    """Per split, the mean cosine of each set of pictures' embeddings [N, D] with those of their captions.
+    """CLIP score: mean cosine between the embeddings of pictures and those of their captions.
 
-    Hessel et al. 2021 multiply by 2.5 and cut at 0; this is the bare cosine.
+    Hessel et al. 2021 multiply the cosine by 2.5 and clip it at 0; here it is neither.
+
+    Args:
+        embeds: name of a set of pictures -> image embeddings [N, D], one split after the other.
+        text_embed: text embeddings of their captions, [N, D].
+
+    Returns:
+        Split -> name -> mean cosine.
     """
     scores = {name: np.asarray(similarity(jnp.asarray(a), jnp.asarray(text_embed))) for name, a in embeds.items()}
     means = {name: by_split(lambda cosine: float(cosine.mean()), cosine) for name, cosine in scores.items()}
@@ -124,9 +152,15 @@ def clip_scores(embeds: dict[str, np.ndarray], text_embed: np.ndarray) -> dict[s
 
 
 def distances_to_real(seen: dict[str, np.ndarray], real: np.ndarray) -> dict[str, Any]:
-    """Fréchet distances of sets of features [N, F] to those of as many real pictures, per split.
+    """Fréchet distances of sets of pictures to real pictures.
 
-    "floor" among the sets is other real pictures of the same labels.
+    Args:
+        seen: name of a set -> features [N, F], one split after the other. The set "floor" is of other real pictures of
+            the same labels, whose distance is the smallest to be expected.
+        real: features of real pictures, [N, F].
+
+    Returns:
+        "features", a description of the features; "splits", split -> name -> distance.
     """
     distances = {name: by_split(frechet_distance, found, real) for name, found in seen.items()}
     return {
@@ -136,6 +170,15 @@ def distances_to_real(seen: dict[str, np.ndarray], real: np.ndarray) -> dict[str
 
 
 def render_again(labels: np.ndarray, resolution: int, seed: int) -> np.ndarray:
-    """Fresh real pictures of labels int [N, 4]: uint8 [N, R, R, 3]."""
+    """Renders new real pictures of given labels.
+
+    Args:
+        labels: int [N, 4].
+        resolution: side R in pixels.
+        seed: seed of what the labels leave open (exact position, size, background).
+
+    Returns:
+        uint8 [N, R, R, 3].
+    """
     rng = np.random.default_rng(seed)
     return np.stack([shapes_world.render(shapes_world.Labels(*row), rng, resolution) for row in labels.tolist()])

@@ -1,4 +1,4 @@
-"""An evaluation as text: reads what `evaluate` wrote as JSON, and nothing else."""
+"""Formats the report of `evaluation.shapes.evaluate` as text tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ TITLE_WIDTH, CELL_WIDTH = 38, 26
 
 
 def table(report: dict[str, Any]) -> str:
-    """What was measured, exact match and its differences, attributes, variety and cosines: one column per split."""
+    """Formats a report as text, with one column per split.
+
+    The sections are the settings, exact match and its differences, attributes, variety, cosines, CLIP score and Fréchet
+    distance; sections that were not run are left out.
+
+    Args:
+        report: what `evaluation.shapes.evaluate` returned, or its JSON.
+    """
     parts = [_head(report), _exact_match(report), _attributes(report), _diversity(report), _cosines(report)]
     parts.append(_pictures(report))
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
@@ -95,7 +102,7 @@ def _cosines(report: dict[str, Any]) -> list[str]:
 
 
 def _pictures(report: dict[str, Any]) -> list[str]:
-    """What CLIP says of the pictures themselves."""
+    """CLIP score and Fréchet distance of the pictures."""
     lines = []
     titles = {"real": "real pictures", "floor": "other real pictures"} | report["titles"]
     for name, title, splits in (

@@ -1,4 +1,4 @@
-"""Measures of any data: proportions and their intervals, cosines of embeddings, distances of pictures."""
+"""General measures: proportions with intervals, cosines of embeddings, nearest pictures."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ import numpy as np
 
 from unclip_jax.tasks import similarity
 
-NEAREST_CHUNK = 1000  # references compared at a time: bounds the memory
+NEAREST_CHUNK = 1000  # references compared at a time, to bound the memory
 Z = 1.959963984540054  # half-width of a 95 % interval of the standard normal distribution
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion of `hits` in `n` >= 1 (Wilson 1927).
+    """95 % Wilson interval of a proportion (Wilson 1927).
 
-    It stays within [0, 1] and keeps a width where all or none hit, as the textbook's ± 1.96 standard errors does not.
+    Unlike ± 1.96 standard errors it stays within [0, 1], and has a width above 0 if all or none are hits.
+
+    Args:
+        hits: number of hits.
+        n: number of trials, at least 1.
+
+    Returns:
+        (low, high).
     """
     p, spread = hits / n, Z**2 / n
     centre = (p + spread / 2) / (1 + spread)
@@ -26,16 +33,23 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def proportion(hits: np.ndarray) -> dict[str, Any]:
-    """How many of bool [N] are true: {"value", "low", "high"} in [0, 1], and "n"."""
+    """Proportion of True in bool [N] with its 95 % interval: {"value", "low", "high", "n"}."""
     low, high = wilson(int(hits.sum()), len(hits))
     return {"value": float(hits.mean()), "low": low, "high": high, "n": len(hits)}
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """How much more often `first` is true than `second`, both bool [N] for the same N questions; in [−1, 1].
+    """Difference of two proportions over the same N questions, with its 95 % interval for matched pairs.
 
-    The interval is that of Agresti & Min (2005) for matched proportions: Wald's after half an observation more in each
-    of the four cells, so it too keeps a width where the two never differ. It is clipped to [−1, 1].
+    The interval is that of Agresti & Min (2005), clipped to [−1, 1]: Wald's with half an observation added to each of
+    the four cells, which has a width above 0 even if the two never differ.
+
+    Args:
+        first: bool [N].
+        second: bool [N].
+
+    Returns:
+        {"value", "low", "high", "n"}; the value, in [−1, 1], is positive if `first` is True more often.
     """
     n, gained, lost = len(first), int((first & ~second).sum()), int((second & ~first).sum())
     centre = (gained - lost) / (n + 2)
@@ -45,11 +59,16 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
 
 
 def nearest(images: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """How far each picture is from the most similar reference: root mean square over its grey levels (0 to 255), [N].
+    """Distance of each picture to its nearest reference: root mean square difference of levels (0 to 255).
 
-    images: uint8 [N, R, R, 3]; references: uint8 [M, R, R, 3].
+    Args:
+        images: uint8 [N, R, R, 3].
+        references: uint8 [M, R, R, 3].
+
+    Returns:
+        float32 [N].
     """
-    # Centred before squaring: |a − b|² = |a|² + |b|² − 2ab cancels, and smaller squares lose less of float32.
+    # Centred first, as smaller squares lose less precision to the cancellation in |a − b|² = |a|² + |b|² − 2ab.
     a = images.reshape(len(images), -1).astype(np.float32) - 128
     lengths, least = np.square(a).sum(1), np.full(len(a), np.inf, np.float32)
     for start in range(0, len(references), NEAREST_CHUNK):
@@ -61,14 +80,17 @@ def nearest(images: np.ndarray, references: np.ndarray) -> np.ndarray:
 def cosines(
     predicted: np.ndarray, image_embed: np.ndarray, text_embed: np.ndarray, twin: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Mean cosines between embeddings [N, D], and their mean lengths.
+    """Mean cosines between embeddings, and their mean lengths.
 
     Args:
-        predicted: the prior's, for each caption.
-        image_embed: of the real picture the caption was written for.
-        text_embed: of the caption.
-        twin: of another real picture of the same labels. One caption has many pictures, so this, not 1,
-            is the ceiling.
+        predicted: image embeddings of the prior, [N, D].
+        image_embed: image embeddings of the real pictures that the captions were written for, [N, D].
+        text_embed: text embeddings of the captions, [N, D].
+        twin: image embeddings of other real pictures of the same labels, [N, D]. A caption has many pictures, so the
+            cosine of `image_embed` and `twin`, not 1, is the most that a prior can reach.
+
+    Returns:
+        "cosine": pair -> mean cosine; "length": set -> mean length.
     """
     unrelated = np.roll(image_embed, 1, axis=0)
     pairs = {

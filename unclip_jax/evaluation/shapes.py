@@ -1,12 +1,12 @@
-"""How often a text-to-image system of the shapes world draws all of its caption, and where the errors are made.
+"""Evaluates a text-to-image system on the shapes world: exact match of captions, and controls that locate the errors.
 
     python -m unclip_jax.evaluation.shapes --run runs/shapes        # everything; writes runs/shapes/evaluation.json
     python -m unclip_jax.evaluation.shapes --run shipped --controls full --num 200
 
-A single figure for the whole pipeline does not say which part is at fault, and a decoder that reads the caption can
-hide a prior that does nothing. So the same captions, with the same noise, are also drawn from the embedding of a real
-picture and from the text embedding, with and without the caption, and beside them stands what the checker and CLIP make
-of real pictures. One picture is drawn per caption; nothing is chosen afterwards.
+A single figure for the whole pipeline does not say which network is at fault, and a decoder that reads the caption can
+hide a prior that does nothing. So the same captions are also drawn, with the same noise, from the embedding of a real
+picture and from the text embedding, with and without the caption. The report also has the scores of the checker and of
+CLIP on real pictures. One picture is drawn per caption; none is selected afterwards.
 """
 
 from __future__ import annotations
@@ -58,15 +58,17 @@ from unclip_jax.stage_configs import to_json
 
 Tokenize = Callable[[list[str]], Any]  # captions -> int32 [B, L]
 
-REAL_PER_CAPTION = 32  # renders that the variety within a caption is compared with
+REAL_PER_CAPTION = 32  # real pictures per caption, whose variety is the reference
 
 
 class Control(NamedTuple):
     """One way of drawing the captions.
 
     Attributes:
-        image_embed: whose embedding the decoder gets: the "prior"'s, that of the real "image", or the "text" embedding.
+        image_embed: source of the image embedding that the decoder reads: "prior", "image" (CLIP's of a real picture),
+            or "text" (the text embedding in its place).
         keep_text: whether the decoder also reads the caption.
+        title: name in the report.
     """
 
     image_embed: str
@@ -96,87 +98,116 @@ SECTIONS = ("checker", "clip", *CONTROLS, "diversity", "cosines", "clip_score", 
 
 @dataclass(frozen=True)
 class Options:
-    """Measures how often pictures of the shapes world show all of their caption, with the controls that say why not."""
+    """Measures how often pictures of the shapes world show all of their caption, with controls that locate errors."""
 
     run: str = "shipped"
-    """Run directory of train.py, or "shipped": the weights that come with the package."""
+    """Run directory written by train.py, or "shipped": the weights that come with the package."""
     prior: str = "prior"
-    """Which prior of the run directory: prior, ar_prior or one_step_prior."""
+    """Prior to use, by its folder in the run directory: prior (diffusion), ar_prior or one_step_prior."""
     num: int = 500
     """Captions per split, each drawn once."""
     seed: int = 0
-    """Of the noise, 0 to 4294967295. The captions are always the first ones of a split."""
+    """Seed of the noise, 0 to 4294967295. The captions are always the first ones of a split."""
     out: Path | None = None
-    """JSON file; without it evaluation.json in the run directory, or here for the shipped weights."""
+    """JSON file of the report. By default evaluation.json in the run directory, or in the current directory for the
+    shipped weights."""
     chunk: int = 64
-    """Pictures computed together."""
+    """Batch size: pictures computed together."""
     controls: str = "all"
-    """Which to run, separated by commas: all, checker, clip, full, oracle, oracle_no_text, prior_no_text,
-    text_embed_no_text, diversity, cosines, clip_score, fid."""
+    """Parts of the evaluation to run, separated by commas: all, checker, clip, full, oracle, oracle_no_text,
+    prior_no_text, text_embed_no_text, diversity, cosines, clip_score, fid."""
     diversity_captions: int = 32
-    """Captions per split whose pictures are compared with each other."""
+    """Captions per split for which the variety of pictures is measured."""
     diversity_samples: int = 16
-    """Pictures of each of them."""
+    """Pictures drawn for each of these captions."""
     train_images: int = shapes_world.SPLIT_SIZES["train"]
-    """Training pictures among which the one nearest to a generated picture is looked for."""
+    """Number of training pictures that are searched for the one nearest to a generated picture."""
     train_seed: int = 0
-    """--data.seed of the training."""
+    """Value of --data.seed in the training."""
     candidates: int | None = None
-    """Embeddings the prior draws per picture, of which the one closest to the caption is kept."""
+    """Embeddings that the prior samples per picture, of which reranking keeps the one closest to the caption."""
     steps: int | None = None
-    """Denoising steps of the decoder."""
+    """Sampling steps of the decoder; by default as it was saved."""
     guidance_scale: float | None = None
-    """Guidance of the decoder; 1 is off."""
+    """Guidance scale of the decoder, 0 to 100; 1 is off; by default as it was saved."""
 
     @property
     def sections(self) -> tuple[str, ...]:
-        """The controls asked for, in the order of `SECTIONS`."""
+        """The parts of the evaluation to run, in the order of `SECTIONS`."""
         names = self.controls.split(",")
         return tuple(name for name in SECTIONS if name in names or "all" in names)
 
 
 class Questions(NamedTuple):
-    """The first captions of each split, one split after the other, with the real picture each was written for."""
+    """Captions with their labels and the real pictures that they were written for.
 
-    images: np.ndarray  # uint8 [N, R, R, 3], of CLIP's size
-    tokens: np.ndarray  # int32 [N, L]
-    labels: np.ndarray  # int [N, 4]
+    Attributes:
+        images: uint8 [N, R, R, 3], of CLIP's image size.
+        tokens: int32 [N, L].
+        labels: int [N, 4].
+    """
+
+    images: np.ndarray
+    tokens: np.ndarray
+    labels: np.ndarray
 
 
 def ask(tokenize: Tokenize, split: str, num: int, resolution: int) -> Questions:
-    """The first `num` examples of a split: their captions in whatever words, their real pictures, their labels."""
+    """The first `num` examples of a split.
+
+    Args:
+        tokenize: tokenizer of the system.
+        split: name of the split.
+        num: number of examples.
+        resolution: side of the pictures in pixels.
+    """
     examples = [shapes_world.example(split, i, resolution=resolution) for i in range(num)]
     tokens = np.asarray(tokenize([example.caption for example in examples]))
     return Questions(np.stack([e.image for e in examples]), tokens, np.array([e.labels for e in examples]))
 
 
 def ask_all(tokenize: Tokenize, num: int, resolution: int) -> Questions:
-    """The first `num` examples of every split, one split after the other."""
+    """The first `num` examples of every split, one split after the other; see `ask`."""
     asked = [ask(tokenize, split, num, resolution) for split in SPLITS]
     return Questions(*(np.concatenate(arrays) for arrays in zip(*asked, strict=True)))
 
 
 def picture_keys(seed: int, num: int) -> jax.Array:
-    """Keys for `ask_all`: the i-th picture of a split has the i-th, whatever it is drawn by."""
+    """Keys for the examples of `ask_all`: example i of every split has the key of index i."""
     return sample_keys(jax.random.key(seed), jnp.tile(jnp.arange(num), len(SPLITS)))
 
 
 def caption_embeds(config: CLIPConfig, params: dict[str, Any], tokenize: Tokenize) -> np.ndarray:
-    """Text embeddings [192, D] of all combinations, seen or not, in the words of the first template."""
+    """Text embeddings [192, D] of captions of all combinations of attributes, in the words of the first template."""
     captions = [shapes_world.caption(labels) for labels in shapes_world.ALL_COMBINATIONS]
     return np.asarray(encode_text(config, params, np.asarray(tokenize(captions))).embed)
 
 
 def read_embeds(image_embed: np.ndarray, caption_embed: np.ndarray) -> np.ndarray:
-    """Zero-shot reading: for each of [N, D], the labels of the most similar of all captions [192, D]; int [N, 4]."""
+    """Zero-shot classification of image embeddings.
+
+    Args:
+        image_embed: [N, D].
+        caption_embed: [192, D], see `caption_embeds`.
+
+    Returns:
+        Labels of the most similar caption, int [N, 4].
+    """
     best = jnp.argmax(unit_norm(jnp.asarray(image_embed)) @ unit_norm(jnp.asarray(caption_embed)).T, axis=-1)
     return np.array(shapes_world.ALL_COMBINATIONS)[np.asarray(best)]
 
 
 def retrieval(config: CLIPConfig, params: dict[str, Any], tokenize: Tokenize, split: str, num: int) -> float:
-    """How often CLIP finds the caption of a real picture among all 192, in [0, 1].
+    """Accuracy of CLIP in finding the caption of a real picture among all 192, in [0, 1].
 
     The pictures are the first `num` of `split`, encoded as one batch.
+
+    Args:
+        config: config of the CLIP.
+        params: its weights as one tree.
+        tokenize: its tokenizer.
+        split: name of the split.
+        num: number of pictures.
     """
     questions = ask(tokenize, split, num, config.vision.image_size)
     image_embed = np.asarray(encode_images(config, params, questions.images))
@@ -185,14 +216,18 @@ def retrieval(config: CLIPConfig, params: dict[str, Any], tokenize: Tokenize, sp
 
 
 def evaluate(system: System, options: Options) -> dict[str, Any]:
-    """Runs the controls of `options`.
+    """Runs the parts of the evaluation that the options name.
+
+    Args:
+        system: the system.
+        options: the options.
 
     Returns:
-        A report of plain JSON values. What `describe` says, and of the controls that were run:
-        "results": control -> split -> what `scores.agreement` says, with "median_iou" where pictures were drawn;
+        A report of plain JSON values: the result of `describe`, and of the parts that were run:
+        "results": control -> split -> result of `judging.agreement`, with "median_iou" where pictures were checked;
         "differences": name -> split -> `scores.paired_difference` of two controls;
-        "diversity": see `measure_diversity`; "cosines": split -> see `cosines`;
-        "clip_score": split -> see `clip_scores`; "fid": see `distances_to_real`;
+        "diversity": see `measure_diversity`; "cosines": split -> see `scores.cosines`;
+        "clip_score": see `judging.clip_scores`; "fid": see `judging.distances_to_real`;
         "seconds": part -> seconds, compilation included.
     """
     began = time.perf_counter()
@@ -247,7 +282,7 @@ def evaluate(system: System, options: Options) -> dict[str, Any]:
 
 
 def describe(system: System, options: Options) -> dict[str, Any]:
-    """The head of a report: what was measured, how, on what; the measurements are still empty."""
+    """The head of a report (system, settings, versions, device), with empty measurements."""
     unclip = system.unclip
     stages = {"decoder": unclip.decoder} if unclip.prior is None else {"prior": unclip.prior, "decoder": unclip.decoder}
     stages |= {f"upsampler_{i}": stage for i, stage in enumerate(unclip.upsamplers)}
@@ -261,7 +296,7 @@ def describe(system: System, options: Options) -> dict[str, Any]:
             "seed": options.seed,
             "chunk": options.chunk,
             "controls": list(options.sections),
-            # A one-step prior has nothing to choose.
+            # A one-step prior has no sampling options.
             "sampling": {n: to_json(s.sampling) for n, s in stages.items() if hasattr(s, "sampling")},
         },
         "chance": {split: 1 / len(shapes_world.combinations(split)) for split in SPLITS},
@@ -276,15 +311,15 @@ def describe(system: System, options: Options) -> dict[str, Any]:
 
 
 def count(tree: dict[str, Any]) -> int:
-    """Parameters of a network, without the running statistics of batch norms."""
+    """Number of parameters of a network, without the running statistics of batch norms."""
     return sum(leaf.size for leaf in jax.tree.leaves(variables_of(tree)["params"]))
 
 
 def environment(run: str) -> dict[str, Any]:
-    """Of what run directory, when, with what and on what a report is."""
+    """Origin of a report: run directory, date, versions and device."""
     device = jax.devices()[0]
     return {
-        # Only the last name: where the directory lies is of no interest to a reader elsewhere.
+        # Only the last name, as a report may be published.
         "run": run if run == "shipped" else Path(run).resolve().name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__},
@@ -293,10 +328,19 @@ def environment(run: str) -> dict[str, Any]:
 
 
 def measure_diversity(system: System, text: TextFeatures, labels: np.ndarray, options: Options) -> dict[str, Any]:
-    """Per split, how different the full pipeline's pictures of one caption are, and how far from training pictures.
+    """Measures the variety of pictures of one caption, and their distance to training pictures, per split.
 
-    The first captions of each split are drawn several times, every picture with a key of its own. Compared with them,
-    in both respects, are fresh real pictures of the same labels.
+    The full pipeline draws the first captions of each split several times, every picture with its own key. New real
+    pictures of the same labels are the reference for both measures.
+
+    Args:
+        system: the system.
+        text: features of the captions of `ask_all`.
+        labels: their labels, int [N, 4].
+        options: the options.
+
+    Returns:
+        The settings, and "splits": split -> `judging.diversity` with "nearest_training_image".
     """
     captions, samples = min(options.diversity_captions, options.num), options.diversity_samples
     picked = np.concatenate([np.arange(captions) + i * options.num for i in range(len(SPLITS))])
@@ -331,14 +375,18 @@ def measure_diversity(system: System, text: TextFeatures, labels: np.ndarray, op
 
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Notes under `name` how long the block took, compilation included."""
+    """Context manager that stores the seconds of its block in `seconds[name]`, compilation included."""
     began = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - began, 1)
 
 
 def check(options: Options) -> None:
-    """Refuses what makes no sense before anything is loaded. Raises UserError."""
+    """Checks the options before anything is loaded.
+
+    Raises:
+        UserError: an option is out of range, or a control is unknown.
+    """
     least = {"num": 2, "chunk": 1, "diversity_captions": 1, "diversity_samples": 1, "train_images": 1}
     for name, low in (least | {"candidates": 1, "steps": 1}).items():
         value = getattr(options, name)
@@ -354,7 +402,11 @@ def check(options: Options) -> None:
 
 
 def load(options: Options) -> LoadedUnCLIP:
-    """The system to measure, with the sampling that the options ask for."""
+    """Loads the system to evaluate, with the sampling options replaced.
+
+    Raises:
+        UserError: it cannot be loaded, its CLIP has no image tower, or its decoder does not support an option.
+    """
     loaded = with_image_tower(pipeline.load(run_directory(options.run), prior=options.prior), options.run)
     changes = {"num_steps": options.steps, "guidance_scale": options.guidance_scale}
     loaded = pipeline.with_sampling(loaded, **{name: value for name, value in changes.items() if value is not None})
@@ -364,19 +416,35 @@ def load(options: Options) -> LoadedUnCLIP:
 
 
 def with_image_tower(loaded: LoadedUnCLIP, run: str) -> LoadedUnCLIP:
-    """The system itself. Raises UserError for one whose CLIP sees no pictures, which published ones may lack."""
+    """Checks that the CLIP of a system has an image tower, which that of a published system may lack.
+
+    Args:
+        loaded: the system, which is returned.
+        run: its name, for the message.
+
+    Raises:
+        UserError: there is no image tower.
+    """
     if loaded.unclip.clip.vision is None:
         raise UserError(f"--run: the CLIP in {run} has no image tower, so what is drawn cannot be measured with it")
     return loaded
 
 
 def run_directory(run: str) -> Path:
-    """What `--run` names: a directory of one's own, or that of the weights that come with the package."""
+    """The directory that `--run` names; "shipped" is that of the weights that come with the package."""
     return pipeline.SHIPPED if run == "shipped" else Path(run)
 
 
 def command(argv: list[str]) -> None:
-    """Evaluates as the command line says, writes the report and prints it. Raises UserError or OSError."""
+    """Runs the evaluation, writes the JSON report and prints it as tables.
+
+    Args:
+        argv: arguments without the name of the program.
+
+    Raises:
+        UserError: an option is wrong, or the system cannot be loaded.
+        OSError: the report cannot be written.
+    """
     options = parse(Options, argv, prog="python -m unclip_jax.evaluation.shapes")
     check(options)
     system = System(load(options), options.chunk)
@@ -384,14 +452,16 @@ def command(argv: list[str]) -> None:
     if out.is_dir():
         raise UserError(f"--out: {out} is a directory; give a file")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out) as temporary:  # opened first: minutes of work must not end at a file that cannot be written
+    with atomic_path(
+        out
+    ) as temporary:  # opened before the work, which takes minutes, so that an unwritable file fails at once
         report = evaluate(system, options)
         temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     print(f"{table(report)}\n\nwritten to {out}")
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Evaluates and exits: 0, 2 for bad input, 130 when stopped; see `image_text.command_line.run_main`."""
+    """Runs `command` and exits: 0, 2 for bad input, 130 when interrupted; see `image_text.command_line.run_main`."""
     run_main(command, argv, name="evaluate")
 
 

@@ -1,1 +1,1 @@
-"""The networks, each beside its config."""
+"""The networks (priors, U-Net, MoVQ decoder), each in one module with its config."""

@@ -1,13 +1,13 @@
-"""The autoregressive prior (Ramesh et al. 2022, §2.2): an image embedding written down as a row of discrete tokens.
+"""The autoregressive prior (Ramesh et al. 2022, §2.2): a transformer that predicts an image embedding token by token.
 
-The embedding is projected on its first K principal components, in the order of their eigenvalues, and each coordinate
-falls into one of a number of equal buckets. A causal transformer reads
+The embedding is projected on its first K principal components, in the order of decreasing variance, and each coordinate
+is quantised to one of a number of equal buckets. A causal transformer reads
 
     text encodings (L), text embedding, similarity of z_i and z_t, coordinate 1, …, coordinate K − 1
 
-and says at each place from the text embedding on what the next token is. The similarity comes first so that a sample
-can be asked to be close to its caption. Components and buckets are measured on the training set and are data of the
-checkpoint (`Quantiser`), not trained.
+and predicts, from the text embedding on, the next token at each position. The similarity comes first, so that sampling
+can choose a high one. Components and bucket ranges are not trained: they are measured on the training set and are
+statistics in the checkpoint (`Quantiser`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from unclip_jax.variables import measured
 
 log = logging.getLogger(__name__)
 
-FLOOR = 1e-6  # least half-width of the range of a value that is quantised
+FLOOR = 1e-6  # smallest half-width of the range of a quantised value
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class ARPriorConfig(CaptionConfig):
     """Architecture of an autoregressive prior.
 
     Attributes:
-        components: K, principal components that are written down (the paper: 319 of 1,024).
-        buckets: values a token can take.
+        components: K, principal components that are predicted (319 of 1,024 in the paper).
+        buckets: values that a token can take.
 
     Raises:
-        UserError: more components than dimensions, or fewer than two buckets.
+        UserError: there are more components than dimensions, fewer than two buckets, or another value is out of range.
     """
 
     components: int = 319
@@ -60,7 +60,7 @@ class ARPriorConfig(CaptionConfig):
 
     @property
     def length(self) -> int:
-        """Tokens of the whole sequence; the last coordinate is predicted and read by nobody."""
+        """Tokens of the whole sequence; the last coordinate is predicted, but not read."""
         return self.prefix_length + self.components
 
     def network(self) -> ARPrior:
@@ -68,16 +68,21 @@ class ARPriorConfig(CaptionConfig):
         return ARPrior(self)
 
     def fitted(self, clip: CLIPConfig) -> Self:
-        """The same config with the widths of this CLIP, and no more components than its embeddings have dimensions."""
+        """The same config with the widths of a CLIP, and at most as many components as its embeddings have dimensions.
+
+        Raises:
+            UserError: the CLIP has no text tower, or no joint space.
+        """
         fewer = replace(self, components=min(self.components, joint_width(clip)))
         return super(ARPriorConfig, fewer).fitted(clip)
 
 
 class Quantiser(nn.Module):
-    """Between embeddings and tokens int32 [B, K + 1]: the similarity, then the coordinates.
+    """Quantises embeddings to tokens int32 [B, K + 1] (the similarity, then the coordinates), and back.
 
-    Value j lies in offset_j ± scale_j, in `buckets` parts of equal width; what lies outside falls into the first or
-    the last. A token stands for the centre of its bucket, so within the range the error is at most half a bucket.
+    The range offset_j ± scale_j of value j is divided into `buckets` parts of equal width; values outside fall into the
+    first or the last bucket. A token stands for the centre of its bucket, so the error within the range is at most half
+    a bucket.
     """
 
     config: ARPriorConfig
@@ -101,28 +106,28 @@ class Quantiser(nn.Module):
         return PCA(self.mean, self.components, self.variances)
 
     def quantise(self, image_embed: Float[Array, "B D"], text_embed: Float[Array, "B D"]) -> Int[Array, "B J"]:
-        """Embeddings [B, D] of pictures and of their captions -> tokens int32 [B, K + 1]."""
+        """Quantises embeddings [B, D] of pictures and of their captions to tokens int32 [B, K + 1]."""
         fraction = 0.5 * ((_values(self.pca, image_embed, text_embed) - self.offset) / self.scale + 1.0)
         last = self.config.buckets - 1
         return jnp.clip(jnp.floor(fraction * self.config.buckets), 0, last).astype(jnp.int32)
 
     def restore(self, coordinates: Int[Array, "B K"]) -> Float[Array, "B D"]:
-        """The coordinates among the tokens, int32 [B, K] -> image embeddings [B, D]."""
+        """Maps tokens of coordinates, int32 [B, K] without the similarity, to image embeddings [B, D]."""
         centres = (coordinates + 0.5) * (2.0 / self.config.buckets) - 1.0
         return reconstruct(self.pca, self.offset[1:] + self.scale[1:] * centres)
 
 
 class ARPrior(CaptionReader):
-    """(image_embed [B, D], cond) -> (logits [B, K + 1, buckets], tokens int32 [B, K + 1]), all tokens at once.
+    """The network of an autoregressive prior: (image_embed [B, D], cond) -> (logits [B, K + 1, buckets], tokens).
 
-    Logits j belong to token j and have seen the caption and the tokens before it. A sampler calls `first_logits` and
-    `next_logits` instead, which keep what was read in a KV cache.
+    Tokens are int32 [B, K + 1]. Logits j predict token j from the caption and the tokens before it; all are computed at
+    once (teacher forcing). A sampler calls `first_logits` and then `next_logits`, which use a KV cache.
     """
 
     config: ARPriorConfig
 
     def setup(self) -> None:
-        """Declares the measured values."""
+        """Declares the parameters and the quantiser."""
         super().setup()
         config = self.config
         self.quantiser = Quantiser(config)
@@ -137,49 +142,60 @@ class ARPrior(CaptionReader):
         return self.logits(tokens, cond), tokens
 
     def logits(self, tokens: Int[Array, "B J"], cond: Cond) -> Float[Array, "B J buckets"]:
-        """Logits [B, K + 1, buckets] of tokens int32 [B, K + 1], each given those before it."""
+        """Logits [B, K + 1, buckets] of tokens int32 [B, K + 1], each predicted from those before it."""
         caption, readable = self.caption_tokens(cond)
         sequence = jnp.concatenate([caption, self.bucket_embed(tokens[:, :-1])], axis=1)
         states = self.all_at_once(sequence, readable)[:, self.config.context_length :]
         return self.to_logits(states)
 
     def first_logits(self, cond: Cond) -> tuple[Float[Array, "B buckets"], Prefix]:
-        """Reads captions into a KV cache: (logits of the similarity [B, buckets], the captions read)."""
+        """Reads captions into a KV cache: (logits of the similarity token [B, buckets], the prefix)."""
         state, prefix = self.prefill(cond)
         return self.to_logits(state), prefix
 
     def next_logits(
         self, token: Int[Array, " B"], place: int | Int[Array, ""], prefix: Prefix
     ) -> tuple[Float[Array, "B buckets"], Prefix]:
-        """Reads one more token.
+        """Reads one more token into the KV cache.
 
         Args:
             token: int32 [B].
-            place: of the token in the sequence.
-            prefix: what was read before it.
+            place: position of the token in the sequence.
+            prefix: the tokens read before.
 
         Returns:
-            (logits of the token after it [B, buckets], what was read with it).
+            (logits of the next token [B, buckets], the prefix with this token added).
         """
         states, caches = self.with_cache(self.bucket_embed(token)[:, None], prefix, place)
         return self.to_logits(states[:, 0]), prefix._replace(caches=caches)
 
     def restore(self, coordinates: Int[Array, "B K"]) -> Float[Array, "B D"]:
-        """Coordinates int32 [B, K] -> image embeddings [B, D]."""
+        """Maps tokens of coordinates, int32 [B, K], to image embeddings [B, D]."""
         return self.quantiser.restore(coordinates)
 
     def to_logits(self, states: Float[Array, "*B W"]) -> Float[Array, "*B buckets"]:
-        """States [..., W] -> logits over the buckets, float32."""
+        """Maps states [..., W] to logits over the buckets, float32 [..., buckets]."""
         return self.logits_proj(self.norm_out(states)).astype(jnp.float32)
 
 
 def measure(
     config: ARPriorConfig, image_embeds: Float[np.ndarray, "N D"], text_embeds: Float[np.ndarray, "N D"]
 ) -> dict[str, np.ndarray]:
-    """The parameters of a `Quantiser` for the embeddings [N, D] of training pictures and of their captions.
+    """Measures the statistics of a `Quantiser`: principal components, and the range of every value.
 
-    The range of a value is what it reaches on these; one that hardly moves gets ± `FLOOR`, as it would be divided by
-    zero, and a line of the log says how many do.
+    The range of a value is from its minimum to its maximum. A half-width below `FLOOR` is raised to it, because values
+    are divided by it; the number of such values is logged as a warning.
+
+    Args:
+        config: the prior.
+        image_embeds: CLIP embeddings of training pictures, [N, D].
+        text_embeds: CLIP embeddings of their captions, [N, D].
+
+    Returns:
+        Name -> float32 array, as `Quantiser` declares them.
+
+    Raises:
+        ValueError: there are fewer than two embeddings.
     """
     pca = principal_components(image_embeds, config.components)
     values = np.asarray(_values(pca, jnp.asarray(image_embeds), jnp.asarray(text_embeds)))
@@ -199,6 +215,6 @@ def measure(
 
 
 def _values(pca: PCA, image_embed: Float[Array, "B D"], text_embed: Float[Array, "B D"]) -> Float[Array, "B J"]:
-    """What is quantised, [B, K + 1]: the cosine of the two embeddings, and the coordinates of the first."""
+    """The values that are quantised, [B, K + 1]: the cosine of both embeddings, then the coordinates of the image's."""
     cosine = jnp.sum(unit_norm(image_embed) * unit_norm(text_embed), axis=-1, keepdims=True)
     return jnp.concatenate([cosine, project(pca, image_embed)], axis=-1)

@@ -1,4 +1,4 @@
-"""Sinusoidal timestep embeddings and the small MLP behind them."""
+"""Sinusoidal timestep embeddings, and the MLP that is applied to them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from jaxtyping import Array, Float, Num
 
 
 def timestep_embedding(t: Num[Array, " B"], width: int, max_period: float = 10_000.0) -> Float[Array, "B width"]:
-    """Sinusoidal embedding of integer times, [B] -> float32 [B, width].
+    """Sinusoidal embedding of timesteps, as in guided-diffusion: cosines first, divisor width / 2.
 
-    Cosines come first and the divisor is width/2, as in guided-diffusion.
+    Args:
+        t: timesteps, [B].
+        width: width of the embedding, even.
+        max_period: period of the slowest component.
+
+    Returns:
+        float32 [B, width].
 
     Raises:
         ValueError: `width` is odd.
@@ -26,13 +32,18 @@ def timestep_embedding(t: Num[Array, " B"], width: int, max_period: float = 10_0
 
 
 class TimestepMLP(nn.Module):
-    """Linear, SiLU, Linear on the sinusoidal embedding: t int [B] -> [B, width]."""
+    """Sinusoidal embedding of timesteps, then Linear, SiLU, Linear.
+
+    Attributes:
+        embedding_width: width of the sinusoidal embedding, even.
+        width: width of both linear layers.
+    """
 
     embedding_width: int
     width: int
 
     @nn.compact
     def __call__(self, t: Num[Array, " B"]) -> Float[Array, "B C"]:
-        """Embeds times [B] -> [B, width]."""
+        """Embeds timesteps [B] -> [B, width]."""
         h = nn.Dense(self.width, name="linear_1")(timestep_embedding(t, self.embedding_width))
         return nn.Dense(self.width, name="linear_2")(nn.silu(h))

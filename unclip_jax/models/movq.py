@@ -1,7 +1,7 @@
-"""The decoder of MoVQ (Zheng et al. 2022, arXiv 2209.09002): from the latents of Kandinsky to pictures.
+"""The decoder of MoVQ (Zheng et al. 2022, arXiv:2209.09002), which decodes the latents of Kandinsky to pictures.
 
-Every norm is modulated, pixel by pixel, by the latents themselves; they are not quantised first, as Kandinsky decodes
-what its U-Net drew.
+Scale and shift of every norm are computed per pixel from the latents. The latents are not quantised first, because
+Kandinsky decodes what its U-Net drew.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ class MoVQConfig:
     """Architecture of the decoder.
 
     Attributes:
-        levels: from the finest to the coarsest resolution, each half of the one before; blocks of the way up.
-        latent_channels: of the latents.
-        channels: of the pictures.
-        dtype: of the matrix products; parameters, norms and softmax are float32 whatever it is.
+        levels: resolutions from the finest to the coarsest, each half of the one before, with their blocks.
+        latent_channels: channels of the latents.
+        channels: channels of the pictures.
+        dtype: dtype of the matrix products; parameters, norms and softmax are always float32.
+
+    Raises:
+        UserError: there are no levels, or a width is not divisible by the groups of the norms.
     """
 
     levels: tuple[Level, ...]
@@ -43,7 +46,7 @@ class MoVQConfig:
 
     @property
     def scale(self) -> int:
-        """Pixels of a picture along one side of a latent."""
+        """Factor between the side of a picture and the side of its latents."""
         return 2 ** (len(self.levels) - 1)
 
 
@@ -51,13 +54,13 @@ GROUPS = 32
 
 
 class SpatialNorm(nn.Module):
-    """GroupNorm, whose scale and shift are read off the latents at every pixel."""
+    """GroupNorm whose scale and shift are linear functions of the latents at each pixel."""
 
     dtype: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], latents: Float[Array, "B h w c"]) -> Float[Array, "B ..."]:
-        """Applies it; `latents` modulate the norms."""
+        """Applies the module; the norms are modulated by `latents`."""
         width, factor = x.shape[-1], x.shape[1] // latents.shape[1]
         latents = jnp.repeat(jnp.repeat(latents, factor, axis=1), factor, axis=2)
         h = nn.GroupNorm(GROUPS, epsilon=1e-6, use_fast_variance=False, name="norm")(x).astype(x.dtype)
@@ -66,14 +69,14 @@ class SpatialNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Twice norm, SiLU, convolution, plus a skip."""
+    """Residual block: two times norm, SiLU and convolution, plus a skip connection."""
 
     width: int
     dtype: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], latents: Float[Array, "B h w c"]) -> Float[Array, "B ..."]:
-        """Applies it; `latents` modulate the norms."""
+        """Applies the module; the norms are modulated by `latents`."""
         conv = functools.partial(nn.Conv, self.width, (3, 3), dtype=self.dtype)
         h = conv(name="conv1")(nn.silu(SpatialNorm(self.dtype, name="norm1")(x, latents)))
         h = conv(name="conv2")(nn.silu(SpatialNorm(self.dtype, name="norm2")(h, latents)))
@@ -81,13 +84,13 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of the pixels, in one head."""
+    """Self-attention over pixels with one head, plus a skip connection."""
 
     dtype: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], latents: Float[Array, "B h w c"]) -> Float[Array, "B ..."]:
-        """Applies it; `latents` modulate the norms."""
+        """Applies the module; the norms are modulated by `latents`."""
         b, height, width, c = x.shape
         dense = functools.partial(nn.Dense, c, dtype=self.dtype)
         h = SpatialNorm(self.dtype, name="spatial_norm")(x, latents).reshape(b, height * width, c)
@@ -97,13 +100,13 @@ class Attention(nn.Module):
 
 
 class MoVQDecoder(nn.Module):
-    """Latents [B, h, w, c] -> pictures [B, H, W, 3], about in [−1, 1], float32."""
+    """Decodes latents [B, h, w, c] to pictures float32 [B, H, W, 3], approximately in [−1, 1]."""
 
     config: MoVQConfig
 
     @nn.compact
     def __call__(self, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]:
-        """Applies it; `latents` modulate the norms."""
+        """Decodes latents."""
         config, dtype = self.config, self.config.dtype
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=dtype)
         coarsest = config.levels[-1].width
@@ -124,12 +127,12 @@ class MoVQDecoder(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Pixels doubled, and a convolution."""
+    """Nearest-neighbour upsampling by 2, and a convolution."""
 
     width: int
     dtype: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Applies it; `latents` modulate the norms."""
+        """Upsamples [B, H, W, C] -> [B, 2H, 2W, width]."""
         return nn.Conv(self.width, (3, 3), dtype=self.dtype, name="conv")(nearest_double(x))

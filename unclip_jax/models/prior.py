@@ -1,11 +1,11 @@
 """The diffusion prior (Ramesh et al. 2022, §2.2): a causal transformer that denoises a CLIP image embedding.
 
-The sequence is [text encodings (L), text embedding, time, noised image embedding, learned query]; the prediction is
-read at the query. The prior works on standardised embeddings, and the mean and deviation it was trained with are
-parameters of the checkpoint. Without the time it is the one-step prior of ECLIPSE (Patel et al. 2023,
-arXiv:2312.04655), which makes the embedding of noise in one forward pass.
+The sequence is [text encodings (L), text embedding, timestep, noised image embedding, learned query]; the prediction is
+read at the query. The prior works on standardised embeddings; the mean and standard deviation that it was trained with
+are statistics in the checkpoint. Without the timestep it is the one-step prior of ECLIPSE (Patel et al. 2023,
+arXiv:2312.04655), which maps noise to the embedding in one forward pass.
 
-Text comes first and no token reads what follows it: whatever is drawn behind a caption, the caption is read once.
+The caption comes first and attention is causal, so a sampler reads a caption once into a KV cache (`encode_prefix`).
 """
 
 from __future__ import annotations
@@ -30,21 +30,24 @@ from unclip_jax.models.embeddings import TimestepMLP
 from unclip_jax.ranges import DEPTH, WIDTH, check_dtype, check_ranges
 from unclip_jax.variables import Variables, measured
 
-EXTRA_TOKENS = 4  # text embedding, time, noised image embedding, query
+EXTRA_TOKENS = 4  # text embedding, timestep, noised image embedding, query
 
 
 @dataclass(frozen=True)
 class CaptionConfig(ABC):
-    """What all priors have: a transformer behind a caption.
+    """Base class of the configs of all priors: a transformer that reads a caption first.
 
     Attributes:
         embed_dim: width D of the CLIP embeddings.
         text_width: width C of the text encodings.
         context_length: L, tokens of the text encodings.
-        width, layers, heads: of the transformer.
-        empty_caption: a dropped caption is the empty one, whose features by CLIP are parameters of the checkpoint; else
-            it is one learned token and a learned embedding.
-        dtype: of the matrix products; parameters, norms, softmax and the time are float32 whatever it is.
+        width, layers, heads: sizes of the transformer.
+        empty_caption: a dropped caption is replaced by the empty caption, whose features by CLIP are statistics in the
+            checkpoint; otherwise by one learned token and a learned embedding.
+        dtype: dtype of the matrix products; parameters, norms, softmax and the timestep embedding are always float32.
+
+    Raises:
+        UserError: a size or the dtype is out of range.
     """
 
     embed_dim: int
@@ -65,7 +68,7 @@ class CaptionConfig(ABC):
 
     @property
     def transformer(self) -> TransformerConfig:
-        """The stack of blocks; checks that the heads divide the width."""
+        """Config of the transformer; checks that the heads divide the width."""
         return TransformerConfig(width=self.width, layers=self.layers, heads=self.heads, activation="gelu")
 
     @property
@@ -75,7 +78,7 @@ class CaptionConfig(ABC):
 
     @property
     def prefix_length(self) -> int:
-        """Tokens that come of the caption: its encodings and its embedding."""
+        """Tokens of the caption in the sequence: its L encodings and its embedding."""
         return self.context_length + 1
 
     def blank_cond(self, batch_size: int = 1) -> Cond:
@@ -109,16 +112,15 @@ class PriorConfig(CaptionConfig):
     """Architecture of a diffusion prior, or of a one-step prior.
 
     Attributes:
-        time_token: whether the sequence has a token for the time; a one-step prior has none.
-        scale: deviation of the embeddings that the diffusion runs on (`standardise`). The paper multiplies by 17.2 what
-            has no mean and deviation taken away.
-        skip: the output is x_t times a gate learned of t, plus what is read at the query. The best estimate of Gaussian
-            data has this form, and where little noise is left a narrow transformer need not carry x_t through its
-            blocks.
-        self_condition: x_t is read together with the last estimate of x0, zeros where there is none (Chen et al. 2022).
+        time_token: whether the sequence has a token for the timestep; a one-step prior has none.
+        scale: standard deviation of the embeddings that the diffusion runs on (`standardise`). The paper multiplies
+            embeddings by 17.2 without standardising them.
+        skip: the output is x_t times a gate learned from t, plus what is read at the query. The optimal estimate for
+            Gaussian data has this form, and at low noise a narrow transformer need not carry x_t through its blocks.
+        self_condition: x_t is read together with the previous estimate of x0, at first zeros (Chen et al. 2022).
 
     Raises:
-        UserError: there is a skip or self-conditioning, and no time.
+        UserError: a value is out of range, or skip or self-conditioning is set without a timestep.
     """
 
     time_token: bool = True
@@ -152,7 +154,7 @@ class PriorConfig(CaptionConfig):
         return DiffusionPrior(self)
 
     def read(self, module: Any, variables: Variables, cond: Cond) -> Reader:
-        """The network with its captions read, once for all steps: their keys and values are in a KV cache."""
+        """Reads the captions into a KV cache, and returns the network as a function of what follows them."""
         prefix = module.apply(variables, cond, method="encode_prefix")
 
         def after_prefix(
@@ -163,16 +165,16 @@ class PriorConfig(CaptionConfig):
         return after_prefix
 
     def restore(self, module: Any, variables: Variables, x0: Float[Array, "B D"]) -> Float[Array, "B D"]:
-        """Standardised embeddings [B, D] -> CLIP image embeddings."""
+        """Maps standardised embeddings [B, D] to CLIP image embeddings."""
         return module.apply(variables, x0, method="restore")
 
 
 class Prefix(NamedTuple):
-    """Captions that a prior has read, kept for all that follows them.
+    """Captions that a prior has read, as KV caches that further tokens attend to.
 
     Attributes:
-        caches: KV caches of the S tokens of a sequence, one per layer, of which only the caption's are there yet.
-        readable: [B, S] bool, False for the padding behind a caption.
+        caches: KV caches, one per layer, preallocated to the S tokens of a sequence; the caption's are filled in.
+        readable: [B, S] bool, False for the padding of a caption.
     """
 
     caches: KVCaches
@@ -180,7 +182,7 @@ class Prefix(NamedTuple):
 
 
 class CaptionReader(nn.Module):
-    """The transformer of a prior and how captions enter it; the modules below add what stands behind a caption."""
+    """Base class of the prior networks: the transformer and the embedding of captions."""
 
     config: Any  # a CaptionConfig
 
@@ -201,7 +203,11 @@ class CaptionReader(nn.Module):
         self.norm_out = LayerNorm()
 
     def caption_tokens(self, cond: Cond) -> tuple[Float[Array, "B P W"], Bool[Array, "B S"]]:
-        """Tokens [B, L + 1, W] of captions, without positions, and which of all S tokens are readable, bool [B, S]."""
+        """Embeds captions.
+
+        Returns:
+            (tokens [B, L + 1, W] without positions, which of all S tokens may be attended to, bool [B, S]).
+        """
         batch, length = need(cond.text_encodings, "text_encodings").shape[:2]
         cond = cond.with_keep(batch)
         if self.config.empty_caption:
@@ -213,17 +219,17 @@ class CaptionReader(nn.Module):
             keep = need(cond.keep_text, "keep_text")[:, None]  # [B, 1]
             encodings = jnp.where(keep[..., None], encodings, self.null_text_token)
             text_embed = jnp.where(keep, text_embed, self.null_text_embed)
-            # A dropped caption is one learned token; the padding behind a caption is never read.
+            # A dropped caption is one learned token; padding is never attended to.
             text_mask = jnp.where(keep, text_mask, jnp.arange(length) == 0)
         rest = jnp.ones((batch, self.config.length - length), bool)
         return jnp.concatenate([encodings, text_embed[:, None]], axis=1), jnp.concatenate([text_mask, rest], axis=1)
 
     def encode_prefix(self, cond: Cond) -> Prefix:
-        """Reads captions into a KV cache, for `with_cache` to go on from."""
+        """Reads captions into a KV cache, which `with_cache` continues."""
         return self.prefill(cond)[1]
 
     def prefill(self, cond: Cond) -> tuple[Float[Array, "B W"], Prefix]:
-        """Reads captions into a KV cache: (state at the last token of each caption [B, W], the captions read)."""
+        """Reads captions into a KV cache: (state at the text embedding, the last token, [B, W]; the prefix)."""
         tokens, readable = self.caption_tokens(cond)
         empty = empty_caches(self.config.transformer, len(tokens), self.config.length, self.config.dtype)
         states, caches = self.with_cache(tokens, Prefix(empty, readable), 0)
@@ -232,15 +238,15 @@ class CaptionReader(nn.Module):
     def with_cache(
         self, tokens: Float[Array, "B Q W"], prefix: Prefix, start: int | Int[Array, ""]
     ) -> tuple[Float[Array, "B Q W"], KVCaches]:
-        """Reads tokens behind those of the KV caches.
+        """Reads further tokens after those in the KV caches.
 
         Args:
             tokens: [B, Q, W], without positions.
-            prefix: what was read before.
-            start: the place of the first of the tokens in the sequence.
+            prefix: the tokens read before.
+            start: position of the first of the new tokens in the sequence.
 
         Returns:
-            (states [B, Q, W], the caches with these tokens in them).
+            (states [B, Q, W], the caches with the new tokens added).
         """
         length = tokens.shape[1]
         positions = jax.lax.dynamic_slice_in_dim(self.positions, start, length)
@@ -250,17 +256,17 @@ class CaptionReader(nn.Module):
         return self.transformer.decode(tokens, prefix.caches, mask, start)
 
     def all_at_once(self, tokens: Float[Array, "B S W"], readable: Bool[Array, "B S"]) -> Float[Array, "B S W"]:
-        """States [B, S, W] of whole sequences without a cache, as in training."""
+        """Reads whole sequences without a KV cache, as in training: tokens [B, S, W] -> states [B, S, W]."""
         causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
         tokens = (tokens + self.positions).astype(self.config.dtype)
         return self.transformer(tokens, causal & readable[:, None, None, :])
 
 
 class DiffusionPrior(CaptionReader):
-    """(x_t [B, D], t int [B], cond, x0_hat [B, D]) -> [B, D], in the standardised space of `standardise`.
+    """The network of a diffusion prior: (x_t [B, D], t int [B], cond, x0_hat [B, D]) -> prediction [B, D].
 
-    Without a `time_token` t is not read and may be None; without `self_condition`, x0_hat. A sampler calls
-    `after_prefix` instead, with what `encode_prefix` made of the captions, so that they are read once.
+    x_t and the prediction are standardised (`standardise`). Without a `time_token` t is not read and may be None;
+    without `self_condition` x0_hat is not read. A sampler calls `encode_prefix` once, and `after_prefix` in each step.
     """
 
     config: PriorConfig
@@ -280,7 +286,7 @@ class DiffusionPrior(CaptionReader):
             self.skip_gate = nn.Dense(config.embed_dim, kernel_init=nn.initializers.zeros)
 
     def standardise(self, image_embed: Float[Array, "B D"]) -> Float[Array, "B D"]:
-        """CLIP image embedding -> what the diffusion runs on: zero mean and deviation `scale` per dimension."""
+        """CLIP image embeddings [B, D] to zero mean and standard deviation `scale` per dimension."""
         return (image_embed - self.embed_mean) * (self.config.scale / self.embed_std)
 
     def restore(self, x0: Float[Array, "B D"]) -> Float[Array, "B D"]:
@@ -296,7 +302,7 @@ class DiffusionPrior(CaptionReader):
         *,
         train: bool = False,
     ) -> Float[Array, "B D"]:
-        """The prediction [B, D] for x_t, whole sequences read at once; `train` changes nothing here."""
+        """The prediction [B, D] for x_t, without a KV cache; `train` has no effect (there is no dropout)."""
         tokens, time = self.noised_tokens(x_t, t, x0_hat)
         caption, readable = self.caption_tokens(cond)
         states = self.all_at_once(jnp.concatenate([caption, tokens], axis=1), readable)
@@ -309,7 +315,7 @@ class DiffusionPrior(CaptionReader):
         prefix: Prefix,
         x0_hat: Float[Array, "B D"] | None = None,
     ) -> Float[Array, "B D"]:
-        """The same prediction behind captions that are in a KV cache."""
+        """The same prediction with captions from a KV cache."""
         tokens, time = self.noised_tokens(x_t, t, x0_hat)
         states, _ = self.with_cache(tokens, prefix, self.config.prefix_length)
         return self.output(states, x_t, time)
@@ -317,7 +323,7 @@ class DiffusionPrior(CaptionReader):
     def noised_tokens(
         self, x_t: Float[Array, "B D"], t: Int[Array, " B"] | None, x0_hat: Float[Array, "B D"] | None
     ) -> tuple[Float[Array, "B Q W"], Float[Array, "B W"] | None]:
-        """What stands behind a caption: (tokens of time, x_t and query [B, Q, W], the time's embedding)."""
+        """The tokens after a caption: (timestep, x_t and query [B, Q, W]; the timestep's embedding [B, W])."""
         seen = x_t
         if self.config.self_condition:
             seen = jnp.concatenate([x_t, jnp.zeros_like(x_t) if x0_hat is None else x0_hat], axis=-1)
@@ -331,6 +337,6 @@ class DiffusionPrior(CaptionReader):
     def output(
         self, states: Float[Array, "B Q W"], x_t: Float[Array, "B D"], time: Float[Array, "B W"] | None
     ) -> Float[Array, "B D"]:
-        """The prediction, read at the query, which comes last."""
+        """The prediction [B, D], read at the query, the last token."""
         out = self.out_proj(self.norm_out(states[:, -1])).astype(x_t.dtype)
         return out + self.skip_gate(nn.silu(time)) * x_t if self.config.skip else out

@@ -1,8 +1,8 @@
-"""The pixel-space U-Net of ADM and GLIDE with unCLIP's conditioning.
+"""The U-Net of decoders and upsamplers: the pixel-space U-Net of ADM and GLIDE with unCLIP's conditioning.
 
 Dhariwal & Nichol 2021; Nichol et al. 2022; Ramesh et al. 2022, §2.1. The image embedding z_i enters twice: projected
-and added to the timestep embedding, and as a few extra tokens in front of the text tokens that the attention layers
-read beside the pixels. An upsampler is the same network with the low-resolution picture on extra input channels.
+and added to the timestep embedding, and as a few context tokens before the text tokens, to which the attention layers
+attend. An upsampler is the same network with the low-resolution picture on extra input channels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,16 @@ from unclip_jax.variables import Variables, measured
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of the U-Net: `blocks` residual blocks of `width` channels, each with `attention` or not."""
+    """One resolution of the U-Net.
+
+    Attributes:
+        width: channels.
+        blocks: residual blocks on the way down; there is one more on the way up.
+        attention: whether an attention layer follows every block.
+
+    Raises:
+        UserError: a size is out of range.
+    """
 
     width: int
     blocks: int
@@ -42,14 +51,17 @@ class Level:
 
 @dataclass(frozen=True)
 class ImageCond:
-    """A network that reads the image embedding z_i: added to the time, and as tokens for attention.
+    """How a network reads the image embedding z_i: added to the timestep embedding, and as context tokens.
 
     Attributes:
         embed_dim: width of z_i.
-        tokens: context tokens made of z_i.
-        norm: what is made of z_i is normalised, the addition to the time and the tokens (Kandinsky 2.2).
-        black_null: a dropped embedding is that of a black picture, as CLIP says it and measured (Kandinsky 2.2); else
-            it is learned.
+        tokens: context tokens made from z_i.
+        norm: both projections of z_i, to the timestep embedding and to the tokens, are normalised (Kandinsky 2.2).
+        black_null: a dropped z_i is replaced by CLIP's embedding of a black picture, a statistic in the checkpoint
+            (Kandinsky 2.2); otherwise by a learned one.
+
+    Raises:
+        UserError: a size is out of range.
     """
 
     embed_dim: int
@@ -63,15 +75,17 @@ class ImageCond:
 
 @dataclass(frozen=True)
 class TextCond:
-    """A network that reads a caption.
+    """How a network reads a caption.
 
     Attributes:
-        width: of the text encodings, which become context tokens.
-        embed_dim: width of z_t, which is added to the time beside z_i; None: it is not read.
-        empty_caption: a dropped caption is the empty one, whose features by CLIP are measured; else it is learned.
+        width: width of the text encodings, which become context tokens.
+        embed_dim: width of the text embedding z_t, which is added to the timestep embedding as z_i is; None: z_t is not
+            read.
+        empty_caption: a dropped caption is replaced by the empty caption, whose features by CLIP are statistics in the
+            checkpoint; otherwise by a learned token.
 
     Raises:
-        UserError: the empty caption needs an embedding, and none is read.
+        UserError: a size is out of range, or `empty_caption` is set without `embed_dim`.
     """
 
     width: int
@@ -86,12 +100,12 @@ class TextCond:
 
 @dataclass(frozen=True)
 class LowRes:
-    """A network that starts from a smaller picture: an upsampler.
+    """How a network reads a low-resolution picture: it is an upsampler.
 
     Attributes:
-        size: side of the pictures that it was trained to start from, divides image_size; None: not known.
-        level: it is also told how much noise was mixed into them (`Cond.low_res_level`), as an embedding that is added
-            to that of the time.
+        size: side of the pictures that it was trained to start from, a divisor of image_size; None: not known.
+        level: whether it reads the level of the noise in them (`Cond.low_res_level`), as an embedding that is added to
+            the timestep embedding.
     """
 
     size: int | None = None
@@ -103,28 +117,29 @@ class UNetConfig:
     """Architecture of a decoder or an upsampler.
 
     Attributes:
-        image_size: side of the square pictures it works on.
-        levels: from the finest to the coarsest resolution; each level halves the one before.
-        image: how it reads z_i; None: it does not.
+        image_size: side of the square pictures that it draws, in pixels.
+        levels: resolutions from the finest to the coarsest, each half of the one before.
+        image: how it reads the image embedding z_i; None: it does not.
         text: how it reads a caption; None: it does not.
-        low_res: how it reads a smaller picture; None: it does not, it is a decoder.
-        patch_size: space-to-depth factor of the stem: the first level runs at image_size / patch_size.
-        channels: of the pictures.
+        low_res: how an upsampler reads a low-resolution picture; None: the network is a decoder.
+        patch_size: space-to-depth factor of the stem; the first level runs at image_size / patch_size.
+        channels: channels of the pictures, or of the latents.
         head_width: channels per attention head.
         groups: groups of every GroupNorm.
-        dropout: rate inside residual blocks while training.
+        dropout: dropout rate of the residual blocks in training.
         time_width: width of the timestep embedding.
-        scale_shift: time modulates the second norm (GLIDE) instead of being added before it (Karlo's upsamplers).
-        context_width: width of the tokens that attention reads.
-        coordinates: the stem reads where each patch lies (`coordinates`). Only for a network that always sees whole
-            pictures: on a crop the coordinates would be wrong.
-        learned_variance: the output holds the variance beside the prediction.
-        remat: gradient checkpointing: blocks are computed again in the backward pass, so that training holds the
-            activations of one block and not of all.
-        dtype: of the matrix products; parameters, norms, softmax and the time are float32 whatever it is.
+        scale_shift: the timestep embedding modulates the second norm of a block (GLIDE); otherwise it is added before
+            that norm (Karlo's upsamplers).
+        context_width: width of the context tokens of the attention layers.
+        coordinates: the stem reads the position of each patch (`coordinates`). Only for a network that always reads
+            whole pictures: on a crop the positions would be wrong.
+        learned_variance: whether the output holds the variance beside the prediction.
+        remat: gradient checkpointing: the activations of the blocks are computed again in the backward pass, so that
+            training keeps those of one block in memory and not of all.
+        dtype: dtype of the matrix products; parameters, norms, softmax and the timestep embedding are always float32.
 
     Raises:
-        UserError: sizes that cannot be, or that do not fit each other.
+        UserError: a size is out of range, or sizes do not fit each other.
     """
 
     image_size: int
@@ -173,7 +188,7 @@ class UNetConfig:
 
     @property
     def role(self) -> Role:
-        """An upsampler starts from a picture, a decoder from what CLIP says of one."""
+        """Role "upsampler" for a network with a low-resolution input, else "decoder"."""
         return "decoder" if self.low_res is None else "upsampler"
 
     @property
@@ -183,7 +198,7 @@ class UNetConfig:
 
     @property
     def reads_level(self) -> bool:
-        """Whether the network is told how noisy its low-resolution input is."""
+        """Whether the network reads the noise level of its low-resolution input."""
         return self.low_res is not None and self.low_res.level
 
     reads_time: ClassVar[bool] = True
@@ -199,7 +214,7 @@ class UNetConfig:
         if self.image is not None:
             cond = cond.replace(image_embed=jnp.zeros((batch_size, self.image.embed_dim)))
         if self.text is not None:
-            # Any number of text tokens is read; one is enough to know the parameters.
+            # The parameters do not depend on the number of text tokens.
             cond = cond.replace(
                 text_encodings=jnp.zeros((batch_size, 1, self.text.width)), text_mask=jnp.ones((batch_size, 1), bool)
             )
@@ -212,10 +227,10 @@ class UNetConfig:
         return cond
 
     def fitted(self, clip: CLIPConfig) -> UNetConfig:
-        """The same config with the widths of this CLIP, of what it reads.
+        """The same config with the widths of a CLIP for the features that it reads.
 
         Raises:
-            UserError: it reads captions, and the CLIP has no text tower.
+            UserError: the CLIP lacks a text tower or a joint space that the network needs.
         """
         image, text = self.image, self.text
         if image is not None:
@@ -228,11 +243,11 @@ class UNetConfig:
         return dataclasses.replace(self, image=image, text=text)
 
     def read(self, module: Any, variables: Variables, cond: Cond) -> Reader:
-        """The network with its condition bound; nothing of it is worth computing once for all steps."""
+        """Binds a condition; nothing is precomputed, as what depends on the condition alone is cheap."""
         return lambda x_t, t, *given: module.apply(variables, x_t, t, cond, *given)
 
     def restore(self, module: Any, variables: Variables, x0: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Pictures are what they are."""
+        """Returns the pictures unchanged."""
         return x0
 
 
@@ -251,10 +266,18 @@ def depth_to_space(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h
 
 
 def coordinates(height: int, width: int) -> Float[Array, "{height} {width} 10"]:
-    """Where each cell of a grid lies, [H, W, 10]: x and y from −1 to 1, and their sine and cosine at π and 2π.
+    """Coordinate channels of a grid, after CoordConv (Liu et al. 2018).
 
-    After Liu et al. 2018 (CoordConv). Convolutions know where they are from the borders only; with these channels a
-    modulation by z can place a thing in one step: cos(x)·cos(a) + sin(x)·sin(a) = cos(x − a).
+    They are y and x from −1 to 1, and sine and cosine of π and 2π times them. Without them a convolution can infer its
+    position from the borders only; with them a modulation by z can place an object in one layer:
+    cos(x)·cos(a) + sin(x)·sin(a) = cos(x − a).
+
+    Args:
+        height: H of the grid.
+        width: W of the grid.
+
+    Returns:
+        float32 [H, W, 10].
     """
     y, x = jnp.meshgrid(jnp.linspace(-1.0, 1.0, height), jnp.linspace(-1.0, 1.0, width), indexing="ij")
     yx = jnp.stack([y, x], axis=-1)
@@ -280,7 +303,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Applies it; see the class."""
+        """Applies the module; see the class."""
         return nn.GroupNorm(self.groups, epsilon=1e-5, use_fast_variance=False, name="norm")(x).astype(x.dtype)
 
 
@@ -288,9 +311,15 @@ RESAMPLE = {"none": lambda x: x, "down": average_pool, "up": nearest_double}
 
 
 class ResBlock(nn.Module):
-    """GroupNorm, SiLU, [resample], conv, time, GroupNorm, SiLU, dropout, conv (zero at initialisation), plus a skip.
+    """Residual block: GroupNorm, SiLU, [resample], conv, timestep, GroupNorm, SiLU, dropout, conv, plus a skip.
 
-    As in ADM, up- and down-sampling happen before the first convolution, on both the branch and the skip.
+    As in ADM, up- and downsampling happen before the first convolution, on both the branch and the skip. The last
+    convolution is zero at initialisation.
+
+    Attributes:
+        config: config of the U-Net.
+        width: output channels.
+        resample: "none", "down" or "up".
     """
 
     config: UNetConfig
@@ -299,7 +328,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], time: Float[Array, "B E"], train: bool) -> Float[Array, "B h w c"]:
-        """Applies it; see the class."""
+        """Applies the module; see the class."""
         resample, dtype = RESAMPLE[self.resample], self.config.dtype
         h = resample(nn.silu(GroupNorm(self.config.groups, name="norm1")(x)))
         x = resample(x)
@@ -327,7 +356,7 @@ class ContextAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "B H W C"], context: Float[Array, "B S E"] | None, context_mask: Bool[Array, "B S"] | None
     ) -> Float[Array, "B H W C"]:
-        """Applies it; see the class."""
+        """Applies the module; see the class."""
         b, height, width, c = x.shape
         head_width = self.config.head_width
         dense = functools.partial(nn.Dense, c, dtype=self.config.dtype)
@@ -350,9 +379,10 @@ class ContextAttention(nn.Module):
 
 
 class Context(nn.Module):
-    """Turns a `Cond` into what the blocks read: an addition to the timestep embedding, and masked context tokens.
+    """Embeds a `Cond`: (addition to the timestep embedding, context tokens [B, S, c], their mask bool [B, S]).
 
-    Dropped conditions are replaced by learned embeddings; a dropped caption is one learned token.
+    A dropped condition is replaced by its null embedding: a learned one (a dropped caption is one learned token), or a
+    statistic, see `ImageCond.black_null` and `TextCond.empty_caption`. Tokens and mask are None without image and text.
     """
 
     config: UNetConfig
@@ -361,7 +391,7 @@ class Context(nn.Module):
     def __call__(
         self, cond: Cond
     ) -> tuple[Float[Array, "B E"] | float, Float[Array, "B S c"] | None, Bool[Array, "B S"] | None]:
-        """Applies it; see the class."""
+        """Applies the module; see the class."""
         config, image, text = self.config, self.config.image, self.config.text
         small, dense = nn.initializers.normal(0.02), functools.partial(nn.Dense, dtype=config.dtype)
         added: Array | float = 0.0
@@ -409,7 +439,7 @@ class Context(nn.Module):
 
 
 class UNet(nn.Module):
-    """(x_t [B, H, W, C], t int [B], cond) -> [B, H, W, C], or [B, H, W, 2C] with a learned variance.
+    """The network: (x_t [B, H, W, C], t int [B], cond) -> [B, H, W, C], or [B, H, W, 2C] with a learned variance.
 
     The network is convolutional, so an upsampler also runs on crops: H and W only need to be divisible by the coarsest
     stride.
@@ -421,16 +451,16 @@ class UNet(nn.Module):
     def __call__(
         self, x_t: Float[Array, "B H W C"], t: Int[Array, " B"], cond: Cond, *, train: bool = False
     ) -> Float[Array, "B H W c"]:
-        """Applies it; see the class."""
+        """Applies the module; see the class."""
         config = self.config
         cond = cond.with_keep(x_t.shape[0])
         added, context, context_mask = Context(config, name="context")(cond)
         time = TimestepMLP(config.levels[0].width, config.time_width, name="time_embedding")(t) + added
         if config.reads_level:
             embed = TimestepMLP(config.levels[0].width, config.time_width, name="level_embedding")
-            time = time + embed(1000.0 * need(cond.low_res_level, "low_res_level"))  # of the size of the times
+            time = time + embed(1000.0 * need(cond.low_res_level, "low_res_level"))  # scaled to the range of timesteps
 
-        # `train` is no array: it decides what is traced.
+        # `train` (argument 3) is a Python bool and must stay static under remat.
         block = nn.remat(ResBlock, static_argnums=(3,)) if config.remat else ResBlock
         attention_block = nn.remat(ContextAttention) if config.remat else ContextAttention
 
@@ -480,7 +510,15 @@ class UNet(nn.Module):
 
 
 def enlarge(low_res: Float[Array, "B h w C"], size: tuple[int, ...]) -> Float[Array, "B H W C"]:
-    """Bicubic enlargement of [B, h, w, C] to [B, *size, C]; what has that size already (a training crop) stays."""
+    """Enlarges pictures (bicubic).
+
+    Args:
+        low_res: [B, h, w, C].
+        size: (H, W); pictures that have this size already, such as training crops, are returned unchanged.
+
+    Returns:
+        [B, H, W, C].
+    """
     if low_res.shape[1:3] == tuple(size):
         return low_res
     return jax.image.resize(low_res, (low_res.shape[0], *size, low_res.shape[-1]), "cubic")

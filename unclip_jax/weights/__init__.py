@@ -1,1 +1,1 @@
-"""Published weights of unCLIP: tables of names for the engine `clip_jax.weights.rules`, and what directories hold."""
+"""Loads published unCLIP weights (Karlo, Kandinsky 2.2, ECLIPSE): name tables for `clip_jax.weights.rules`, readers."""

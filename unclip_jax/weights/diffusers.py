@@ -1,8 +1,8 @@
-"""Published systems in the layout of diffusers: a folder for each part, and `model_index.json` that names them.
+"""Loads published systems in the layout of diffusers: a folder for each part, named in `model_index.json`.
 
-Read are Karlo (text to image, and image variations), Kandinsky 2.2 (its prior and its decoder, which are two
-directories) and priors alone, such as ECLIPSE's. Whatever a config says that these networks have not is refused
-(`diffusers_configs`), and so is every weight that is missing, left over or of another shape.
+Supported are Karlo (text to image, and image variations), Kandinsky 2.2 (prior and decoder, which are two directories),
+and single priors such as ECLIPSE's. A config with a setting that the networks here do not support is refused
+(`diffusers_configs`), and so are weights that are missing, left over or of another shape.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ WEIGHTS = tuple(
 
 Params = dict[str, Any]
 
-# For each kind of pipeline: our name of a part -> theirs.
+# For each class of pipeline: name of a part here -> its folder.
 _SAME = ("text_encoder", "tokenizer", "image_encoder", "text_proj", "decoder", "decoder_scheduler")
 _KARLO = {name: name for name in (*_SAME, "super_res_first", "super_res_last", "super_res_scheduler")}
 PIPELINES: dict[str, dict[str, str]] = {
@@ -69,7 +69,7 @@ PIPELINES: dict[str, dict[str, str]] = {
     "KandinskyV22Pipeline": {"decoder": "unet", "decoder_scheduler": "scheduler", "movq": "movq"},
 }
 
-# What the pipelines do unless told otherwise: it is in their code, not in the files.
+# Default sampling of the pipelines, which is in the code of diffusers and not in the files.
 PRIOR_SAMPLING = {"num_steps": 25, "guidance_scale": 4.0}
 KARLO_SAMPLING = {"num_steps": 25, "guidance_scale": 8.0}
 KANDINSKY_SAMPLING = {"num_steps": 100, "guidance_scale": 4.0}
@@ -77,7 +77,17 @@ UPSAMPLER_SAMPLING = {"num_steps": 7, "guidance_scale": None}
 
 
 class Published(NamedTuple):
-    """A system as it was found; `prior` is None where pictures are only varied, `movq` without latents."""
+    """A published system.
+
+    Attributes:
+        clip: config of its CLIP.
+        prior: the prior; None in a system for image variations only.
+        decoder: the decoder.
+        upsamplers: the upsamplers, in order.
+        movq: decodes the latents of the decoder; None where the decoder draws pictures.
+        params: variables of each network by name.
+        tokenize: prompts -> int32 [B, L].
+    """
 
     clip: CLIPConfig
     prior: Prior | None
@@ -89,19 +99,20 @@ class Published(NamedTuple):
 
 
 def is_published(directory: Path) -> bool:
-    """Whether a directory is of diffusers' layout: a pipeline, or a prior alone."""
+    """Whether a directory is in the layout of diffusers: a pipeline, or a single prior."""
     return (directory / INDEX).is_file() or _is_prior(directory)
 
 
 def load(directories: Sequence[Path], dtype: str) -> Published:
-    """The system in one or several directories; a part in a later one takes the place of the same in an earlier.
+    """Loads a system from one or several directories.
 
     Args:
-        directories: each of a pipeline in the layout of diffusers.
-        dtype: of the matrix products. With "bfloat16" the matrices are kept in it too.
+        directories: pipelines or single priors in the layout of diffusers; a part in a later directory replaces the
+            same part in an earlier one.
+        dtype: dtype of the matrix products. The matrices are stored in it too, which halves the memory of "bfloat16".
 
     Raises:
-        UserError: a part is absent, of another kind, or its weights do not fit its config or the other parts.
+        UserError: a part is absent or unsupported, or its weights do not fit its config or the other parts.
     """
     parts: dict[str, Path] = {}
     for directory in directories:
@@ -114,7 +125,7 @@ def load(directories: Sequence[Path], dtype: str) -> Published:
         return parts[name]
 
     for name in ("text_encoder", "decoder", "decoder_scheduler"):
-        folder(name)  # refused before the larger parts are read
+        folder(name)  # fails before the larger parts are read
     clip_config, clip_params, tokenize = _clip(folder("text_encoder"), parts)
     empty = _empty_caption(clip_config, clip_params, tokenize)
     params: Params = {"clip": clip_params}
@@ -141,16 +152,27 @@ def load(directories: Sequence[Path], dtype: str) -> Published:
     return Published(clip_config, prior, decoder, upsamplers, movq, params, tokenize)
 
 
-# finding things
+# Finding the parts.
 
 
 def _is_prior(directory: Path) -> bool:
+    """Whether a directory is that of a single prior."""
     file = directory / CONFIG
     return file.is_file() and read_json(file).get("_class_name") == "PriorTransformer"
 
 
 def parts_of(directory: Path) -> dict[str, Path]:
-    """Our names of the parts in a directory -> their folders."""
+    """Finds the parts of a pipeline or a single prior.
+
+    Args:
+        directory: in the layout of diffusers.
+
+    Returns:
+        Name of a part here -> its folder.
+
+    Raises:
+        UserError: the directory has another layout or an unsupported pipeline, or lacks a folder.
+    """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory")
     if _is_prior(directory):
@@ -161,7 +183,9 @@ def parts_of(directory: Path) -> dict[str, Path]:
     kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise UserError(f"{directory / INDEX}: it is a {kind}; supported are {', '.join(PIPELINES)}")
-    named = [theirs for theirs in PIPELINES[kind].values() if any(index.get(theirs) or ())]  # else [null, null]
+    named = [
+        theirs for theirs in PIPELINES[kind].values() if any(index.get(theirs) or ())
+    ]  # an absent part is [null, null]
     absent = [theirs for theirs in named if not (directory / theirs).is_dir()]
     if absent:
         raise UserError(f"{directory} lacks the folders {', '.join(absent)}, which {INDEX} names: fetch it whole")
@@ -169,17 +193,18 @@ def parts_of(directory: Path) -> dict[str, Path]:
 
 
 def _weights_file(folder: Path) -> Path:
+    """The file with the weights of a part."""
     found = weights_file(folder, WEIGHTS)
     if found is None:
         raise UserError(f"{folder} holds no weights: there is none of {', '.join(WEIGHTS[:2])} and the like in it")
     return found
 
 
-# parts
+# Loading the parts.
 
 
 def _clip(folder: Path, parts: Mapping[str, Path]) -> tuple[CLIPConfig, Params, Any]:
-    """Text tower and, where there is one, image tower as one CLIP."""
+    """Loads the text tower and, if there is one, the image tower as one CLIP: (config, weights, tokenizer)."""
     text = clip_jax.load(folder)
     config, params = text.model.config, dict(text.variables["params"])
     if config.text is None or config.embed_dim is None:
@@ -196,14 +221,14 @@ def _clip(folder: Path, parts: Mapping[str, Path]) -> tuple[CLIPConfig, Params, 
             vision = dataclasses.replace(
                 vision, preprocess=huggingface.preprocess_from_json(read_json(file), vision, str(file))
             )
-        # The temperature of this CLIP is in no file; nothing here needs it.
+        # The temperature of this CLIP is not in the files, and is not needed here.
         config = dataclasses.replace(vision, text=config.text, logit_scale_learned=False)
         params["visual"] = image.variables["params"]["visual"]
     return config, params, text.tokenize
 
 
 def _empty_caption(config: CLIPConfig, params: Params, tokenize: Any) -> dict[str, np.ndarray]:
-    """What CLIP says of no words, as the networks keep it (`with_empty_captions`)."""
+    """CLIP's features of the empty caption, as `with_empty_captions` takes them."""
     text = _encode(config, "encode_text", params, tokenize([""]))
     if int(text.mask.sum()) != EMPTY_CAPTION:
         raise UserError(
@@ -216,7 +241,7 @@ def _empty_caption(config: CLIPConfig, params: Params, tokenize: Any) -> dict[st
 
 
 def _black_picture(config: CLIPConfig, params: Params) -> np.ndarray:
-    """The embedding Kandinsky guides away from: that of an input of zeros."""
+    """CLIP's image embedding of zeros [D], the null image embedding of Kandinsky."""
     if config.vision is None:
         raise UserError("there is no image_encoder: give the directory of Kandinsky's prior as well")
     zeros = jnp.zeros((1, config.vision.image_size, config.vision.image_size, config.vision.channels))
@@ -225,12 +250,14 @@ def _black_picture(config: CLIPConfig, params: Params) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(config: CLIPConfig, method: str, params: Params, given: jax.Array) -> Any:
+    """Calls a method of a CLIP as a compiled program."""
     return CLIP(config).apply({"params": params}, given, method=method)
 
 
 def _prior(
     folder: Path, scheduler: Path | None, empty: Mapping[str, np.ndarray], dtype: str
 ) -> tuple[Prior, Variables]:
+    """Loads a diffusion prior, or a one-step prior (ECLIPSE)."""
     model = dataclasses.replace(prior_config(folder), dtype=dtype)
     stage: Prior
     if model.time_token:
@@ -242,7 +269,7 @@ def _prior(
     given = dict(empty)
     ignore = karlo.PRIOR_IGNORE
     if not model.time_token:
-        # ECLIPSE predicts CLIP's embeddings themselves, and its files hold zeros in the place of their statistics.
+        # ECLIPSE predicts CLIP's embeddings without standardising them; the statistics in its files are zeros.
         given |= {
             "embed_mean": np.zeros(model.embed_dim, np.float32),
             "embed_std": np.ones(model.embed_dim, np.float32),
@@ -254,6 +281,7 @@ def _prior(
 def _karlo_decoder(
     folder: Path, projection: Path, scheduler: Path, empty: Mapping[str, np.ndarray], dtype: str
 ) -> tuple[Stage, Variables]:
+    """Loads Karlo's decoder with its text projection."""
     model = dataclasses.replace(karlo_decoder_config(folder, projection), dtype=dtype)
     stage = _stage(folder, model, schedule(scheduler, KARLO_SAMPLING))
     given = {f"context/{name}": value for name, value in empty.items()}
@@ -265,6 +293,7 @@ def _karlo_decoder(
 
 
 def _kandinsky_decoder(folder: Path, scheduler: Path, black: np.ndarray, dtype: str) -> tuple[Stage, Variables]:
+    """Loads Kandinsky's decoder."""
     model = dataclasses.replace(decoder_config(folder), dtype=dtype)
     if model.image is None:
         raise UserError(f"{folder} is Karlo's decoder without its text_proj: give the directory of its pipeline")
@@ -274,13 +303,14 @@ def _kandinsky_decoder(folder: Path, scheduler: Path, black: np.ndarray, dtype: 
 
 
 def _stage(folder: Path, model: UNetConfig, said: Mapping[str, Any], **fields: Any) -> Stage:
-    """A U-Net with what its scheduler decides."""
+    """The stage of a U-Net, with the fields that its scheduler decides (`schedule`)."""
     if said["sampling"].sampler.variance == "learned" and not model.learned_variance:
         raise UserError(f"{folder} learned no variance, which its scheduler asks for: they are of different systems")
     return Stage(model=model, **said, **fields)
 
 
 def _upsampler(first: Path, last: Path, scheduler: Path, dtype: str) -> tuple[Stage, Variables]:
+    """Loads Karlo's upsampler, whose last sampling step is that of a second network."""
     model = upsampler_config(first)
     if upsampler_config(last) != model:
         raise UserError(f"{last} is another architecture than {first}: they are of different systems")
@@ -292,7 +322,15 @@ def _upsampler(first: Path, last: Path, scheduler: Path, dtype: str) -> tuple[St
 
 
 def load_movq(folder: Path, dtype: str) -> tuple[MoVQConfig, Variables]:
-    """MoVQ's decoder."""
+    """Loads MoVQ's decoder.
+
+    Args:
+        folder: folder of the part.
+        dtype: dtype of the matrix products.
+
+    Raises:
+        UserError: the config is unsupported, or the weights do not fit it.
+    """
     config = dataclasses.replace(movq_config(folder), dtype=dtype)
     latents = jax.ShapeDtypeStruct((1, 2, 2, config.latent_channels), jnp.float32)
     like = jax.eval_shape(MoVQDecoder(config).init, jax.random.key(0), latents)
@@ -302,19 +340,22 @@ def load_movq(folder: Path, dtype: str) -> tuple[MoVQConfig, Variables]:
     return config, nested(_on_device(found, dtype), like)
 
 
-# reading
+# Reading weights.
 
 
 def _read(
     stage: Prior, sources: Iterable[tuple[Path, tuple[Rule, ...], str, str]], given: Mapping[str, np.ndarray]
 ) -> Variables:
-    """The variables of a stage.
+    """Reads the variables of a stage.
 
     Args:
-        stage: whose variables they are.
-        sources: (folder, its table, what the names of the leaves in it begin with, names to ignore); the first that has
-            a leaf's beginning holds it.
-        given: leaves that are in none of them.
+        stage: the stage.
+        sources: (folder, its table, prefix of the names of its variables, pattern of entries to ignore). A variable is
+            read from the first source whose prefix it has.
+        given: variables that are in no source.
+
+    Raises:
+        UserError: weights are missing, left over or of another shape, or CLIP's features have another width.
     """
     like = jax.eval_shape(lambda key: priors.init(stage, key), jax.random.key(0))
     expect = flat(like)
@@ -332,7 +373,7 @@ def _read(
 
 
 def _on_device(leaves: Mapping[str, np.ndarray], dtype: str) -> dict[str, jax.Array]:
-    """On the device; matrices in the dtype they are multiplied in anyway, which halves the memory."""
+    """Puts arrays on the device: matrices in the dtype of their products, to save memory, all others in float32."""
 
     def kept(name: str, array: np.ndarray) -> jax.Array:
         multiplied = name.endswith("/kernel") and "time_embedding/" not in name

@@ -1,6 +1,6 @@
-"""The configs of diffusers' networks and schedulers, as configs of ours.
+"""Converts the configs of diffusers' networks and schedulers to configs of this package.
 
-Whatever they say that our networks have not is refused in one line that names the file and the entry.
+A setting that the networks here do not support raises UserError; the message names the file and the setting.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from unclip_jax.stage import Sampling
 
 CONFIG, SCHEDULER = "config.json", "scheduler_config.json"
 
-MOST, MOST_LEVELS = 1 << 20, 16  # of any size, and of the levels of a U-Net
-# What may be null although it has a default, as it is of options that are refused or not used.
+MOST, MOST_LEVELS = 1 << 20, 16  # largest value of any size, and most levels of a U-Net
+# Settings that may be null although they have a default; they belong to options that are refused or not used.
 OPTIONAL = {"downsample_padding", "addition_embed_type_num_heads", "transformer_layers_per_block", "attention_head_dim"}
 
-# What both classes of U-Nets say that we use, and what they may say only so.
+# Settings of both classes of U-Nets: those that are used, with their defaults, and those with one supported value.
 UNET_SETTINGS: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 3,
@@ -41,7 +41,7 @@ UNET_SETTINGS: dict[str, Any] = {
     "resnet_time_scale_shift": "default",
     "time_embedding_dim": None,
     "dropout": 0.0,
-    # Of kinds of blocks and embeddings that are refused anyway:
+    # These belong to kinds of blocks and embeddings that are refused, and are not used:
     "downsample_padding": 1,
     "downsample_type": None,
     "upsample_type": None,
@@ -64,10 +64,20 @@ UNET_FIXED: dict[str, Any] = {
 
 
 def settings(file: Path, kind: str, used: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of the names in `used`, which has the defaults.
+    """Reads the settings of a config.
+
+    Args:
+        file: the config.
+        kind: class of diffusers that it must be of.
+        used: settings to return, with their defaults; a value must have the type of its default.
+        fixed: settings that must have a given value, if they are present.
+
+    Returns:
+        Value of each setting in `used`.
 
     Raises:
-        UserError: it is the config of another class, one of `fixed` has another value, or it says something unknown.
+        UserError: the config is of another class, a value has another type or is not supported, or a setting is unknown
+            (and neither null nor false).
     """
     data = read_json(file)
     if data.get("_class_name") != kind:
@@ -75,14 +85,14 @@ def settings(file: Path, kind: str, used: Mapping[str, Any], fixed: Mapping[str,
     for name, value in data.items():
         if name.startswith("_") or name in used:
             continue
-        allowed = (fixed[name],) if name in fixed else (None, False)  # an option that is off asks for nothing
+        allowed = (fixed[name],) if name in fixed else (None, False)  # an unknown option that is off has no effect
         if value not in allowed:
             raise UserError(f"{file}: {name} is {value!r}, supported is {allowed[0]!r} only")
     return {name: _typed(file, name, data.get(name, default), default) for name, default in used.items()}
 
 
 def _typed(file: Path, name: str, value: Any, default: Any) -> Any:
-    """A value of the type of its default. Raises UserError for another type, or a number that no network has."""
+    """Checks that a value has the type of its default and, if it is a size, a possible one; returns it."""
     if value is None and (default is None or name in OPTIONAL):
         return value
     if isinstance(default, tuple):
@@ -107,11 +117,23 @@ def _typed(file: Path, name: str, value: Any, default: Any) -> Any:
 
 
 def _is_size(value: Any) -> bool:
+    """Whether a value is an integer from 0 to `MOST`."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST
 
 
 def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Stage that a scheduler's config decides."""
+    """Reads the config of a DDPMScheduler or a UnCLIPScheduler.
+
+    Args:
+        folder: folder of the scheduler.
+        sampling: further fields of `Sampling` (the default steps and guidance scale of the pipeline).
+
+    Returns:
+        Fields of `Stage`: prediction, schedule, num_timesteps and sampling.
+
+    Raises:
+        UserError: the config is absent, damaged or not supported.
+    """
     file = folder / SCHEDULER
     ddpm = read_json(file).get("_class_name") == "DDPMScheduler"
     used = {
@@ -125,7 +147,7 @@ def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
     fixed: dict[str, Any] = {}
     if ddpm:
         used |= {"beta_start": 0.0001, "beta_end": 0.02, "timestep_spacing": "leading"}
-        # These count only with thresholding, which is refused, and for other schedulers that read the same files.
+        # Used only with thresholding, which is refused, and by other schedulers that read the same files.
         used |= {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0, "set_alpha_to_one": True}
         fixed = {"steps_offset": 0}
     said = settings(file, "DDPMScheduler" if ddpm else "UnCLIPScheduler", used, fixed)
@@ -165,7 +187,16 @@ def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prior_config(folder: Path) -> PriorConfig:
-    """A PriorTransformer's architecture; with three tokens behind the text it has no time and draws in one step."""
+    """Reads the config of a PriorTransformer.
+
+    With three additional tokens instead of four it has no timestep, and is a one-step prior (ECLIPSE).
+
+    Args:
+        folder: folder of the prior.
+
+    Raises:
+        UserError: the config is absent, damaged or not supported.
+    """
     file = folder / CONFIG
     said = settings(
         file,
@@ -203,7 +234,16 @@ def prior_config(folder: Path) -> PriorConfig:
 
 
 def decoder_config(folder: Path) -> UNetConfig:
-    """A UNet2DConditionModel's architecture, its context left open."""
+    """Reads the config of a UNet2DConditionModel: the decoder of Kandinsky 2.2 or Karlo.
+
+    Karlo's is returned without image and text, which its text projection configures (`karlo_decoder_config`).
+
+    Args:
+        folder: folder of the decoder.
+
+    Raises:
+        UserError: the config is absent, damaged or not supported.
+    """
     file = folder / CONFIG
     said = settings(
         file,
@@ -236,7 +276,7 @@ def decoder_config(folder: Path) -> UNetConfig:
 
 
 def _unet(file: Path, said: Mapping[str, Any], attending: tuple[str, str] | None, *, low_res: bool) -> UNetConfig:
-    """The part of the architecture that both classes of U-Nets share."""
+    """The config of a U-Net from the settings that both classes of diffusers share."""
     downs, ups, widths = said["down_block_types"], said["up_block_types"], said["block_out_channels"]
     if not len(widths) == len(downs) == len(ups):
         raise UserError(f"{file}: block_out_channels, down_block_types and up_block_types differ in length")
@@ -276,7 +316,15 @@ def _unet(file: Path, said: Mapping[str, Any], attending: tuple[str, str] | None
 
 
 def karlo_decoder_config(folder: Path, projection: Path) -> UNetConfig:
-    """Karlo's decoder with what a UnCLIPTextProjModel makes of CLIP's embeddings, the context of its attention."""
+    """Reads the configs of Karlo's decoder and of its UnCLIPTextProjModel, which embeds CLIP's features.
+
+    Args:
+        folder: folder of the decoder.
+        projection: folder of the text projection.
+
+    Raises:
+        UserError: a config is absent, damaged or not supported, or the two do not fit.
+    """
     model = decoder_config(folder)
     file = projection / CONFIG
     said = settings(
@@ -302,7 +350,14 @@ def karlo_decoder_config(folder: Path, projection: Path) -> UNetConfig:
 
 
 def upsampler_config(folder: Path) -> UNetConfig:
-    """A UNet2DModel's architecture: Karlo's super-resolution."""
+    """Reads the config of a UNet2DModel: Karlo's upsampler.
+
+    Args:
+        folder: folder of the upsampler.
+
+    Raises:
+        UserError: the config is absent, damaged or not supported.
+    """
     file = folder / CONFIG
     fixed = {**UNET_FIXED, "mid_block_type": "UNetMidBlock2D", "add_attention": False}
     said = settings(file, "UNet2DModel", UNET_SETTINGS, fixed)
@@ -312,7 +367,14 @@ def upsampler_config(folder: Path) -> UNetConfig:
 
 
 def movq_config(folder: Path) -> MoVQConfig:
-    """A VQModel's architecture, as far as it decodes."""
+    """Reads the config of a VQModel: the decoder of Kandinsky's MoVQ.
+
+    Args:
+        folder: folder of the model.
+
+    Raises:
+        UserError: the config is absent, damaged or not supported.
+    """
     file = folder / CONFIG
     said = settings(
         file,
@@ -324,7 +386,7 @@ def movq_config(folder: Path) -> MoVQConfig:
             "out_channels": 3,
             "latent_channels": 3,
             "vq_embed_dim": None,
-            # Of the encoder, the quantisation, and scales that Kandinsky does not apply:
+            # Not used: these belong to the encoder, the quantiser, and a scaling that Kandinsky does not apply.
             "in_channels": 3,
             "down_block_types": ("DownEncoderBlock2D",),
             "sample_size": None,

@@ -1,4 +1,4 @@
-"""Published systems by their name on the hub, if `huggingface_hub` is installed: it is asked for nothing else."""
+"""Downloads published systems from the Hugging Face hub by name; needs the optional package `huggingface_hub`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ __all__ = ["fetch_pipeline", "is_name"]
 
 
 def fetch_pipeline(name: str) -> Path:
-    """Where the configs and weights of a pipeline, or of a network alone, were put.
+    """Downloads the configs and weights of a pipeline, or of a single network, and returns their directory.
 
-    Weights in torch's own files are fetched for the parts that have no others, and those in other precisions never.
+    Torch's own files (`.bin`) are downloaded only for the parts that have no safetensors. Files in half precision and
+    non-EMA weights are not downloaded.
 
-    Raises: UserError when the name is unknown, the hub cannot be reached, or `huggingface_hub` is not installed.
+    Args:
+        name: "owner/name" on the hub.
+
+    Raises:
+        UserError: the name is unknown, the hub cannot be reached, or `huggingface_hub` is not installed.
     """
     ignore = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
     folder = snapshot(name, ("*.json", "*/*.json", "*/*.txt", "*.safetensors", "*/*.safetensors"), ignore)

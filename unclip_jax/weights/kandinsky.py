@@ -1,4 +1,4 @@
-"""Kandinsky 2.2 in the names of diffusers: what its decoder has beyond Karlo's table, and MoVQ.  Tables only."""
+"""Tables from our parameter names to those of diffusers for Kandinsky 2.2: the image context of its decoder, MoVQ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGE_CONTEXT = (
 
 
 def spatial_norm(ours: str, theirs: str) -> tuple[Rule, ...]:
-    """The table of a norm that the latents modulate."""
+    """Rules for a `SpatialNorm`, which the latents modulate; `ours` and `theirs` are the names of the layer."""
     return (
         *norm(f"{ours}/norm", f"{theirs}.norm_layer"),
         *convolution_1x1(f"{ours}/scale", f"{theirs}.conv_y"),
@@ -34,12 +34,18 @@ MOVQ_ATTENTION = (
     *(rule for name in ("to_q", "to_k", "to_v") for rule in linear(name, name)),
     *linear("to_out", "to_out.0"),
 )
-# Pictures are only ever decoded, from latents that are not quantised.
+# The encoder and the quantiser are not used: latents are decoded without quantisation.
 MOVQ_IGNORE = r"(encoder|quant_conv|quantize)\..*"
 
 
 def movq(levels: int) -> tuple[Rule, ...]:
-    """The table of a `MoVQDecoder`: levels count from the finest here, from the coarsest there."""
+    """The table of a `MoVQDecoder`.
+
+    Levels count from the coarsest in diffusers, from the finest here.
+
+    Args:
+        levels: number of resolutions.
+    """
     blocks: list[tuple[tuple[Rule, ...], str, str]] = [
         (MOVQ_BLOCK, "middle_block_{i}", "mid_block.resnets.{i}"),
         (MOVQ_ATTENTION, "middle_attention", "mid_block.attentions.0"),

@@ -1,6 +1,6 @@
-"""Karlo's networks in the names of diffusers: the prior, the decoder with its text projection, the upsamplers.
+"""Tables from our parameter names to those of diffusers for Karlo: prior, decoder, text projection, upsamplers.
 
-Tables only. Kandinsky's and ECLIPSE's networks are of the same classes and share them.
+The networks of Kandinsky 2.2 and ECLIPSE are of the same classes of diffusers and share these tables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clip_jax.weights.rules import (
 )
 from unclip_jax.models.unet import UNetConfig
 
-NULLS = ("null_text_encodings", "null_text_embed")  # what CLIP says of the empty caption: in no file of theirs
+NULLS = ("null_text_encodings", "null_text_embed")  # CLIP's features of the empty caption, which are not in their files
 QKV = tuple(f"transformer_blocks.{{i}}.attn1.to_{name}" for name in "qkv")
 
 PRIOR = (
@@ -34,7 +34,9 @@ PRIOR = (
     Rule("transformer/resblocks_{i}/attn/in_proj/kernel", tuple(f"{name}.weight" for name in QKV), join_linear),
     Rule("transformer/resblocks_{i}/attn/in_proj/bias", tuple(f"{name}.bias" for name in QKV), join),
     *linear("transformer/resblocks_{i}/attn/out_proj", "transformer_blocks.{i}.attn1.to_out.0"),
-    *norm("transformer/resblocks_{i}/ln_2", "transformer_blocks.{i}.norm3"),  # norm2 would be that of cross-attention
+    *norm(
+        "transformer/resblocks_{i}/ln_2", "transformer_blocks.{i}.norm3"
+    ),  # norm2 is that of cross-attention, which a prior lacks
     *linear("transformer/resblocks_{i}/mlp/c_fc", "transformer_blocks.{i}.ff.net.0.proj"),
     *linear("transformer/resblocks_{i}/mlp/c_proj", "transformer_blocks.{i}.ff.net.2"),
     *norm("norm_out", "norm_out"),
@@ -42,18 +44,18 @@ PRIOR = (
     Rule("embed_mean", "clip_mean", drop_axes(1)),
     Rule("embed_std", "clip_std", drop_axes(1)),
 )
-PRIOR_IGNORE = "causal_attention_mask"  # a buffer that old files hold
+PRIOR_IGNORE = "causal_attention_mask"  # a buffer that older files hold
 
 pointwise = Op(lambda x: x[:, :, 0, 0].T, lambda x: (x.T[:, :, None, None],))  # a 1×1 convolution, OI11 -> IO
 
 
 def convolution(ours: str, theirs: str) -> tuple[Rule, Rule]:
-    """A torch Conv2d with bias."""
+    """Rules for a torch Conv2d with bias; `ours` and `theirs` are the names of the layer."""
     return Rule(f"{ours}/kernel", f"{theirs}.weight", conv), Rule(f"{ours}/bias", f"{theirs}.bias", same)
 
 
 def convolution_1x1(ours: str, theirs: str) -> tuple[Rule, Rule]:
-    """A torch Conv2d of 1×1, which is a Dense layer of ours."""
+    """Rules for a torch Conv2d with a 1×1 kernel and bias, which is a Dense layer here."""
     return Rule(f"{ours}/kernel", f"{theirs}.weight", pointwise), Rule(f"{ours}/bias", f"{theirs}.bias", same)
 
 
@@ -73,7 +75,13 @@ ATTENTION = (
 
 
 def unet(levels: int) -> tuple[Rule, ...]:
-    """The table of a `UNet` without its context: diffusers counts the levels of the way up from the coarsest."""
+    """The table of a `UNet` without its `Context`.
+
+    Levels of the way up count from the coarsest in diffusers, from the finest here.
+
+    Args:
+        levels: number of resolutions.
+    """
     blocks: list[tuple[tuple[Rule, ...], str, str]] = [
         (RES_BLOCK, "middle_block_{i}", "mid_block.resnets.{i}"),
         (ATTENTION, "middle_attention", "mid_block.attentions.0"),
@@ -97,7 +105,7 @@ def unet(levels: int) -> tuple[Rule, ...]:
 
 
 def _interleaved(tokens: int) -> Op:
-    """Rows of Karlo's projection to tokens, [C · n, …] with the token running fastest, to ours, [n · C, …]."""
+    """Reorders the rows of Karlo's projection to n tokens: [C · n, …], token index fastest, to [n · C, …] here."""
 
     def turn(x, rows, columns):
         return x.reshape(rows, columns, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
@@ -106,7 +114,14 @@ def _interleaved(tokens: int) -> Op:
 
 
 def text_projection(config: UNetConfig) -> tuple[Rule, ...]:
-    """The table of Karlo's `text_proj`, which is the context of our decoder."""
+    """The table of Karlo's `text_proj`, which is the `Context` of the decoder here.
+
+    Args:
+        config: config of the decoder.
+
+    Raises:
+        ValueError: the decoder reads no image embedding.
+    """
     if config.image is None:
         raise ValueError("a text projection makes tokens of an image embedding, which this network does not read")
     rows = _interleaved(config.image.tokens)
