@@ -8,6 +8,7 @@ are imported.
 """
 
 import re
+from typing import Self
 
 import jax
 import jaxtyping
@@ -20,5 +21,10 @@ _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int passes fo
 
 
 def checked(function):
-    """Checks all but configs, which are refused in words of their own, as tests want to see."""
-    return function if re.search(r"(Config|UnCLIP)\.__init__$", function.__qualname__) else _checked(function)
+    """Returns the function with its signature checked at every call.
+
+    Left alone are the constructors of configs, whose own error messages are tested, and methods that return `Self`,
+    which beartype understands on decorated classes only.
+    """
+    config = re.search(r"(Config|UnCLIP)\.__init__$", function.__qualname__)
+    return function if config or getattr(function, "__annotations__", {}).get("return") is Self else _checked(function)

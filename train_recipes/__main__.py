@@ -1,4 +1,4 @@
-"""`unclip-train` and `python -m train_recipes`: `train_recipes.main`, or one line where the extra `train` is missing."""
+"""`unclip-train` and `python -m train_recipes`: `train_recipes.main`, or one line if the extra `train` is missing."""
 
 import sys
 from collections.abc import Sequence
@@ -6,12 +6,17 @@ from typing import NoReturn
 
 from image_text.command_line import say
 
-EXTRA = ("grain", "orbax", "tensorboardX")  # what `pip install unclip-jax` leaves out and `train_jax` imports
+EXTRA = (
+    "grain",
+    "orbax",
+    "orbax.checkpoint",
+    "tensorboardX",
+)  # what `pip install unclip-jax` leaves out and `train_jax` imports
 
 try:
     from train_recipes.main import main
 except ImportError as error:
-    if (error.name or "").partition(".")[0] not in EXTRA:
+    if error.name not in EXTRA:
         raise
     missing = error
 
