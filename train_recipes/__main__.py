@@ -6,12 +6,8 @@ from typing import NoReturn
 
 from image_text.command_line import say
 
-EXTRA = (
-    "grain",
-    "orbax",
-    "orbax.checkpoint",
-    "tensorboardX",
-)  # what `pip install unclip-jax` leaves out and `train_jax` imports
+# Packages that `train_jax` imports and that are not installed with `pip install unclip-jax` alone.
+EXTRA = ("grain", "orbax", "orbax.checkpoint", "tensorboardX")
 
 try:
     from train_recipes.main import main
