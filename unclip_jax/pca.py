@@ -37,15 +37,15 @@ def principal_components(embeds: Float[np.ndarray, "N D"], num_components: int |
         ValueError: N or K is out of range.
     """
     count, width = embeds.shape
-    wanted = width if num_components is None else num_components
-    if count < 2 or not 1 <= wanted <= width:
-        raise ValueError(f"num_components is {wanted} of {count} embeddings of {width} dimensions")
+    num_kept = width if num_components is None else num_components
+    if count < 2 or not 1 <= num_kept <= width:
+        raise ValueError(f"num_components is {num_kept} of {count} embeddings of {width} dimensions")
     data = np.asarray(embeds, np.float64)
     mean = data.mean(axis=0)
     variances, axes = np.linalg.eigh(np.cov(data.T).reshape(width, width))
-    components = axes.T[::-1][:wanted]
-    signs = np.sign(components[np.arange(wanted), np.abs(components).argmax(axis=1)])
-    arrays = mean, components * signs[:, None], np.maximum(variances[::-1][:wanted], 0.0)
+    components = axes.T[::-1][:num_kept]
+    signs = np.sign(components[np.arange(num_kept), np.abs(components).argmax(axis=1)])
+    arrays = mean, components * signs[:, None], np.maximum(variances[::-1][:num_kept], 0.0)
     return PCA(*(jnp.asarray(a, jnp.float32) for a in arrays))
 
 

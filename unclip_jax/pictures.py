@@ -60,8 +60,8 @@ def holds_other(
     try:
         with Image.open(path) as there:
             there.load()
-            said = getattr(there, "text", {})
-            if {name: said.get(name) for name in text} != {name: _metadata(value) for name, value in text.items()}:
+            stored = getattr(there, "text", {})
+            if {name: stored.get(name) for name in text} != {name: _metadata(value) for name, value in text.items()}:
                 return True
             return image is not None and not np.array_equal(np.asarray(there), np.asarray(image))
     except Exception:  # Pillow raises many kinds of errors for a file that it cannot read

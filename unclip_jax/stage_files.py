@@ -132,5 +132,5 @@ def _read_config(directory: Path) -> tuple[Any, dict[str, str], dict[str, str]]:
         clip = read_digests(data.pop(CLIP_DIGESTS, None), CLIP_DIGESTS, [WEIGHTS, TOKENIZER])
         return from_json(kind, data), own, clip
     except Exception as error:  # a damaged or hostile config can make any reader fail
-        said = one_line(error).removeprefix(f"{directory / CONFIG} ")[:300]
-        raise UserError(f"{directory / CONFIG} does not describe a stage: {said}") from error
+        reason = one_line(error).removeprefix(f"{directory / CONFIG} ")[:300]
+        raise UserError(f"{directory / CONFIG} does not describe a stage: {reason}") from error

@@ -38,7 +38,7 @@ class System:
     run: Annotated[Path | None, shown("DIR", "the weights that come with the package")] = None
     """Run directory written by train.py."""
     weights: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, shown("DIR|OWNER/NAME", "none")] = ()
-    """Published weights instead of a run: a directory of Karlo or Kandinsky 2.2 in the layout of diffusers,
+    """Published weights (Karlo or Kandinsky 2.2) instead of a run: a directory in the layout of diffusers,
     or its OWNER/NAME on the Hugging Face hub.
     Give the option again for a second one: Kandinsky's prior, or a prior (ECLIPSE) that replaces that of the first."""
     out: Path = Path("samples")

@@ -187,7 +187,7 @@ def learned_log_variance(reverse: Posterior, var_frac: Float[Array, "B ..."]) ->
 
 
 def ddpm(variance: str = "small") -> Sampler:
-    """Ancestral sampling (Ho et al. 2020, eq. 6–7) between any two times of the grid.
+    """Ancestral sampling (Ho et al. 2020, eq. 6–7) between any two timesteps of the grid.
 
     Args:
         variance: `"small"` (β̃, that of the posterior), `"large"` (β), `"learned"` (log-linear between the two by the

@@ -292,8 +292,8 @@ def karras_timesteps(schedule: NoiseSchedule, num_steps: int, *, rho: float = 7.
     log_sigma = -0.5 * (log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
     first = int(np.searchsorted(log_sigma, min(np.log(80.0), log_sigma[-1]), side="right")) - 1
     ends = np.exp(log_sigma[[first, 0]] / rho)
-    wanted = rho * np.log(np.linspace(ends[0], ends[1], num_steps))
-    times = np.abs(log_sigma[None, :] - wanted[:, None]).argmin(axis=1)
+    spaced_log_sigma = rho * np.log(np.linspace(ends[0], ends[1], num_steps))
+    times = np.abs(log_sigma[None, :] - spaced_log_sigma[:, None]).argmin(axis=1)
     if first + 1 < num_steps:
         raise ValueError(f"num_steps is {num_steps}; {first + 1} times have a sigma of 80 or less")
     # Make them strictly decreasing, and leave room above 0 for the steps that follow.

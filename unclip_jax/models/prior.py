@@ -146,7 +146,7 @@ class PriorConfig(CaptionConfig):
 
     @property
     def reads_time(self) -> bool:
-        """Whether the network is told the time."""
+        """Whether the network reads the timestep."""
         return self.time_token
 
     def network(self) -> DiffusionPrior:

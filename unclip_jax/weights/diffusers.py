@@ -302,11 +302,11 @@ def _kandinsky_decoder(folder: Path, scheduler: Path, black: np.ndarray, dtype: 
     return stage, _read(stage, [(folder, table, "", "")], {"context/null_image_embed": black})
 
 
-def _stage(folder: Path, model: UNetConfig, said: Mapping[str, Any], **fields: Any) -> Stage:
+def _stage(folder: Path, model: UNetConfig, scheduled: Mapping[str, Any], **fields: Any) -> Stage:
     """The stage of a U-Net, with the fields that its scheduler decides (`schedule`)."""
-    if said["sampling"].sampler.variance == "learned" and not model.learned_variance:
+    if scheduled["sampling"].sampler.variance == "learned" and not model.learned_variance:
         raise UserError(f"{folder} learned no variance, which its scheduler asks for: they are of different systems")
-    return Stage(model=model, **said, **fields)
+    return Stage(model=model, **scheduled, **fields)
 
 
 def _upsampler(first: Path, last: Path, scheduler: Path, dtype: str) -> tuple[Stage, Variables]:

@@ -150,14 +150,14 @@ def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
         # Used only with thresholding, which is refused, and by other schedulers that read the same files.
         used |= {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0, "set_alpha_to_one": True}
         fixed = {"steps_offset": 0}
-    said = settings(file, "DDPMScheduler" if ddpm else "UnCLIPScheduler", used, fixed)
-    noise = said["beta_schedule"]
+    entries = settings(file, "DDPMScheduler" if ddpm else "UnCLIPScheduler", used, fixed)
+    noise = entries["beta_schedule"]
     if noise == "linear":
-        noise = (said["beta_start"], said["beta_end"])
+        noise = (entries["beta_start"], entries["beta_end"])
     tables: dict[str, tuple[Any, dict[Any, Any]]] = {
-        "prediction_type": (said["prediction_type"], {"epsilon": "eps", "sample": "x0"}),
+        "prediction_type": (entries["prediction_type"], {"epsilon": "eps", "sample": "x0"}),
         "variance_type": (
-            said["variance_type"],
+            entries["variance_type"],
             {"fixed_small": "small", "fixed_small_log": "small", "learned_range": "learned"},
         ),
         "beta_schedule": (
@@ -168,7 +168,10 @@ def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
                 (0.00085, 0.012): "latent_linear_float32",
             },
         ),
-        "timestep_spacing": (said.get("timestep_spacing", "linspace"), {"linspace": Uniform(), "leading": Leading()}),
+        "timestep_spacing": (
+            entries.get("timestep_spacing", "linspace"),
+            {"linspace": Uniform(), "leading": Leading()},
+        ),
     }
     for name, (value, table) in tables.items():
         if not any(value == known for known in table):
@@ -177,10 +180,10 @@ def schedule(folder: Path, sampling: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "prediction": prediction,
         "schedule": noise,
-        "num_timesteps": said["num_train_timesteps"],
+        "num_timesteps": entries["num_train_timesteps"],
         "sampling": Sampling(
             DDPM(variance, grid),
-            clip=float(said["clip_sample_range"]) if said["clip_sample"] else None,
+            clip=float(entries["clip_sample_range"]) if entries["clip_sample"] else None,
             **sampling,
         ),
     }
@@ -198,7 +201,7 @@ def prior_config(folder: Path) -> PriorConfig:
         UserError: the config is absent, damaged or not supported.
     """
     file = folder / CONFIG
-    said = settings(
+    entries = settings(
         file,
         "PriorTransformer",
         {
@@ -215,20 +218,20 @@ def prior_config(folder: Path) -> PriorConfig:
         },
         {"time_embed_act_fn": "silu", "encoder_hid_proj_type": "linear", "added_emb_type": "prd"},
     )
-    width, dim = said["num_attention_heads"] * said["attention_head_dim"], said["embedding_dim"]
+    width, dim = entries["num_attention_heads"] * entries["attention_head_dim"], entries["embedding_dim"]
     for name, only in (("time_embed_dim", width), ("embedding_proj_dim", dim), ("clip_embed_dim", dim)):
-        if said[name] not in (None, only):
-            raise UserError(f"{file}: {name} is {said[name]}, supported is {only} only")
-    if said["additional_embeddings"] not in (EXTRA_TOKENS, EXTRA_TOKENS - 1):
-        raise UserError(f"{file}: additional_embeddings is {said['additional_embeddings']}, supported are 3 and 4")
+        if entries[name] not in (None, only):
+            raise UserError(f"{file}: {name} is {entries[name]}, supported is {only} only")
+    if entries["additional_embeddings"] not in (EXTRA_TOKENS, EXTRA_TOKENS - 1):
+        raise UserError(f"{file}: additional_embeddings is {entries['additional_embeddings']}, supported are 3 and 4")
     return PriorConfig(
         embed_dim=dim,
         text_width=dim,
-        context_length=said["num_embeddings"],
+        context_length=entries["num_embeddings"],
         width=width,
-        layers=said["num_layers"],
-        heads=said["num_attention_heads"],
-        time_token=said["additional_embeddings"] == EXTRA_TOKENS,
+        layers=entries["num_layers"],
+        heads=entries["num_attention_heads"],
+        time_token=entries["additional_embeddings"] == EXTRA_TOKENS,
         empty_caption=True,
     )
 
@@ -245,7 +248,7 @@ def decoder_config(folder: Path) -> UNetConfig:
         UserError: the config is absent, damaged or not supported.
     """
     file = folder / CONFIG
-    said = settings(
+    entries = settings(
         file,
         "UNet2DConditionModel",
         {
@@ -258,14 +261,14 @@ def decoder_config(folder: Path) -> UNetConfig:
         },
         {**UNET_FIXED, "mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
     )
-    config = _unet(file, said, ("SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D"), low_res=False)
+    config = _unet(file, entries, ("SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D"), low_res=False)
     if not config.levels[-1].attention:
         raise UserError(f"{file}: the coarsest level has no attention, the middle has: supported are both or neither")
-    config = dataclasses.replace(config, context_width=said["cross_attention_dim"])
-    kind = (said["class_embed_type"], said["addition_embed_type"], said["encoder_hid_dim_type"])
+    config = dataclasses.replace(config, context_width=entries["cross_attention_dim"])
+    kind = (entries["class_embed_type"], entries["addition_embed_type"], entries["encoder_hid_dim_type"])
     if kind == (None, "image", "image_proj"):
         return dataclasses.replace(
-            config, image=ImageCond(said["encoder_hid_dim"], tokens=32, norm=True, black_null=True)
+            config, image=ImageCond(entries["encoder_hid_dim"], tokens=32, norm=True, black_null=True)
         )
     if kind == ("identity", None, None):
         return config
@@ -275,9 +278,9 @@ def decoder_config(folder: Path) -> UNetConfig:
     )
 
 
-def _unet(file: Path, said: Mapping[str, Any], attending: tuple[str, str] | None, *, low_res: bool) -> UNetConfig:
+def _unet(file: Path, entries: Mapping[str, Any], attending: tuple[str, str] | None, *, low_res: bool) -> UNetConfig:
     """The config of a U-Net from the settings that both classes of diffusers share."""
-    downs, ups, widths = said["down_block_types"], said["up_block_types"], said["block_out_channels"]
+    downs, ups, widths = entries["down_block_types"], entries["up_block_types"], entries["block_out_channels"]
     if not len(widths) == len(downs) == len(ups):
         raise UserError(f"{file}: block_out_channels, down_block_types and up_block_types differ in length")
     attention = []
@@ -288,28 +291,33 @@ def _unet(file: Path, said: Mapping[str, Any], attending: tuple[str, str] | None
             attention.append(True)
         else:
             raise UserError(f"{file}: {down} facing {up} is not supported")
-    channels = said["in_channels"] // (2 if low_res else 1)
-    if said["in_channels"] != channels * (2 if low_res else 1) or said["out_channels"] not in (channels, 2 * channels):
-        raise UserError(f"{file}: {said['in_channels']} channels in and {said['out_channels']} out are not supported")
-    if said["resnet_time_scale_shift"] not in ("default", "scale_shift"):
+    channels = entries["in_channels"] // (2 if low_res else 1)
+    if entries["in_channels"] != channels * (2 if low_res else 1) or entries["out_channels"] not in (
+        channels,
+        2 * channels,
+    ):
         raise UserError(
-            f"{file}: resnet_time_scale_shift is {said['resnet_time_scale_shift']!r}, which is not supported"
+            f"{file}: {entries['in_channels']} channels in and {entries['out_channels']} out are not supported"
+        )
+    if entries["resnet_time_scale_shift"] not in ("default", "scale_shift"):
+        raise UserError(
+            f"{file}: resnet_time_scale_shift is {entries['resnet_time_scale_shift']!r}, which is not supported"
         )
     for name in ("sample_size", "layers_per_block", "norm_num_groups", *(["attention_head_dim"] if attending else [])):
-        if not isinstance(said[name], int):
-            raise UserError(f"{file}: {name} is {said[name]!r}, supported is one number")
+        if not isinstance(entries[name], int):
+            raise UserError(f"{file}: {name} is {entries[name]!r}, supported is one number")
     levels = zip(widths, attention, strict=True)
     try:
         return UNetConfig(
-            image_size=said["sample_size"],
-            levels=tuple(Level(width, said["layers_per_block"], attends) for width, attends in levels),
+            image_size=entries["sample_size"],
+            levels=tuple(Level(width, entries["layers_per_block"], attends) for width, attends in levels),
             channels=channels,
-            head_width=said["attention_head_dim"] if attending else 1,
-            groups=said["norm_num_groups"],
-            time_width=said["time_embedding_dim"] or 4 * widths[0],
-            scale_shift=said["resnet_time_scale_shift"] == "scale_shift",
+            head_width=entries["attention_head_dim"] if attending else 1,
+            groups=entries["norm_num_groups"],
+            time_width=entries["time_embedding_dim"] or 4 * widths[0],
+            scale_shift=entries["resnet_time_scale_shift"] == "scale_shift",
             low_res=LowRes() if low_res else None,
-            learned_variance=said["out_channels"] == 2 * channels,
+            learned_variance=entries["out_channels"] == 2 * channels,
         )
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
@@ -327,7 +335,7 @@ def karlo_decoder_config(folder: Path, projection: Path) -> UNetConfig:
     """
     model = decoder_config(folder)
     file = projection / CONFIG
-    said = settings(
+    entries = settings(
         file,
         "UnCLIPTextProjModel",
         {
@@ -339,12 +347,12 @@ def karlo_decoder_config(folder: Path, projection: Path) -> UNetConfig:
         {},
     )
     for name, ours in (("time_embed_dim", model.time_width), ("cross_attention_dim", model.context_width)):
-        if said[name] != ours:
-            raise UserError(f"{file}: {name} is {said[name]}, the decoder has {ours}: they are of different systems")
-    width = said["clip_embeddings_dim"]
+        if entries[name] != ours:
+            raise UserError(f"{file}: {name} is {entries[name]}, the decoder has {ours}: they are of different systems")
+    width = entries["clip_embeddings_dim"]
     return dataclasses.replace(
         model,
-        image=ImageCond(width, tokens=said["clip_extra_context_tokens"]),
+        image=ImageCond(width, tokens=entries["clip_extra_context_tokens"]),
         text=TextCond(width, embed_dim=width, empty_caption=True),
     )
 
@@ -360,10 +368,10 @@ def upsampler_config(folder: Path) -> UNetConfig:
     """
     file = folder / CONFIG
     fixed = {**UNET_FIXED, "mid_block_type": "UNetMidBlock2D", "add_attention": False}
-    said = settings(file, "UNet2DModel", UNET_SETTINGS, fixed)
+    entries = settings(file, "UNet2DModel", UNET_SETTINGS, fixed)
     if read_json(file).get("add_attention", True):
         raise UserError(f"{file}: add_attention is True, supported is False only")
-    return _unet(file, said, None, low_res=True)
+    return _unet(file, entries, None, low_res=True)
 
 
 def movq_config(folder: Path) -> MoVQConfig:
@@ -376,7 +384,7 @@ def movq_config(folder: Path) -> MoVQConfig:
         UserError: the config is absent, damaged or not supported.
     """
     file = folder / CONFIG
-    said = settings(
+    entries = settings(
         file,
         "VQModel",
         {
@@ -397,19 +405,21 @@ def movq_config(folder: Path) -> MoVQConfig:
     )
     if read_json(file).get("norm_type") != "spatial":
         raise UserError(f"{file}: norm_type is not 'spatial': this is no MoVQ")
-    if said["vq_embed_dim"] not in (None, said["latent_channels"]):
-        raise UserError(f"{file}: vq_embed_dim is {said['vq_embed_dim']}, supported is {said['latent_channels']} only")
+    if entries["vq_embed_dim"] not in (None, entries["latent_channels"]):
+        raise UserError(
+            f"{file}: vq_embed_dim is {entries['vq_embed_dim']}, supported is {entries['latent_channels']} only"
+        )
     kinds = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
-    if unknown := [kind for kind in said["up_block_types"] if kind not in kinds]:
+    if unknown := [kind for kind in entries["up_block_types"] if kind not in kinds]:
         raise UserError(f"{file}: up_block_types {', '.join(unknown)} are not supported")
-    attention = [kinds[kind] for kind in reversed(said["up_block_types"])]
-    if len(attention) != len(said["block_out_channels"]):
+    attention = [kinds[kind] for kind in reversed(entries["up_block_types"])]
+    if len(attention) != len(entries["block_out_channels"]):
         raise UserError(f"{file}: block_out_channels and up_block_types differ in length")
     return MoVQConfig(
         levels=tuple(
-            Level(width, said["layers_per_block"] + 1, attends)
-            for width, attends in zip(said["block_out_channels"], attention, strict=True)
+            Level(width, entries["layers_per_block"] + 1, attends)
+            for width, attends in zip(entries["block_out_channels"], attention, strict=True)
         ),
-        latent_channels=said["latent_channels"],
-        channels=said["out_channels"],
+        latent_channels=entries["latent_channels"],
+        channels=entries["out_channels"],
     )
