@@ -179,6 +179,7 @@ def test_an_option_of_another_command_is_refused(command, tmp_path, argv, words)
         (["edit", "a.png", "--from", "a", "--to", "b", "--strength", 0], "--strength: 0.0 is not more than 0"),
         (["vary", "a.png", "--eta", 2], "--eta: 2.0 is not between 0 and 1"),
         (["vary", "a.png", "--steps", 0], "--steps: 0 is less than 1"),
+        (["remake", "empty.txt", "--out", "."], "--out: . holds empty.txt itself; name another directory"),
         (["remake", "empty.txt"], "cannot read the metadata from empty.txt"),
     ],
 )

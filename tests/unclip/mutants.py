@@ -67,9 +67,9 @@ MUTANTS = (
     Mutant(
         "5",
         "logits q·k/d",
-        "unclip_jax/models/unet.py",
-        "query * head_width**-0.5",
-        "query / head_width",
+        "clip_jax/towers/attention.py",
+        "q * q.shape[-1] ** -0.5",
+        "q / q.shape[-1]",
         "tests/unclip/test_unet.py::TestFormulas::test_attention",
     ),
     Mutant(

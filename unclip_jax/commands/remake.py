@@ -22,6 +22,8 @@ class Remake(System):
 
     picture: Annotated[Path, tyro.conf.Positional, positional("PICTURE")]
     """PNG drawn by one of the other commands. If it was drawn with --run or --weights, give that option again."""
+    out: Path = Path("remade")
+    """Directory for the PNG, created if absent; another one than that of PICTURE, so that the original stays."""
     originals: Annotated[Path, shown("DIR", "the current directory")] = Path()
     """Directory of the input pictures and masks that PICTURE was drawn from."""
 
@@ -43,10 +45,13 @@ def run(commands: Mapping[str, DrawingCommand], options: Remake) -> None:
         options: options of `remake`.
 
     Raises:
-        UserError: the metadata is missing or incomplete, or the weights or the input pictures are not the same.
+        UserError: the metadata is missing or incomplete, or the weights or the input pictures are not the same, or
+            `options.out` is the directory of the original.
         Differs: the picture was drawn, and its file is not the same.
     """
     options.check()
+    if options.out.resolve() == options.picture.resolve().parent:
+        raise UserError(f"--out: {options.out} holds {options.picture} itself; name another directory")
     text = read_text(options.picture)
     command = text.get(metadata.COMMAND, "")
     if command not in commands:
