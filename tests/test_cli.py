@@ -267,6 +267,7 @@ def test_a_run_directory_explains_itself(trained_run):
     assert Image.open(trained_run / "samples.png").width > 100
 
 
+@pytest.mark.slow
 def test_one_stage_is_trained_and_then_finished(command, data, tmp_path):
     """In this process and with few steps: the fast tests' share of the slow ones around it."""
     argv = ["tiny-clip", "--run", tmp_path / "run", "--data.directory", data, "--num-steps", 2]

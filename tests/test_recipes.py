@@ -116,6 +116,7 @@ def test_ten_captions_in_a_batch_of_128_have_a_floor():
     assert float(metrics["loss_floor"]) == pytest.approx(floors[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_mini_fashion_sees_every_garment_with_its_caption(caught, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(PRESETS, "mini_fashion", shallow("mini_fashion"))
     splits = write_idx(tmp_path / "files")

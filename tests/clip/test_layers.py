@@ -63,6 +63,7 @@ def test_attention_is_linens():
     np.testing.assert_allclose(ours.apply({"params": params}, x, mask), expected, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 def test_scan_is_the_loop(stack, remat):
     x, module, params = stack

@@ -186,6 +186,7 @@ def test_a_scale_driven_anywhere_has_a_finite_loss_and_comes_back(scale):
     assert (gradient(back), gradient(away)) == (back, 0.0)
 
 
+@pytest.mark.slow
 def test_losses_of_one_pair_and_of_zero_vectors_are_finite():
     for image in (features(0)[:1], jnp.zeros((6, 4)), jnp.ones((6, 4)) / 2):
         for loss in (clip_loss, lambda *a: sigmoid_loss(*a, jnp.float32(-1))):

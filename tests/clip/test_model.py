@@ -70,6 +70,7 @@ def test_equals_openais_model(golden):
     np.testing.assert_allclose(logits, data["logits_per_image"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_half_precision_points_the_same_way(golden):
     model, variables, data = golden
     images = data["images_nchw"].transpose(0, 2, 3, 1)

@@ -125,6 +125,7 @@ def test_importing_pulls_in_no_training_machinery():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", np.float16])
 def test_half_precision_is_kept_and_computed(directory, images, captions, dtype):
     """Matrices are kept in it and multiplied in it; norms, biases, scales and features of unit norm are float32."""

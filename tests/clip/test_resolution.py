@@ -17,6 +17,7 @@ def positions(loaded):
     return np.asarray(loaded.variables["params"]["visual"]["positional_embedding"])
 
 
+@pytest.mark.slow
 def test_by_image_size_or_by_another_config(tmp_path):
     huggingface(tmp_path)
     before = clip_jax.load(tmp_path)

@@ -122,6 +122,7 @@ def test_a_run_is_extended(toy, tmp_path):
     assert prints(fit(toy(num_steps=6, optim=OPTIM, directory=kept))) == prints(short)
 
 
+@pytest.mark.slow
 def test_a_longer_constant_rate_is_as_if_it_had_been_asked_for_at_once(toy, tmp_path):
     fit(toy(num_steps=6, optim=CONSTANT))
     longer = fit(toy(num_steps=12, optim=CONSTANT))

@@ -50,6 +50,7 @@ def test_it_learns_and_says_so():
     assert last["lr"] == pytest.approx(float(np.float32(state.opt_state[-1].learning_rate)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", [(), ((r"dense_0/kernel", P(None, "data")), (r"dense_1/kernel", P("data")))])
 def test_eight_devices_are_one(rules):
     one, _ = train(*build(), 10)

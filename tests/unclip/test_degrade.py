@@ -121,6 +121,7 @@ class TestBSR:
         np.testing.assert_allclose(yy, [1.0, 0.64, mean], atol=0.03)
         np.testing.assert_allclose(xy, [0.0, 0.0, half], atol=0.03)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", ["linear", "cubic"])
     def test_resolution_is_lost_as_by_resizing_there_and_back(self, method):
         """As `jax.image.resize` does with sizes that are known beforehand; each sample by its own."""

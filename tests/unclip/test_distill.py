@@ -51,6 +51,7 @@ def perfect_student(teacher, num_steps):
     return denoise
 
 
+@pytest.mark.slow
 def test_a_perfect_student_draws_in_half_the_steps_what_its_teacher_draws():
     """Over Gaussian data and two rounds, 16 → 8 → 4: the grids meet, and the target undoes the longer step exactly."""
     x_T = normal(fold_in_each(KEYS, T), (3,))

@@ -99,6 +99,7 @@ class TestVariations:
         np.testing.assert_allclose(got.images, want[:1], atol=5e-5)
         np.testing.assert_array_equal(got.image_embed, one.image_embed)
 
+    @pytest.mark.slow
     def test_each_key_gives_another_of_the_same_meaning(self, system):
         do, *_ = system
         got = do("variations", jax.tree.map(lambda a: a[:1], LATENT), KEYS)
@@ -142,6 +143,7 @@ class TestInpaint:
     def mask(self, fill):
         return np.full((3, SIZE, SIZE, 1), fill)
 
+    @pytest.mark.slow
     def test_known_pixels_are_untouched(self, system):
         do, _, _, tokens = system
         mask = self.mask(False)

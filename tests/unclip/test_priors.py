@@ -42,6 +42,7 @@ def variables(fill):
     return {prior: fill(lambda key, prior=prior: priors.init(prior, key)) for prior in (AR, ONE_STEP)}
 
 
+@pytest.mark.slow
 def test_sampling_is_a_plain_loop_that_reads_everything_again(variables):
     """Every token from the whole sequence so far, guided, with the key of its place."""
     module, mine = ARPrior(AR.model), variables[AR]

@@ -149,7 +149,7 @@ class TestEncoding:
         for half in halves:
             found = jax.jit(lambda params, half=half: tasks.condition(config, params, half))(params)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, encoded)
-        stored = jax.tree.map(lambda a: np.asarray(a, np.float16), cached | {"text_mask": encoded.text_mask})
+        stored = jax.tree.map(lambda a: np.asarray(a, np.float16), cached) | {"text_mask": encoded.text_mask}
         assert tasks.condition(config, {}, stored).image_embed.dtype == jnp.float32
         with pytest.raises(clip_jax.UserError, match="the batch has text_embed and not text_encodings, text_mask"):
             tasks.condition(config, params, {**batch, "text_embed": encoded.text_embed})
