@@ -23,8 +23,8 @@ _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int passes fo
 def checked(function):
     """Returns the function with its signature checked at every call.
 
-    Left alone are the constructors of configs and samplers, whose own error messages are tested, and methods that return `Self`,
-    which beartype understands on decorated classes only.
+    Left alone are the constructors of configs and samplers, whose own error messages are tested, and methods that
+    return `Self`, which beartype understands on decorated classes only.
     """
     config = re.search(r"(Config|UnCLIP|DDPM)\.__init__$", function.__qualname__)
     return function if config or getattr(function, "__annotations__", {}).get("return") is Self else _checked(function)
