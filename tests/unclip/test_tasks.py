@@ -313,7 +313,8 @@ OPTIM = OptimConfig(lr=1e-2, eps=1e-3, warmup_steps=0, schedule="constant", ema_
 def stepper(task, start, devices):
     """(train step, state on its mesh) for one of the tasks."""
     mesh, tx = make_mesh(devices), make_optimizer(OPTIM, 100)
-    init = partial(init_state, SimpleNamespace(init=lambda key: start(task)), tx, jax.random.key(0))
+    started = SimpleNamespace(init=lambda key: start(task), frozen=task.frozen)
+    init = partial(init_state, started, tx, jax.random.key(0))
     shardings = state_shardings(jax.eval_shape(init), mesh)
     step = make_train_step(task, tx, mesh, shardings, ema_decay=OPTIM.ema_decay)
     return step, jax.jit(init, out_shardings=shardings)()  # in a program: every leaf a buffer of its own, to be donated
