@@ -187,11 +187,12 @@ class TestFault9:
             np.testing.assert_allclose(x_s, add_noise(SCHEDULE, self.x0, jnp.full(B, s), eps), atol=2e-4)
 
     def test_ddim_is_deterministic_unless_told_otherwise(self):
-        def draw(keys):
+        def draw(sampler, keys):
             denoise = lambda x_t, t: Denoised(0.5 * jnp.tanh(x_t))  # noqa: E731
-            return sample(denoise, SCHEDULE, GRIDS["uniform"](SCHEDULE, 4), SAMPLERS["ddim"](), gaussian(9, B, 3), keys)
+            return sample(denoise, SCHEDULE, GRIDS["uniform"](SCHEDULE, 4), sampler, gaussian(9, B, 3), keys)
 
-        np.testing.assert_array_equal(draw(KEYS), draw(KEYS[::-1]))
+        for sampler in (SAMPLERS["ddim"](), ddim()):  # by its name, and as a function
+            np.testing.assert_array_equal(draw(sampler, KEYS), draw(sampler, KEYS[::-1]))
 
 
 def test_10_resizing_does_not_alias():
