@@ -6,6 +6,8 @@ from typing import NoReturn
 
 from image_text.command_line import say
 
+__all__ = ["main"]
+
 # Packages that `train_jax` imports and that are not installed with `pip install unclip-jax` alone.
 EXTRA = ("grain", "orbax", "orbax.checkpoint", "tensorboardX")
 
