@@ -65,6 +65,7 @@ def test_a_recipe_refuses_before_anything_is_done(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_clip_is_not_trained_on_under_its_prior(tmp_path):
     run = trained(tmp_path / "run", "clip", "prior", step=8)
     config = options("tiny", run=run, extend=True)

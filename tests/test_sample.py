@@ -251,6 +251,7 @@ def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(command, untrained
     assert sorted(Path("reseeded").glob("*-00.png"))[0].read_bytes() != found["alone"][0]
 
 
+@pytest.mark.slow
 def test_odd_prompts_stay_in_the_directory(command, untrained_run, tmp_path):
     prompts = ["../../x", "/etc/passwd", "a\nb", "", " ", ".", "日本語 🙂", "x" * 5000]
     ended = command(*prompts, "--num", 1, "--run", untrained_run, "--out", "pictures")
@@ -296,7 +297,7 @@ COMMANDS = {
     "inpaint": ["a.png", "a red star", "--mask", "mask.png"],
     "redraw": ["b.png", "a red star", "--strength", 0.5],
 }
-QUICK = ("draw", "vary", "inpaint")  # the others compile programs like theirs
+QUICK = ("draw",)  # each of the others compiles programs for ten seconds or more
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in COMMANDS])
@@ -395,6 +396,7 @@ def test_the_digest_is_of_the_weights(untrained_run, tmp_path, monkeypatch):
     assert metadata.weights_digest([run], "prior") != before
 
 
+@pytest.mark.slow
 def test_another_picture_is_not_overwritten(command, untrained_run):
     argv = [PROMPTS[0], "--num", 1, "--run", untrained_run, "--out", "out"]
     assert command(*argv).code == 0

@@ -118,6 +118,7 @@ def test_a_mask_hides_and_positions_place(small):
     assert not np.allclose(model_of({"position_ids": order[:, ::-1]}).pooler_output, plain.pooler_output)
 
 
+@pytest.mark.slow
 def test_models_are_made_from_configs_of_transformers(small, tmp_path):
     first = FlaxCLIPTextModel(SMALL, small)
     config = first.config

@@ -43,6 +43,7 @@ def test_is_the_formula_and_so_is_its_gradient(targets):
         assert float(gradients[which][index]) == pytest.approx((ends[0] - ends[1]) / (2 * h), abs=2e-4)
 
 
+@pytest.mark.slow
 def test_equal_captions_are_not_negatives():
     tokens = jnp.array([[1, 2], [1, 3], [1, 2]])
     np.testing.assert_array_equal(same_rows(tokens), [[1, 0, 1], [0, 1, 0], [1, 0, 1]])
@@ -198,6 +199,7 @@ def test_losses_of_one_pair_and_of_zero_vectors_are_finite():
             assert all(np.isfinite(x).all() for x in found)
 
 
+@pytest.mark.slow
 def test_unit_norm_of_the_largest_and_the_smallest_numbers():
     largest = np.array([[3e38, 0.0, 3e38], [3e38, 0, 0]], np.float32)
     np.testing.assert_allclose(unit_norm(largest), [[0.5**0.5, 0, 0.5**0.5], [1, 0, 0]], rtol=1e-6)

@@ -24,7 +24,13 @@ def count(config):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+# One of each family by default: tracing them all takes half a minute.
+OF_EACH_FAMILY = ("tiny", "ViT-B/32", "RN50", "EVA02-B-16", "chinese-clip-rn50", "siglip-base-patch16-224")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in OF_EACH_FAMILY else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
+)
 def test_number_of_parameters(name):
     config, published, source, nearest = PRESETS[name]
     assert source

@@ -20,6 +20,7 @@ def directory(tiny, tiny_variables, tokenizer, tmp_path):
     return tmp_path / "clip"
 
 
+@pytest.mark.slow
 def test_loaded_is_what_was_saved(directory, tiny, tiny_variables, tokenizer, images, captions):
     model, variables, tokenize, preprocess = clip_jax.load(directory)
     assert model.config == tiny

@@ -56,6 +56,7 @@ def test_evaluation_is_deterministic_and_training_is_not(tiny, batch):
     assert losses(True)[0] != losses(True)[1]
 
 
+@pytest.mark.slow
 def test_equal_captions_raise_the_floor(tiny, batch):
     task = CLIPTask(tiny)
     loss, (metrics, _) = jax.jit(task.loss, static_argnames="train")(start(task)[0], {}, batch, KEY, train=False)

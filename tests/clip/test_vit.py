@@ -26,6 +26,7 @@ def test_a_stem_takes_the_place_of_the_pixels():
     assert tower.apply(variables, images).embed.shape == (2, 16)
 
 
+@pytest.mark.slow
 def test_a_stem_moves_with_the_picture():
     """Stride 4: a picture moved by four pixels has the same features one place further."""
     images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))

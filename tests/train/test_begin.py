@@ -158,6 +158,7 @@ def test_a_run_begins_from_another(toy, tmp_path):
         fit(toy(num_steps=2, **second | {"begin_from": tmp_path / "third"}))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere(toy, tmp_path):
     """With `extend` it takes the optimiser and the step along: the end is that of a run that never moved."""
     fit(toy(num_steps=6, optim=CONSTANT))

@@ -140,6 +140,7 @@ def test_a_run_counts_them_and_a_resumed_one_too(toy, tmp_path):
     assert logs[0][-1] == 8
 
 
+@pytest.mark.slow
 def test_too_many_end_a_run_and_what_was_saved_stays(toy, tmp_path):
     source = Source(100, {1, 2, 3})
     run = toy(batches=batches(source, batch_size=4, seed=0), optim=OPTIM, num_steps=25, save_every=1)

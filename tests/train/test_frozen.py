@@ -65,6 +65,7 @@ def test_a_step_reads_it_and_hands_it_on(devices, accum):
     np.testing.assert_array_equal(network, NETWORK["kernel"])
 
 
+@pytest.mark.slow
 def test_it_is_in_no_checkpoint_and_a_run_goes_on_without(toy, tmp_path):
     whole = fit(toy(task=Student(), directory=tmp_path / "whole"))
     with pytest.raises(Preempted):

@@ -88,6 +88,7 @@ def test_the_first_nan_is_one_line_to_who_asked_for_it(toy):
     assert "\n" not in str(end.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_ten_skipped_steps_in_a_row_end_a_run_whenever_it_logs(toy, log_every):
     """Seen at the step, a little late, and not at the next log; nine, and then a good one, do not."""

@@ -85,6 +85,7 @@ def test_it_is_adamw():
     assert optax.tree_utils.tree_get(state_a, "learning_rate") == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
     config = OptimConfig(kind="muon", lr=0.1, warmup_steps=0, schedule="constant", clip_norm=0)
     key = jax.random.key(0)

@@ -50,6 +50,7 @@ def both(variables):
     return lambda tokens=TOKENS, cond=COND: tuple(np.asarray(part) for part in compiled(tokens, cond))
 
 
+@pytest.mark.slow
 def test_token_by_token_is_all_at_once(both):
     at_once, step_by_step = both()
     assert at_once.shape == (B, K + 1, BUCKETS)

@@ -149,6 +149,7 @@ class TestBSR:
             assert error.mean() < 1.0
             assert np.abs(want - picture).mean() > 2 * error.mean()
 
+    @pytest.mark.slow
     def test_each_sample_is_spoilt_by_its_own_draw_in_one_program(self):
         pictures = np.broadcast_to(np.random.default_rng(3).uniform(-1, 1, (16, 16, 3)), (32, 16, 16, 3))
         spoil = jax.jit(lambda key, config: degrade(jnp.float32(pictures), key, config), static_argnums=1)

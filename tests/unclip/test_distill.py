@@ -92,6 +92,7 @@ def loss_of(student, variables, teacher_variables, teacher=TEACHER):
     return distillation_loss(student, variables, teacher, teacher_variables, X0, COND, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_a_student_that_is_right_costs_nothing_and_another_does(fill):
     """Of data that is a single picture the exact denoiser is that picture at every time: two steps are one."""
     student, variables = student_of(TEACHER, 4), fill(TEACHER)
@@ -105,6 +106,7 @@ def test_a_student_that_is_right_costs_nothing_and_another_does(fill):
     assert error <= 1.001 * 0.01 * (weights.sum() + 2 * weights.max()) / B
 
 
+@pytest.mark.slow
 def test_the_target_is_what_the_guided_and_clipped_teacher_draws(fill):
     """The guidance of the teacher's preset is in the target; its parameters get no gradient."""
     variables, student = fill(TEACHER), student_of(TEACHER, 4)
@@ -135,6 +137,7 @@ def test_what_cannot_be_distilled_is_refused(changes, num_steps, message):
         student_of(dataclasses.replace(TEACHER, **changes), num_steps)
 
 
+@pytest.mark.slow
 def test_the_task_starts_at_the_teacher_and_keeps_it(tiny_system, monkeypatch):
     """It hands its teacher on as it came, and drops nothing when it is not training."""
     stage, variables = preset("tiny-decoder"), tiny_system.params["decoder"]

@@ -91,6 +91,7 @@ def test_encoding_sees_what_clip_sees(system):
 
 
 class TestVariations:
+    @pytest.mark.slow
     def test_without_noise_they_are_the_picture_itself(self, system):
         do, *_ = system
         one = jax.tree.map(lambda a: a[:1], LATENT)
@@ -153,6 +154,7 @@ class TestInpaint:
         np.testing.assert_array_equal(got[known], PICTURES[known])
         assert np.abs(got - PICTURES)[np.broadcast_to(mask, got.shape)].mean() > 0.01
 
+    @pytest.mark.slow
     def test_nothing_to_draw_leaves_the_picture(self, system):
         do, _, _, tokens = system
         np.testing.assert_array_equal(do("inpaint", PICTURES, self.mask(False), tokens, KEYS).images, PICTURES)

@@ -166,6 +166,7 @@ def evaluated(tiny_run, tmp_path_factory):
     return SimpleNamespace(report=json.loads(file.read_text()), file=file, printed="\n".join(printed), said=said)
 
 
+@pytest.mark.slow
 def test_report_has_everything(evaluated):
     report = evaluated.report
     assert finite(report)
@@ -191,17 +192,20 @@ def test_report_has_everything(evaluated):
     assert report["seconds"]["total"] > 0
 
 
+@pytest.mark.slow
 def test_report_names_no_directory(evaluated, tiny_run):
     assert evaluated.report["run"] == tiny_run.name
     assert str(tiny_run.parent) not in evaluated.file.read_text()
 
 
+@pytest.mark.slow
 def test_command_says_how_far_it_is(evaluated):
     """On stderr, a line per part where there is no terminal for a progress bar."""
     assert [line.partition(":")[0] for line in evaluated.said][:4] == ["captions", "images", "prior", "full pipeline"]
     assert all(line.split(": ")[1].startswith("6 rows in ") for line in evaluated.said[:4])
 
 
+@pytest.mark.slow
 def test_command_prints_the_report(evaluated):
     assert evaluated.printed.startswith(table(evaluated.report))
     assert evaluated.printed.endswith(f"written to {evaluated.file}")

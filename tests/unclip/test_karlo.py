@@ -72,6 +72,7 @@ def test_a_dropped_caption_is_the_empty_prompt(loaded):
         np.testing.assert_allclose(null["null_text_embed"], text.embed[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_in_half_precision_only_matrices_are_halved(karlo):
     unclip, params, _ = pipeline.load(karlo[0], dtype="bfloat16")
     assert {stage.model.dtype for stage in (unclip.prior, unclip.decoder, *unclip.upsamplers)} == {"bfloat16"}

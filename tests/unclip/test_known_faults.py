@@ -102,6 +102,7 @@ def test_1_the_unconditional_prior_still_sees_the_noised_embedding(fill):
     assert [f.name for f in dataclasses.fields(tasks.PriorTask) if "drop" in f.name] == ["drop_text"]
 
 
+@pytest.mark.slow
 def test_3_the_bound_is_that_of_the_estimate_whatever_is_predicted(monkeypatch):
     """`p_losses` read the output as noise for models of x0 and v, and so bounded the error of another picture."""
     model = dataclasses.replace(PIXELS, learned_variance=True)
@@ -239,6 +240,7 @@ def test_12_an_embedding_as_wide_as_the_tokens_still_becomes_tokens(fill):
     assert np.abs(np.asarray(tokens[:, 0] - tokens[:, 1])).max() > 1e-3  # each token is its own
 
 
+@pytest.mark.slow
 def test_13_the_caption_is_read_at_every_attention(fill):
     """Text reached the middle block alone, which made for weak captions: here each attention learns from the tokens."""
     cond = TEXT.replace(image_embed=gaussian(12, B, D))

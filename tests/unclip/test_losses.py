@@ -228,6 +228,7 @@ class TestGaussianData:
         best = jnp.log(own + jnp.square(reverse.coef_x0) * left)
         return (best - reverse.log_small) / (reverse.log_large - reverse.log_small)
 
+    @pytest.mark.slow
     def test_the_bound_of_the_exact_model_is_the_entropy_of_the_data(self):
         """Nothing is lost: the bounds of all steps add up to the bits of a value told to within a level of 256."""
         x0, at, x0_hat = self.batch(20_000, jax.random.key(0))

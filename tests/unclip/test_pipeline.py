@@ -146,6 +146,7 @@ class TestIndependence:
 
 
 class TestPrior:
+    @pytest.mark.slow
     def test_a_given_embedding_skips_the_prior(self, tiny_system, generated):
         """Given the prior's own, the pictures are the same; the prior is not run at all."""
         unclip, params, tokenize = tiny_system
@@ -156,6 +157,7 @@ class TestPrior:
         traced = jax.make_jaxpr(generate, static_argnums=0)(*given, image_embed=generated.image_embed)
         assert scans(equations(traced.jaxpr)) == [4, 4]
 
+    @pytest.mark.slow
     def test_the_kept_draw_is_the_most_similar_one(self, tiny_system, text):
         unclip, params = dataclasses.replace(tiny_system.unclip, candidates=3), tiny_system.params
         kept = jax.jit(sample_prior, static_argnums=0)(unclip, params, text, KEYS)

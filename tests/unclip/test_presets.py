@@ -64,6 +64,7 @@ def test_a_family_fits_its_clip_and_itself(family):
     assert preset(f"{family}-upsampler_1").model.image_size == 2 * upsampler.image_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "published", "tolerance"),
     [

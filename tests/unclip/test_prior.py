@@ -101,6 +101,7 @@ def test_padding_is_never_read(predict):
     np.testing.assert_array_equal(predict(text_encodings=garbage), predict())
 
 
+@pytest.mark.slow
 def test_keep_text_defaults_to_true(variables, predict):
     out = MODULE.apply(variables, INPUTS["x_t"], T, cond_of(INPUTS).replace(keep_text=None))
     np.testing.assert_allclose(out, predict(), atol=1e-5)
@@ -173,6 +174,7 @@ def test_the_skip_adds_x_t_times_a_gate(variables, predict):
     np.testing.assert_allclose(with_skip, predict() + gate["bias"] * INPUTS["x_t"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fresh_prior_does_not_move_embeddings():
     variables = jax.jit(MODULE.init)(jax.random.key(0), INPUTS["x_t"], T, cond_of(INPUTS))
     np.testing.assert_array_equal(MODULE.apply(variables, INPUTS["x_t"], method="standardise"), INPUTS["x_t"])

@@ -71,6 +71,7 @@ def test_blank_condition_and_shapes_are_the_networks_own(stage):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_guidance_of_one_is_no_guidance(prior_variables):
     off = run(with_sampling(PRIOR, guidance_scale=None), prior_variables, TEXT, KEYS)
     one = run(PRIOR, prior_variables, TEXT, KEYS, guidance_scale=1.0)
@@ -131,6 +132,7 @@ def test_pictures_are_clipped(fill, clip):
     assert largest <= clip if clip else largest > 1
 
 
+@pytest.mark.slow
 def test_dynamic_thresholding_takes_the_place_of_clipping(fill):
     """Each sample is scaled by its own percentile, inside the one program; a picture does not feel its neighbours."""
     variables = jax.tree.map(lambda a: 3 * a, fill(PIXELS))
@@ -186,6 +188,7 @@ def test_the_measured_error_is_the_networks_own(fill):
     assert table[300] == pytest.approx(np.exp(np.interp(300, [222, 333], np.log(table[[222, 333]]))), rel=0.3)
 
 
+@pytest.mark.slow
 def test_other_noise_other_samplers_and_decorators_can_be_given(fill):
     variables, x_T = fill(PIXELS), gaussian(9, B, 8, 8, 3)
     given = run(PIXELS, variables, IMAGE, KEYS, x_T=x_T)
@@ -235,6 +238,7 @@ def test_loss_is_that_of_the_network_at_its_own_noise(fill):
     assert metrics == {}
 
 
+@pytest.mark.slow
 def test_learned_variance_adds_the_bound(fill):
     """The squared error reaches the prediction only, the bound the variance only, at full weight for 1000 steps."""
     variables, x0, key = fill(LEARNED), gaussian(5, B, 8, 8, 3), jax.random.key(7)
@@ -291,6 +295,7 @@ def test_another_network_takes_the_last_step_alone(fill):
 SELF = dataclasses.replace(PRIOR, model=dataclasses.replace(PRIOR.model, self_condition=True))
 
 
+@pytest.mark.slow
 def test_a_self_conditioned_stage_is_given_its_last_estimate(fill):
     """Both branches of guidance read the guided and clipped estimate of the last step, at first zeros."""
     stage = with_sampling(SELF, sampler=DDIM(), clip=0.8)
@@ -313,6 +318,7 @@ def test_every_sampler_runs_a_self_conditioned_stage(fill, name):
     assert np.isfinite(run(stage, fill(stage), TEXT, KEYS)).all()
 
 
+@pytest.mark.slow
 def test_a_self_conditioned_stage_is_resampled_under_jit(fill):
     """Every repetition of a step reads the estimate of the step before; once is the plain sampler."""
     stage = with_sampling(SELF, sampler=DDPM(), guidance_scale=None)

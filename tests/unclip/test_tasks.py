@@ -272,6 +272,7 @@ def test_the_decoder_learns_pictures_of_its_own_size(all_tasks, start, batch, mo
     np.testing.assert_array_equal(spy.cond.image_embed, spy.embeds)
 
 
+@pytest.mark.slow
 def test_the_upsampler_sees_the_same_window_small_and_large(all_tasks, monkeypatch):
     """On a ramp, which bicubic enlargement restores, both pictures of a window are equal but for the outermost rim."""
     task = dataclasses.replace(all_tasks["upsampler"], degrade=DegradeConfig(blur_prob=0.0, noise_std=0.0))
@@ -288,6 +289,7 @@ def test_the_upsampler_sees_the_same_window_small_and_large(all_tasks, monkeypat
     assert spy.cond.text_embed is None
 
 
+@pytest.mark.slow
 def test_the_upsampler_is_trained_at_every_level_of_noise(all_tasks, batch, monkeypatch):
     """Each sample at its own, and the input is as noisy as the level says."""
     plain = dataclasses.replace(

@@ -196,14 +196,14 @@ class TestShapes:
         [
             {},
             {"patch_size": 4, "levels": (Level(8, 1, attention=True),)},
-            {"patch_size": 2, "learned_variance": True},
-            {"learned_variance": True},
-            {"levels": (Level(8, 2), Level(8, 1), Level(24, 3, attention=True))},
-            {"levels": (Level(16, 1, attention=True), Level(8, 1))},
-            {"image": None},
-            {"text": None},
+            pytest.param({"patch_size": 2, "learned_variance": True}, marks=pytest.mark.slow),
+            pytest.param({"learned_variance": True}, marks=pytest.mark.slow),
+            pytest.param({"levels": (Level(8, 2), Level(8, 1), Level(24, 3, attention=True))}, marks=pytest.mark.slow),
+            pytest.param({"levels": (Level(16, 1, attention=True), Level(8, 1))}, marks=pytest.mark.slow),
+            pytest.param({"image": None}, marks=pytest.mark.slow),
+            pytest.param({"text": None}, marks=pytest.mark.slow),
             {"image": None, "text": None},
-            {"low_res": LowRes()},
+            pytest.param({"low_res": LowRes()}, marks=pytest.mark.slow),
             {"low_res": LowRes(), "scale_shift": False, "patch_size": 2},
             {"channels": 1, "image_size": 24, "low_res": LowRes()},
         ],
@@ -386,6 +386,7 @@ def test_computing_blocks_again_changes_nothing(fill):
     assert sum("remat" in name or "checkpoint" in name for name in names) >= 10
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_in_training_only(fill):
     config = dataclasses.replace(PLAIN, dropout=0.5)
     params = fill(init_of(config))
