@@ -138,6 +138,7 @@ def test_only_packages_with_names_of_their_own_are_installed():
     assert {name.rstrip("*") for name in tool["setuptools"]["packages"]["find"]["include"]} == set(PACKAGES)
 
 
+@pytest.mark.slow
 def test_training_without_its_extra_is_one_line():
     """As on `pip install unclip-jax` alone: Grain cannot be imported."""
     program = "import sys; sys.modules['grain'] = None; from train_recipes.__main__ import main; main(['tiny'])"

@@ -369,6 +369,7 @@ def test_a_picture_that_cannot_be_made_again_says_why(command, untrained_run, ph
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_a_picture_names_what_it_depends_on(command, untrained_run):
     assert command(PROMPTS[0], "--num", 1, "--run", untrained_run, "--out", "out").code == 0
     text = read_text(next(Path("out").glob("0*.png")))

@@ -26,6 +26,7 @@ def tokens(tokenizer, captions):
     return tokenizer(captions)
 
 
+@pytest.mark.slow
 def test_it_is_the_text_tower(model, tiny, tiny_variables, tokens):
     out = jax.jit(lambda ids, params: model(ids, params=params, output_hidden_states=True))(tokens, model.params)
     text = CLIP(tiny).apply(tiny_variables, tokens, method="encode_text")

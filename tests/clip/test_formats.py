@@ -341,6 +341,7 @@ def test_a_preset_with_its_weights(tmp_path):
 GOLDENS = sorted(path.stem for path in GOLDEN.glob("*_tiny.npz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDENS)
 def test_the_originals_outputs(name):
     """What openai/CLIP and baaivision/EVA computed from these very files."""
@@ -387,6 +388,7 @@ except clip_jax.UserError as error:
 """
 
 
+@pytest.mark.slow
 def test_loading_needs_no_other_framework(tmp_path):
     """Where torch, transformers, tensorflow and the hub cannot even be imported."""
     config = MODELS["openai"]

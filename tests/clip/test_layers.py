@@ -84,6 +84,7 @@ def test_scan_is_the_loop(stack, remat):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_read_piece_by_piece_is_read_at_once(stack, scan_layers):
     """Three tokens and then one by one, at places that are data of the program."""

@@ -58,6 +58,7 @@ def test_equal_captions_are_not_negatives():
     assert float(perfect[1]["accuracy"]) < 1
 
 
+@pytest.mark.slow
 def test_floor_of_ten_captions_in_a_batch():
     """With 10 captions in a batch of 128 the one-hot loss cannot pass 2.585 nats. Equal captions as positives can."""
     tokens = jnp.arange(128)[:, None] % 10

@@ -26,6 +26,7 @@ def objective(flat, features, labels, C, k):
     return -C * log_p[np.arange(n), labels].sum() + (weights**2).sum() / 2, gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("C", [0.01, 0.316, 10.0])
 def test_it_is_the_minimum(C):
     features, labels = data()
@@ -50,6 +51,7 @@ def test_scikit_learn_agrees():
     assert ours.accuracy(features, labels) == pytest.approx(theirs.score(features, labels), abs=0.004)
 
 
+@pytest.mark.slow
 def test_separable_classes_are_separated():
     labels = np.arange(30) % 3
     features = np.eye(3, dtype=np.float32)[labels]

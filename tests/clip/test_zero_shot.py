@@ -26,6 +26,7 @@ def test_features_do_not_depend_on_the_batches(clip, images, captions):
     assert len(text_features(clip, [])) == 0
 
 
+@pytest.mark.slow
 def test_classifier_weights_are_the_mean_of_unit_prompts(clip, tiny):
     encode = partial(text_features, clip)
     weights = classifier_weights(encode, ["circle", ["star", "asterisk"]], ["a {}", "a red {}"])

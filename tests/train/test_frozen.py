@@ -52,6 +52,7 @@ def stop_at_8(step, _):
         signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "accum"), [(1, 1), (4, 2)])
 def test_a_step_reads_it_and_hands_it_on(devices, accum):
     task, tx, mesh = Student(), make_optimizer(OptimConfig(lr=3e-2, warmup_steps=0), 100), make_mesh(devices)

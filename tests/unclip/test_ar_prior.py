@@ -57,6 +57,7 @@ def test_token_by_token_is_all_at_once(both):
     np.testing.assert_allclose(step_by_step, at_once, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_token_is_told_by_those_before_it_alone(both):
     before = both()[0]
     for j in range(K + 1):

@@ -214,6 +214,7 @@ def test_command_prints_the_report(evaluated):
     assert [path.name for path in evaluated.file.parent.iterdir()] == ["report.json"]
 
 
+@pytest.mark.slow
 def test_retrieval_of_an_untrained_clip(tiny_system):
     config, params = tiny_system.unclip.clip, tiny_system.params["clip"]
     assert 0 <= retrieval(config, params, tiny_system.tokenize, "heldout", 4) <= 0.5

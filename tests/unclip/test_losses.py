@@ -148,6 +148,7 @@ class TestVariationalBound:
         bound = variational_bound(X0, jnp.zeros(SHAPE), X0, AT, SCHEDULE)
         np.testing.assert_allclose(bound, np.zeros(5), atol=1e-5)
 
+    @pytest.mark.slow
     def test_is_the_divergence_of_two_gaussians(self):
         """KL by its integral over x_s, in one dimension and float64."""
         x0_hat, var_frac = X0 + 0.3 * gaussian(3), np.full(SHAPE, 0.4, np.float32)

@@ -22,6 +22,7 @@ def parameters(name):
     return jax.eval_shape(lambda key: priors.init(PRESETS[name].stage, key), jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, row in PRESETS.items() if not isinstance(row.stage, Stage)])
 def test_every_other_prior_makes_embeddings(name):
     prior, keys = preset(name), jax.random.split(jax.random.key(0), 2)

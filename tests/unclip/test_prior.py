@@ -107,6 +107,7 @@ def test_keep_text_defaults_to_true(variables, predict):
     np.testing.assert_allclose(out, predict(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_token_reads_only_what_comes_before_it(variables):
     """Hidden states of the sequence [text (L), text embedding, time, noised embedding, query] after both layers."""
 

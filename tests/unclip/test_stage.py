@@ -107,6 +107,7 @@ def test_a_sample_depends_on_its_key_and_condition_alone(prior_variables):
     assert (np.abs(np.asarray(other) - together)[1:].max(axis=1) > 1e-4).all()
 
 
+@pytest.mark.slow
 def test_samples_start_from_noise_of_their_own(prior_variables, monkeypatch):
     """And the noise of the start is none of the noises of the steps."""
     started = {}
@@ -204,6 +205,7 @@ def test_other_noise_other_samplers_and_decorators_can_be_given(fill):
     np.testing.assert_array_equal(known[:, 4:], 0.0)
 
 
+@pytest.mark.slow
 def test_an_upsampler_is_told_how_noisy_its_input_is(fill):
     """The level of `Sampling` unless the condition brings its own, with noise of each sample's own key."""
     model = UNetConfig(image_size=8, levels=(Level(8, 1),), groups=4, time_width=8, low_res=LowRes(level=True))
@@ -227,6 +229,7 @@ def test_an_upsampler_is_told_how_noisy_its_input_is(fill):
         with_sampling(PIXELS, low_res_level=0.1)
 
 
+@pytest.mark.slow
 def test_loss_is_that_of_the_network_at_its_own_noise(fill):
     variables, x0, key = fill(PIXELS), gaussian(5, B, 8, 8, 3), jax.random.key(7)
     got, metrics = loss(PIXELS, variables, x0, IMAGE, key)
@@ -262,6 +265,7 @@ def test_learned_variance_adds_the_bound(fill):
     assert total.all()
 
 
+@pytest.mark.slow
 def test_evaluating_does_not_need_a_dropout_key(fill):
     stage = dataclasses.replace(PIXELS, model=dataclasses.replace(PIXELS.model, dropout=0.5))
     variables, x0 = fill(stage), gaussian(5, B, 8, 8, 3)
@@ -272,6 +276,7 @@ def test_evaluating_does_not_need_a_dropout_key(fill):
     )
 
 
+@pytest.mark.slow
 def test_another_network_takes_the_last_step_alone(fill):
     """As Karlo's upsampler has it. Every grid ends at 0."""
     stage = dataclasses.replace(PIXELS, last_network=True)

@@ -210,6 +210,7 @@ def with_frozen(task, start):
     return params, {**model_state, **task.frozen}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prior", "decoder"])
 def test_the_loss_is_the_same_with_features_of_a_cache(all_tasks, start, batch, encoded, name):
     task = all_tasks[name]
@@ -371,6 +372,7 @@ class TestOtherPriors:
         jax.tree.map(np.testing.assert_array_equal, model_state["statistics"], statistics)
         assert task.frozen == {"clip": task.clip_params}
 
+    @pytest.mark.slow
     def test_all_that_is_read_is_trained(self, other, batch):
         task, params, statistics = other
         model_state = {"statistics": statistics, **task.frozen}
