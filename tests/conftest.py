@@ -22,7 +22,7 @@ _cache = tempfile.mkdtemp(prefix="unclip-jax-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 jax.config.update("jax_compilation_cache_dir", str(Path(_cache) / "unclip-jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_unconfigure() -> None:

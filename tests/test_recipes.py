@@ -99,6 +99,7 @@ def features(labels):
     return np.float32(unit[0]), np.float32(unit[1][labels])
 
 
+@pytest.mark.slow
 def test_ten_captions_in_a_batch_of_128_have_a_floor():
     """2.585 nats, whatever the model; and counting equal captions as right changes neither loss nor gradient."""
     rng = np.random.default_rng(0)

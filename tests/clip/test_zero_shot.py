@@ -15,6 +15,7 @@ def clip(tiny, tiny_variables, tokenizer):
     return LoadedCLIP(CLIP(tiny), tiny_variables, tokenizer, Preprocess(tiny.preprocess, tiny.vision.image_size))
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_the_batches(clip, images, captions):
     expected = unit_norm(clip.model.apply(clip.variables, clip.preprocess(images), method="encode_image"))
     done = []

@@ -32,6 +32,7 @@ def real() -> tuple[np.ndarray, np.ndarray]:
     return pictures(64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", [32, 64])
 def test_recovers_the_labels_of_every_combination(resolution):
     rng = np.random.default_rng(0)

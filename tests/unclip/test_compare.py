@@ -43,6 +43,7 @@ def test_samplers_are_read_as_name_and_steps(tiny_run):
     assert evaluations(guided) == 10
 
 
+@pytest.mark.slow
 def test_only_the_decoder_changes(tiny_run):
     before = pipeline.load(tiny_run).unclip
     for variant in variants(Options("guidance", run=str(tiny_run))):

@@ -132,6 +132,7 @@ class TestBSR:
             there = jax.image.resize(picture, (n, n, 3), method)
             np.testing.assert_allclose(reduced, jax.image.resize(there, (16, 16, 3), method), atol=2e-5)
 
+    @pytest.mark.slow
     def test_jpeg_is_pillows(self):
         """But for coefficients that lie half-way between two steps, which libjpeg's integers may round otherwise."""
         rng = np.random.default_rng(2)

@@ -255,6 +255,7 @@ def test_what_cannot_be_written_is_told_before_the_work(out, words, tiny_run, tm
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sampling_can_be_changed(tiny_run):
     unclip = module.load(Options(run=str(tiny_run), steps=3, guidance_scale=1.5, candidates=1)).unclip
     assert (unclip.decoder.sampling.num_steps, unclip.decoder.sampling.guidance_scale) == (3, 1.5)

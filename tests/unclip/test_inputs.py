@@ -25,6 +25,7 @@ def shapes(name, system, *args, **kwargs):
     return jax.eval_shape(lambda params: getattr(edit, name)(unclip, params, *args, **kwargs), params).images.shape
 
 
+@pytest.mark.slow
 def test_one_prompt_stands_for_all_keys(tiny_system):
     unclip, params, tokenize = tiny_system
     drawn = jax.eval_shape(lambda p: generate(unclip, p, tokenize(["a red star"]), KEYS), params)

@@ -109,6 +109,7 @@ def test_the_top_half_is_half_of_the_probability():
     assert (certain == 4).all()
 
 
+@pytest.mark.slow
 def test_the_losses_are_what_they_say(variables):
     embeds = gaussian(3, B, D)
 

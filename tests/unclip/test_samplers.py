@@ -98,6 +98,7 @@ def test_ddim_is_of_first_order_and_dpmpp_of_second():
     assert dpmpp_errors[0, 0] < ddim_errors[0, 0]
 
 
+@pytest.mark.slow
 def test_heun_is_of_second_order_on_the_grid_it_is_meant_for():
     """Sigma falls from 80, where the data is still a point to it, to a start that the exact solution is known from."""
     std = 0.3

@@ -80,6 +80,7 @@ class TestDigests:
         with pytest.raises(UserError, match=f"{folder}/{WEIGHTS} is not the file"):
             clip_jax.load(tmp_path / folder) if folder == "clip" else load_stage(tmp_path / folder)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("folder", ["prior", "decoder"])
     def test_another_clip_of_the_same_widths_is_refused(self, run, folder, tmp_path):
         clip = clip_jax.load(run / "clip")

@@ -345,6 +345,7 @@ class TestUpsampler:
         compiled = jax.jit(lambda x_t, t, cond: UNet(self.CONFIG).apply({"params": params}, x_t, t, cond))
         return lambda x_t, low_res: np.asarray(compiled(x_t, T, Cond(low_res=low_res)))
 
+    @pytest.mark.slow
     def test_reads_the_small_picture_enlarged(self, upsample):
         x_t, low_res = gaussian(0, B, 16, 16, 3), gaussian(1, B, 8, 8, 3)
         small = upsample(x_t, low_res)
@@ -357,6 +358,7 @@ class TestUpsampler:
         x_t, enlarged = gaussian(0, B, 16, 16, 3), gaussian(1, B, 16, 16, 3)
         assert moved(upsample(enlarged, x_t), upsample(x_t, enlarged)).all()
 
+    @pytest.mark.slow
     def test_works_on_crops_and_on_larger_pictures(self, upsample):
         for height, width in ((8, 8), (32, 24)):
             out = upsample(gaussian(0, B, height, width, 3), gaussian(1, B, height // 2, width // 2, 3))
