@@ -297,10 +297,10 @@ COMMANDS = {
     "inpaint": ["a.png", "a red star", "--mask", "mask.png"],
     "redraw": ["b.png", "a red star", "--strength", 0.5],
 }
-QUICK = ("draw",)  # each of the others compiles programs for ten seconds or more
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in COMMANDS])
+@pytest.mark.slow  # each compiles programs for ten seconds or more
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_picture_is_made_again_from_its_metadata(command, untrained_run, photos, name):
     """Every command writes its pictures; the second of them, byte for byte, is what `remake` makes of its PNG."""
     argv = [photos / a if str(a).endswith(".png") else a for a in COMMANDS[name]]

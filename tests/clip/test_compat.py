@@ -15,6 +15,8 @@ from clip_jax.compat import (
     FlaxCLIPVisionModelWithProjection,
 )
 
+pytestmark = pytest.mark.slow  # each test compiles models of its own
+
 
 @pytest.fixture(scope="module")
 def model(tiny, tiny_variables):
@@ -26,7 +28,6 @@ def tokens(tokenizer, captions):
     return tokenizer(captions)
 
 
-@pytest.mark.slow
 def test_it_is_the_text_tower(model, tiny, tiny_variables, tokens):
     out = jax.jit(lambda ids, params: model(ids, params=params, output_hidden_states=True))(tokens, model.params)
     text = CLIP(tiny).apply(tiny_variables, tokens, method="encode_text")
@@ -119,7 +120,6 @@ def test_a_mask_hides_and_positions_place(small):
     assert not np.allclose(model_of({"position_ids": order[:, ::-1]}).pooler_output, plain.pooler_output)
 
 
-@pytest.mark.slow
 def test_models_are_made_from_configs_of_transformers(small, tmp_path):
     first = FlaxCLIPTextModel(SMALL, small)
     config = first.config

@@ -19,7 +19,8 @@ def made_up(config):
     return unflatten({name: rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32) for name, leaf in shapes.items()})
 
 
-@pytest.mark.parametrize("name", ["tiny", pytest.param("tiny_resnet_bert", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny", "tiny_resnet_bert"])
 def test_one_tree_is_the_model(name):
     config = clip_jax.preset(name)
     variables, model = made_up(config), clip_jax.CLIP(config)

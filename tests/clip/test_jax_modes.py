@@ -21,6 +21,8 @@ from clip_jax.uses.probe import fit_probe
 from clip_jax.uses.retrieval import nearest, recall
 from clip_jax.uses.zero_shot import accuracy, top_k
 
+pytestmark = pytest.mark.slow  # every tower is traced under every setting
+
 TEXT = TextConfig(vocab_size=40, context_length=6, width=16, layers=1, heads=2)
 SIGLIP = TextConfig(vocab_size=40, context_length=6, width=16, layers=1, heads=2, attention="full", pool="last")
 BERT = BertConfig(vocab_size=40, context_length=6, width=16, layers=1, heads=2, max_positions=12)
@@ -43,8 +45,6 @@ MODES = {
     "float64": lambda: jax.enable_x64(True),
     "all of them": lambda: every_mode(),
 }
-# All modes at once find what one of them finds; each by itself, which tells which it was, is marked slow.
-NAMES = [name if name == "all of them" else pytest.param(name, marks=pytest.mark.slow) for name in MODES]
 
 
 @contextlib.contextmanager
@@ -66,7 +66,7 @@ def batch(config, rows=4):
     return {"image": np.zeros((rows, size, size, 3), np.uint8), "tokens": tokens}
 
 
-@pytest.mark.parametrize("mode", NAMES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", TOWERS)
 def test_training_is_traced_in_float32(name, mode):
     model = config(name)
@@ -84,7 +84,7 @@ def test_training_is_traced_in_float32(name, mode):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("mode", NAMES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", TOWERS)
 def test_towers_are_traced_in_their_dtype(name, mode, dtype):
     model = config(name)
@@ -108,7 +108,6 @@ def not_finite_is_an_error():
         yield
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", [*MODES.values(), not_finite_is_an_error], ids=[*MODES, "NaN and Inf"])
 def test_losses_and_what_uses_features_give_the_same(mode):
     rng = np.random.default_rng(0)

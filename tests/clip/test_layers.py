@@ -111,6 +111,7 @@ def test_stacking_is_undone(stack):
     jax.tree.map(np.testing.assert_array_equal, unstack_layers(stack_layers(params)), params)
 
 
+@pytest.mark.slow
 def test_initialisation_is_openais():
     config = TransformerConfig(width=128, layers=2, heads=2)
     x = jnp.zeros((1, 2, 128))

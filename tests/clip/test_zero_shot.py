@@ -56,6 +56,7 @@ def test_bad_classes_and_templates_are_refused():
             prompts(classes, templates)
 
 
+@pytest.mark.slow
 def test_classify_gives_the_probabilities_of_the_model(clip, tiny, images):
     classes = ["circle", "star", "square"]
     found = classify(clip, list(images), classes, ["a {}"], k=5)

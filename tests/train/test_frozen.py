@@ -78,6 +78,7 @@ def test_it_is_in_no_checkpoint_and_a_run_goes_on_without(toy, tmp_path):
     assert not [name for name in found if "teacher" in name or "frozen" in name]
 
 
+@pytest.mark.slow
 def test_it_is_trained_against_as_if_it_were_part_of_the_state(toy, tmp_path):
     beside, inside = (fit(toy(task=task, directory=tmp_path / type(task).__name__)) for task in (Student(), InState()))
     assert prints(beside.params) == prints(inside.params)

@@ -67,6 +67,7 @@ def test_a_token_is_told_by_those_before_it_alone(both):
         assert moved.tolist() == [i > j for i in range(K + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["text_embed", "text_encodings"])
 def test_captions_are_read_and_a_dropped_one_leaves_no_trace(both, name):
     other = {"text_embed": gaussian(4, B, D), "text_encodings": gaussian(5, B, L, C)}

@@ -166,6 +166,7 @@ def test_standardise_and_restore_are_inverse(variables, scale):
     np.testing.assert_allclose(module.apply(variables, standard, method="restore"), embeds, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_skip_adds_x_t_times_a_gate(variables, predict):
     module = DiffusionPrior(dataclasses.replace(MODULE.config, skip=True))
     gate = {"kernel": np.zeros((WIDTH, D), np.float32), "bias": gaussian(6, D)}

@@ -72,6 +72,7 @@ def loop(name, num_steps, x_T, keys, *data):
     return np.asarray(x_t)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_scan_is_a_loop(name):
     np.testing.assert_allclose(draw(name, 50, *start()), loop(name, 50, *start()), atol=1e-6)
