@@ -97,7 +97,8 @@ def tune_cpu(*, training: bool) -> None:
 
     Accelerators are not affected. XLA's default fusion makes the gradient of a convolution 1.3 to 2 times slower. Small
     operations gain little from multi-threading; for training it is 1.5 times faster on two cores to make every core a
-    device with a share of the batch.
+    device with a share of the batch. Devices wait for each other at a sum, here for twelve minutes at most: by default
+    XLA aborts the process after one, and on a busy machine the thread of one device may not run for that long.
 
     XLA aborts at an unknown flag, so flags are set only for jaxlib 0.10 to 0.12, with which they were tested; other
     versions are merely slower. Flags that the user has set in the environment stay.
@@ -117,6 +118,8 @@ def tune_cpu(*, training: bool) -> None:
             with contextlib.suppress(RuntimeError):  # a device is in use already
                 jax.config.update("jax_num_cpu_devices", 2 ** (min(cores, 8).bit_length() - 1))
         flags.append("--xla_cpu_multi_thread_eigen=false")
+        flags.append("--xla_cpu_collective_call_warn_stuck_timeout_seconds=120")
+        flags.append("--xla_cpu_collective_call_terminate_timeout_seconds=600")
     missing = [flag for flag in flags if flag.partition("=")[0] not in given]
     os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
 

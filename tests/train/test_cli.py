@@ -209,6 +209,7 @@ def test_the_devices_that_the_user_asked_for_stay(given, ours, monkeypatch):
     tune_cpu(training=True)
     assert ("jax_num_cpu_devices" in settings) == ours
     assert os.environ["XLA_FLAGS"].startswith(given.get("XLA_FLAGS", ""))
+    assert "--xla_cpu_collective_call_terminate_timeout_seconds=600" in os.environ["XLA_FLAGS"]
 
 
 def test_devices_are_tuned_after_jax_is_imported():
