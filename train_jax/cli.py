@@ -117,9 +117,11 @@ def tune_cpu(*, training: bool) -> None:
         if "--xla_force_host_platform_device_count" not in given and "JAX_NUM_CPU_DEVICES" not in os.environ:
             with contextlib.suppress(RuntimeError):  # a device is in use already
                 jax.config.update("jax_num_cpu_devices", 2 ** (min(cores, 8).bit_length() - 1))
-        flags.append("--xla_cpu_multi_thread_eigen=false")
-        flags.append("--xla_cpu_collective_call_warn_stuck_timeout_seconds=120")
-        flags.append("--xla_cpu_collective_call_terminate_timeout_seconds=600")
+        flags += [
+            "--xla_cpu_multi_thread_eigen=false",
+            "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
+            "--xla_cpu_collective_call_terminate_timeout_seconds=600",  # counted from the warning
+        ]
     missing = [flag for flag in flags if flag.partition("=")[0] not in given]
     os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
 

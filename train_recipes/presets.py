@@ -160,7 +160,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "tiny": Preset(
         unclip.RECIPE,
-        "smoke test of shapes in a minute or two, with tiny networks: the pictures are noise",
+        "smoke test of shapes in a few minutes, with tiny networks: the pictures are noise",
         WholeSystem(clip=TINY_CLIP, prior=TINY_PRIOR, decoder=TINY_DECODER, upsampler=TINY_UPSAMPLER, run=Path("runs/tiny"), data=ShapesData(resolution=32, train_examples=64)),
         CLIP, (PRIOR, SHAPES_DECODES, SHAPES_DOUBLES),
     ),
