@@ -2,6 +2,9 @@
 
 Presets without a row: those whose weights are not on the hub in a supported layout (RN50 of Chinese-CLIP), and those
 that name only an architecture ("shapes").
+
+The rows of `OPEN_CLIP` equal `open_clip.pretrained.get_pretrained_cfg(...)["hf_hub"]` of open_clip 3.3.0. No test
+compares them: open_clip imports torchvision, which fails beside the torch of requirements-parity.txt.
 """
 
 from typing import NamedTuple
